@@ -1,0 +1,1 @@
+"""Process-reward-model guided search for multimodal LangGraph agents."""

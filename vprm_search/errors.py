@@ -1,0 +1,80 @@
+"""Every error the library raises on purpose.
+
+    VprmError
+    ├── InputError            a value given by the caller cannot be used
+    │   ├── ImageError        an image is too large, broken, or not an image
+    │   ├── ConfigError       an option is out of range or two options contradict each other
+    │   └── RecordError       a stored tree or record is damaged or from another search
+    ├── PolicyError           the policy model could not propose a step
+    ├── ScorerError           the process reward model could not score
+    │   ├── PromptTooLongError    the solution does not fit into the model's context
+    │   └── ScorerOutOfMemoryError  even one request does not fit into memory
+    ├── SearchError           a search ended without a usable answer
+    │   └── NoAnswerError     no path finished (see ``on_no_answer``)
+    ├── CheckpointError       a model directory is missing, incomplete or unsafe
+    └── MissingDependencyError  an optional extra is not installed
+
+A message says what happened, to which item, the limit and the value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class VprmError(Exception):
+    """Base of all errors of this package."""
+
+
+class InputError(VprmError, ValueError):
+    """A value given by the caller cannot be used."""
+
+
+class ImageError(InputError):
+    """An image is too large, broken, of an unsupported kind, or not allowed."""
+
+
+class ConfigError(InputError):
+    """An option is out of range, or two options contradict each other."""
+
+
+class RecordError(InputError):
+    """A stored tree or node record is damaged or belongs to another search."""
+
+
+class PolicyError(VprmError):
+    """The policy model could not propose a step."""
+
+
+class ScorerError(VprmError):
+    """The process reward model could not score a request."""
+
+
+class PromptTooLongError(ScorerError):
+    """A problem with its solution does not fit into the scorer's context."""
+
+
+class ScorerOutOfMemoryError(ScorerError):
+    """Even a single request does not fit into the device's memory."""
+
+
+class SearchError(VprmError):
+    """A search ended without a usable answer."""
+
+
+class NoAnswerError(SearchError):
+    """No path finished and the configuration asks for an error in that case."""
+
+
+class CheckpointError(VprmError):
+    """A model directory is missing, incomplete, or not safe to load."""
+
+
+class MissingDependencyError(VprmError, ImportError):
+    """An optional dependency is needed for this feature but not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed for this feature but is not installed; "
+            f"install it with: pip install 'vprm-search[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

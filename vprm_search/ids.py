@@ -1,0 +1,48 @@
+"""Content-derived ids and seeds: the same search always makes the same names and draws."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+from vprm_search.types import NodeId, Problem
+
+_ID_BYTES = 12  # 96 bits: collision odds below 1e-18 for a tree of 20,000 nodes
+_SEED_MASK = (1 << 63) - 1
+
+
+def digest(*parts: str | bytes | int) -> bytes:
+    """Return the SHA-256 of `parts`, each framed by its type and length.
+
+    The framing makes the encoding injective: moving characters from one part to the next, or an
+    int in place of its decimal text, changes the digest.
+    """
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            kind, data = b"b", part
+        elif isinstance(part, int):
+            kind, data = b"i", str(part).encode()
+        else:
+            kind, data = b"s", part.encode("utf-8")
+        state.update(kind + struct.pack(">Q", len(data)) + data)
+    return state.digest()
+
+
+def root_id(problem: Problem, run_seed: int) -> NodeId:
+    """Return the id of the root of a search over `problem` with the given run seed."""
+    parts = (problem.system, problem.question, *problem.images)
+    return digest("root", run_seed, *parts)[:_ID_BYTES].hex()
+
+
+def child_id(parent: NodeId, index: int, text: str) -> NodeId:
+    """Return the id of the child `index` of `parent` whose step is `text` (normalised)."""
+    return digest("node", parent, index, text)[:_ID_BYTES].hex()
+
+
+def child_seed(parent: NodeId, index: int) -> int:
+    """Return the 63-bit sampling seed of child `index` of `parent`.
+
+    It depends on the root id, hence on the run seed, and on nothing drawn at run time.
+    """
+    return int.from_bytes(digest("seed", parent, index)[:8], "big") & _SEED_MASK

@@ -1,0 +1,219 @@
+"""Images: opened, checked and normalised once, so that every reader sees the same pixels.
+
+An image enters as bytes, a local path or a PIL image, and leaves as `ImageData`: an RGB picture,
+upright, without alpha, as PNG, named by a digest of its pixels. Policy, scorer, cache key and
+viewer all use that PNG, so none of them can be shown another picture than the others. Nothing is
+ever fetched from a URL. Stores that keep images by digest are in `image_store.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import ExifTags, Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from vprm_search.errors import ImageError
+from vprm_search.image_files import decode_base64, decode_data_uri, read_image_file
+from vprm_search.types import ImageData
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_STRIP_PIXELS = 1 << 20  # conversions go strip by strip: a 40-megapixel image is copied only once
+_WHITE = (255, 255, 255)
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa"})
+_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+
+_TURNS = {  # EXIF 2.32, tag Orientation: where row 0 and column 0 were on the camera
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageLimits(BaseModel):
+    """What an image may be; checked on its header, before any pixel is decoded.
+
+    `min_side` and `max_side` are pixels of one side, `max_pixels` width times height, and
+    `max_aspect` the longer side over the shorter one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = Field(default=20_000_000, ge=1)
+    min_side: int = Field(default=28, ge=1)
+    max_side: int = Field(default=8192, ge=1)
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    max_aspect: float = Field(default=200.0, ge=1)
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def normalise_image(
+    source: bytes | str | os.PathLike[str] | Image.Image,
+    *,
+    image_root: str | os.PathLike[str] | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> ImageData:
+    """Return `source` as an upright RGB PNG named by the digest of its pixels.
+
+    `source` is the bytes of a PNG, JPEG or WEBP file with one picture, the path of such a file
+    (under `image_root` if that is given), or a PIL image. The EXIF orientation is applied, alpha
+    is laid on white, 16-bit grey is scaled to 8 bit, colour profiles are ignored. Raises
+    `ImageError` for anything else, and for an image outside `limits`.
+    """
+    if isinstance(source, Image.Image):
+        return _normalised(source, limits, owned=False)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        if len(data) > limits.max_bytes:
+            raise ImageError(
+                f"image of {len(data)} bytes: at most {limits.max_bytes} allowed; shrink it first"
+            )
+    else:
+        try:
+            path = os.fspath(source)
+        except TypeError:
+            path = None
+        if not isinstance(path, str):
+            raise ImageError(
+                f"an image must be bytes, a path or a PIL image, not {type(source).__name__}"
+            )
+        root = None if image_root is None else os.fspath(image_root)
+        data = read_image_file(path, max_bytes=limits.max_bytes, image_root=root)
+    with _opened(data) as image:
+        return _normalised(image, limits, owned=True)
+
+
+def image_from_base64(text: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> ImageData:
+    """Return the normalised image whose file bytes are `text` in base64."""
+    return normalise_image(decode_base64(text, max_bytes=limits.max_bytes), limits=limits)
+
+
+def image_from_data_uri(uri: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> ImageData:
+    """Return the normalised image inside a `data:image/...;base64,` URI."""
+    return normalise_image(decode_data_uri(uri, max_bytes=limits.max_bytes), limits=limits)
+
+
+def open_rgb(png: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a PNG made by `normalise_image` into a loaded RGB picture.
+
+    Raises `ImageError` when `png` is damaged, too large, or not a normalised PNG: alpha or an
+    orientation tag inside would make two readers see two pictures. There is no lower size bound,
+    since a caller may have normalised with its own.
+    """
+    with _opened(png) as image:
+        _check_size(image, limits.model_copy(update={"min_side": 1}))
+        _load(image)
+        if image.format != "PNG" or image.mode != "RGB" or _frames(image) > 1:
+            raise ImageError(f"not a normalised image: {image.format} {image.mode}")
+        if "transparency" in image.info or "exif" in image.info:
+            raise ImageError("not a normalised image: it carries transparency or an EXIF block")
+        return image.copy()
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Return "sha256-<hex>" over the mode, the size and the pixels of `image`."""
+    state = hashlib.sha256(f"vprm-image {image.mode} {image.width} {image.height}\n".encode())
+    for box in _strips(image):
+        state.update(image.crop(box).tobytes())
+    return f"sha256-{state.hexdigest()}"
+
+
+def _normalised(image: Image.Image, limits: ImageLimits, *, owned: bool) -> ImageData:
+    _check_size(image, limits)
+    if image.format != "MPO" and _frames(image) > 1:  # MPO: a photo with extras behind it
+        raise ImageError(f"image has {_frames(image)} frames; pass a single picture")
+    _load(image)
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        rgb = _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception:  # a broken EXIF block can raise nearly anything
+        raise ImageError("image cannot be normalised: its metadata is damaged") from None
+    if owned:
+        image.close()  # its pixels are not needed any more: at most two copies at a time
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    buffer = io.BytesIO()
+    rgb.save(buffer, "PNG", compress_level=6)
+    return ImageData(pixel_digest(rgb), buffer.getvalue())
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError("image has too many pixels; shrink it first") from None
+    except Exception:  # decoders raise many kinds, and their texts are not for our messages
+        raise ImageError(
+            f"{len(data)} bytes are not a readable {', '.join(_FORMATS)} image"
+        ) from None
+    with image:
+        yield image
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception:
+        raise ImageError("image is damaged or cut short: its pixels cannot be decoded") from None
+
+
+def _check_size(image: Image.Image, limits: ImageLimits) -> None:
+    width, height = image.size
+    low, high = sorted((width, height))
+    if low < limits.min_side or high > limits.max_side:
+        raise ImageError(
+            f"image is {width}x{height}: each side must be {limits.min_side} to "
+            f"{limits.max_side} pixels; resize it first"
+        )
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"image is {width}x{height}: at most {limits.max_pixels} pixels; shrink it first"
+        )
+    if high > low * limits.max_aspect:
+        raise ImageError(
+            f"image is {width}x{height}: longer side at most {limits.max_aspect:g} times the "
+            "shorter one; crop it first"
+        )
+
+
+def _frames(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return a new RGB picture without metadata: alpha on white, 16 bit scaled to 8."""
+    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+    if not has_alpha and image.mode not in _PLAIN_MODES | _SIXTEEN_BIT:
+        raise ImageError(f"image mode {image.mode!r} is not supported; convert it to RGB first")
+    target = Image.new("RGB", image.size, _WHITE)
+    for box in _strips(image):
+        strip = image.crop(box)
+        if image.mode in _SIXTEEN_BIT:
+            scaled = strip.convert("I").point(lambda value: value * (1 / 257) + 0.5)
+            target.paste(scaled.convert("L").convert("RGB"), box)
+        elif has_alpha:
+            rgba = strip.convert("RGBA")
+            target.paste(rgba.convert("RGB"), box, rgba.getchannel("A"))
+        else:
+            target.paste(strip.convert("RGB"), box)
+    return target

@@ -1,0 +1,171 @@
+"""Untrusted text to token ids, with the promise that no control token comes out of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vprm_search.errors import ConfigError, InputError
+
+_CACHED_TEXTS = 4096
+_BREAK = "\N{MIDDLE DOT}"  # visible, and no part of any known control token
+_PROBES = ("a", "A b", "\na", " a", "1", "\n\n# a")
+
+
+class Tokenizer(Protocol):
+    """What the prompt builder needs of a tokenizer: the public face of transformers' ones."""
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Id of the unknown token, if there is one."""
+        ...
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the named special tokens."""
+        ...
+
+    def __hash__(self) -> int:
+        """Tokenizers hash by identity."""
+        ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any:
+        """Return a mapping with `input_ids`."""
+        ...
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return every token added on top of the model's vocabulary, flagged special or not."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None:
+        """Return the id of one token."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        """Return the token of one id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """The tokens of one stretch of text; `neutralised` is 1 when the text had to be changed."""
+
+    ids: tuple[int, ...]
+    neutralised: int = 0
+
+
+class TextEncoder:
+    """Encodes stretches of text between control tokens, one tokenizer call each.
+
+    Special-token parsing is off, and every result is checked against the full list of added
+    tokens: the flag alone is not enough, because added tokens that are not flagged special are
+    parsed anyway, and unigram models can pick a control token as an ordinary piece. Text that
+    still yields one is changed visibly (a middle dot inside the token's name) until it does not.
+
+    Tokenizers that treat the start of a text in a special way (SentencePiece's dummy prefix) would
+    give a stretch other tokens than it has inside the conversation; for these, and for text that
+    holds no control token, the stretch is encoded behind the control token it follows.
+
+    Raises `ConfigError` when a word of `control_words` is not a token of its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, control_words: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._control = {word: self._require(word) for word in control_words}
+        self._forbidden = self._forbidden_words()
+        self._forbidden_ids = frozenset(self._forbidden.values())
+        self._anchored = any(
+            self._behind(word, probe) != self._plain(probe)
+            for word in control_words
+            for probe in _PROBES
+        )
+        self._cache: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
+
+    def control_id(self, word: str) -> int:
+        """Return the id of one of the layout's control tokens."""
+        return self._control[word]
+
+    def encode(self, text: str, after: str) -> EncodedText:
+        """Encode `text` as it stands behind the control token `after`.
+
+        Raises `InputError` when no change of the text keeps control tokens out of it.
+        """
+        key = (text, after if self._anchored else "")
+        known = self._cache.get(key)
+        if known is None:
+            known = self._encode(text, after)
+            self._cache[key] = known
+            if len(self._cache) > _CACHED_TEXTS:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return known
+
+    def _encode(self, text: str, after: str) -> EncodedText:
+        clean = without_surrogates(text)
+        if self._anchored:
+            anchored = self._behind(after, clean)
+            if anchored is not None and self._forbidden_ids.isdisjoint(anchored):
+                return EncodedText(tuple(anchored))
+        ids = self._plain(clean)
+        if self._forbidden_ids.isdisjoint(ids):
+            return EncodedText(tuple(ids))
+        ids = self._plain(self._neutralise(clean))
+        if self._forbidden_ids.isdisjoint(ids):
+            return EncodedText(tuple(ids), 1)
+        found = sorted(w for w, i in self._forbidden.items() if i in set(ids))
+        raise InputError(
+            f"a text of {len(text)} characters still encodes to control tokens {found} after "
+            "their names were broken up; this tokenizer cannot carry it, leave the text out"
+        )
+
+    def _neutralise(self, text: str) -> str:
+        """Break every name of a control token by a visible dot, longest names first."""
+        for word in sorted(self._forbidden, key=len, reverse=True):
+            broken = word[0] + _BREAK + word[1:] if len(word) > 1 else _BREAK
+            text = text.replace(word, broken)
+        return text
+
+    def _plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        out = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(out["input_ids"])
+
+    def _behind(self, word: str, text: str) -> list[int] | None:
+        """Encode `text` behind a control token, or None where that token does not come out."""
+        joined = self._tokenizer(word + text, add_special_tokens=False, split_special_tokens=False)
+        ids = list(joined["input_ids"])
+        return ids[1:] if ids[:1] == [self._control[word]] else None
+
+    def _require(self, word: str) -> int:
+        token = self._tokenizer.convert_tokens_to_ids(word)
+        parsed = self._tokenizer(word, add_special_tokens=False, split_special_tokens=False)
+        if token is None or list(parsed["input_ids"]) != [token]:
+            raise ConfigError(
+                f"the tokenizer has no token {word!r} of its own (it gives "
+                f"{list(parsed['input_ids'])}); set the layout's token names to this model's, or "
+                "check that the model directory holds the tokenizer files"
+            )
+        return token
+
+    def _forbidden_words(self) -> dict[str, int]:
+        """All control tokens by name; added runs of blanks are ordinary text, so they stay."""
+        words = dict(self._tokenizer.get_added_vocab())
+        for token in self._tokenizer.all_special_ids:
+            words.setdefault(self._tokenizer.convert_ids_to_tokens(token), token)
+        words.update(self._control)
+        unknown = self._tokenizer.unk_token_id
+        keep = set(self._control.values())
+        return {
+            word: token
+            for word, token in words.items()
+            if word.strip() and (token in keep or token != unknown)
+        }
+
+
+def without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer accepts, by U+FFFD; other text is unchanged."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,78 @@
+"""From a finished tree to the result a user gets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vprm_search.errors import NoAnswerError
+from vprm_search.search.selectors import Selection, Selector
+from vprm_search.steps import join_steps
+from vprm_search.tree import SearchTree
+from vprm_search.types import Candidate, NodeRecord, SearchResult, Usage
+
+OnNoAnswer = Literal["best_truncated", "error"]
+
+
+def conclude(
+    tree: SearchTree,
+    selector: Selector,
+    *,
+    usage: Usage,
+    ended_by: str,
+    on_no_answer: OnNoAnswer = "best_truncated",
+) -> SearchResult:
+    """Choose the answer of a search.
+
+    Only finished paths are candidates. If there is none (or none has a score, for a selector that
+    needs one), "best_truncated" takes the best path that was cut short (by the token limit, the
+    depth or the budget) and sets `fallback`; "error" raises `NoAnswerError`.
+    """
+    finished = tree.finished()
+    selection = selector.select(tree, finished)
+    fallback = selection.node is None
+    if fallback:
+        selection = _fallback(tree, selector, on_no_answer, ended_by)
+    shown = finished if selection.node is None or not fallback else [tree[selection.node]]
+    candidates = tuple(_candidate(tree, record, selector, selection) for record in shown)
+    ordered = sorted(candidates, key=lambda c: (-c.votes, -(c.score or -1.0), c.node))
+    if selection.node is None:
+        return SearchResult(None, "", None, None, ended_by, True, tuple(ordered), usage)
+    winner = tree[selection.node]
+    return SearchResult(
+        answer=winner.answer,
+        text=join_steps(list(tree.steps(winner.id))),
+        score=tree.path_score(winner.id, selector.aggregate),
+        node=winner.id,
+        ended_by=ended_by,
+        fallback=fallback,
+        candidates=tuple(ordered),
+        usage=usage,
+    )
+
+
+def _fallback(
+    tree: SearchTree, selector: Selector, on_no_answer: OnNoAnswer, ended_by: str
+) -> Selection:
+    if on_no_answer == "error":
+        raise NoAnswerError(
+            f"no path finished with a score ({ended_by}; {len(tree) - 1} steps proposed); "
+            "raise the token limit or the budget, or accept the best unfinished path with "
+            "on_no_answer='best_truncated'"
+        )
+    cut = [record for record in tree.ended() if record.status == "truncated"]
+    cut += [leaf for leaf in tree.open_leaves() if leaf.parent is not None]
+    return selector.select(tree, cut)
+
+
+def _candidate(
+    tree: SearchTree, record: NodeRecord, selector: Selector, selection: Selection
+) -> Candidate:
+    return Candidate(
+        node=record.id,
+        steps=tree.steps(record.id),
+        step_scores=tree.step_scores(record.id),
+        status=record.status,
+        answer=record.answer,
+        score=tree.path_score(record.id, selector.aggregate),
+        votes=selection.votes.get(record.id, 0.0),
+    )

@@ -1,0 +1,87 @@
+"""Rule-made wrong solutions: reading and arithmetic slips at random steps, with their exact labels."""
+
+from __future__ import annotations
+
+import random
+
+from vprm_search.tiny.labels import exact_labels
+from vprm_search.tiny.problem import (
+    LARGEST_RESULT,
+    TinyProblem,
+    answer_suffix,
+    apply_operator,
+    arithmetic_step,
+    in_range,
+    reading_step,
+)
+
+CLEAN_SHARE = 0.25
+"""Share of solutions without any error."""
+LATER_ERROR_SHARE = 0.2
+"""Chance that a step after the first error is wrong by itself."""
+RANDOM_DIGIT_SHARE = 0.4
+"""Share of wrong readings that are any other digit; the rest look like a neighbour or another value."""
+WRONG_OPERAND_SHARE = 0.25
+"""Share of wrong calculations that copy an operand wrongly instead of missing the result."""
+
+
+def corrupt(problem: TinyProblem, rng: random.Random) -> tuple[list[str], list[bool]]:
+    """Write a solution with rule-made errors; return its steps and their exact labels.
+
+    The first error is uniform over the steps (none in a quarter of the solutions); what follows an
+    error is consistent with it, except where a second error is made.
+    """
+    length = 2 * len(problem.operators) + 1
+    first = length if rng.random() < CLEAN_SHARE else rng.randrange(length)
+
+    def slips(position: int) -> bool:
+        return position == first or (position > first and rng.random() < LATER_ERROR_SHARE)
+
+    steps: list[str] = []
+
+    def read(name: str) -> int:
+        right = dict(zip(problem.names, problem.values, strict=True))[name]
+        value = _wrong_reading(problem, right, rng) if slips(len(steps)) else right
+        steps.append(reading_step(len(steps) + 1, name, value))
+        return value
+
+    running = read(problem.operands[0])
+    for operator, name in zip(problem.operators, problem.operands[1:], strict=True):
+        operand = read(name)
+        number = len(steps) + 1
+        if slips(len(steps)):
+            step, running = _wrong_calculation(number, running, operator, operand, rng)
+        else:
+            result = apply_operator(running, operator, operand)
+            result = result if in_range(result) else rng.randint(0, LARGEST_RESULT)
+            step = arithmetic_step(number, running, operator, operand, result)
+            running = result
+        steps.append(step)
+    steps[-1] += answer_suffix(running)
+    return steps, exact_labels(problem, steps)
+
+
+def _wrong_reading(problem: TinyProblem, right: int, rng: random.Random) -> int:
+    """Draw a wrong digit: any, or one that a sloppy reader would take (off by one, another object's)."""
+    anything = [digit for digit in range(1, 10) if digit != right]
+    if rng.random() < RANDOM_DIGIT_SHARE:
+        return rng.choice(anything)
+    likely = [*problem.values, max(1, right - 1), min(9, right + 1)]
+    return rng.choice([digit for digit in likely if digit != right])
+
+
+def _wrong_calculation(
+    number: int, left: int, operator: str, right: int, rng: random.Random
+) -> tuple[str, int]:
+    """Write a wrong calculation; return the step and the result that it leaves behind."""
+    result = apply_operator(left, operator, right)
+    if in_range(result) and rng.random() < WRONG_OPERAND_SHARE:
+        if rng.random() < 0.6:
+            left = rng.choice([digit for digit in range(1, 10) if digit != left])
+        else:
+            right = rng.choice([digit for digit in range(1, 10) if digit != right])
+        return arithmetic_step(number, left, operator, right, result), result
+    near = [result + delta for delta in (-10, -2, -1, 1, 2, 10)] + [rng.randint(0, LARGEST_RESULT)]
+    wrong = [value for value in near if in_range(value) and value != result]
+    written = rng.choice(wrong) if wrong else (result + 1) % (LARGEST_RESULT + 1)
+    return arithmetic_step(number, left, operator, right, written), written

@@ -1,0 +1,70 @@
+"""Stage 1 of the tiny policy: arithmetic, binding and the solution grammar, on symbolic pictures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+from vprm_search.tiny.optimisation import MixedPrecision, Schedule
+from vprm_search.tiny.policy_data import Batch, BatchMaker
+from vprm_search.tiny.policy_model import SymbolIds, language_loss, noisy_symbols
+from vprm_search.tiny.progress import Progress
+from vprm_search.tiny.world import FAMILIES, generate
+
+TRAINED = ("language_model",)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguagePlan:
+    """How long and on what mixture the language model is trained without seeing."""
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000))
+    kinds: dict[str, float] = field(
+        default_factory=lambda: {"arithmetic": 0.3, "caption": 0.2, "solution": 0.5}
+    )
+    rows: int = 40
+    arithmetic_rows: int = 20
+    noise: float = 0.3
+
+
+def train_language(
+    model: InternVLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: LanguagePlan,
+    seed: int,
+    log_folder: Path,
+) -> None:
+    """Train the language model in place."""
+    rng = random.Random(f"language|{seed}")
+    generator = torch.Generator().manual_seed(seed)
+    training = MixedPrecision(model, plan.schedule, TRAINED)
+    symbols, maker = SymbolIds(tokenizer), BatchMaker(tokenizer)
+    progress = Progress(log_folder, "language", plan.schedule.steps)
+    for step in range(plan.schedule.steps):
+        (kind,) = rng.choices(list(plan.kinds), list(plan.kinds.values()))
+        batch = draw_batch(kind, maker, plan.arithmetic_rows if kind == "arithmetic" else plan.rows, rng)
+        features = (
+            noisy_symbols(training.worker, symbols, batch, plan.noise, generator)
+            if batch.problems
+            else None
+        )
+        loss = language_loss(training.worker, batch, features)
+        loss.backward()
+        training.step(step)
+        progress.add(step, **{kind: loss.item()})
+
+
+def draw_batch(
+    kind: str, maker: BatchMaker, rows: int, rng: random.Random, family: str | None = None
+) -> Batch:
+    """Draw fresh training rows: ``arithmetic``, ``caption`` or ``solution``, of one family if asked."""
+    if kind == "arithmetic":
+        return maker.arithmetic(rows, rng)
+    problems = [
+        generate(family or rng.choice(FAMILIES), "train", rng.getrandbits(40)) for _ in range(rows)
+    ]
+    return maker.captions(problems, rng) if kind == "caption" else maker.solutions(problems)

@@ -1,0 +1,141 @@
+"""Training batches of the tiny policy: arithmetic facts, captions and whole solutions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from vprm_search.tiny.problem import (
+    COLOURS,
+    OPERATORS,
+    STEP_SEPARATOR,
+    TinyProblem,
+    apply_operator,
+    arithmetic_step,
+    in_range,
+    reading_step,
+)
+from vprm_search.tiny.rendering import value_cells
+from vprm_search.tiny.tokenizer import IMAGE_TOKENS, TURN_END, policy_prompt, token_id
+
+IGNORED = -100
+EMPTY = -1
+FACTS_PER_ROW = 12
+CAPTION_QUESTION = "Read the picture"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows: `ids` and `targets` are `[rows, length]`; a target is the id itself or IGNORED."""
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    problems: tuple[TinyProblem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Boards:
+    """What stands in each of the 16 cells, `[problems, 16]`: colour and digit indices, or EMPTY."""
+
+    colours: torch.Tensor
+    digits: torch.Tensor
+
+
+def boards(problems: Sequence[TinyProblem]) -> Boards:
+    """Lay the problems' true values out in the cells of their pictures (digit index = value - 1)."""
+    colours = torch.full((len(problems), IMAGE_TOKENS), EMPTY)
+    digits = torch.full((len(problems), IMAGE_TOKENS), EMPTY)
+    for row, problem in enumerate(problems):
+        shown = zip(value_cells(problem), problem.names, problem.values, strict=True)
+        for cell, name, value in shown:
+            colours[row, cell] = COLOURS.index(name)
+            digits[row, cell] = value - 1
+    return Boards(colours, digits)
+
+
+class BatchMaker:
+    """Tokenises problems into training batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._pad = int(tokenizer.pad_token_id)
+        self._reading_ids = {token_id(tokenizer, f" {name} =") for name in COLOURS}
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise trusted texts of the world (control tokens are meant as such)."""
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def solutions(self, problems: Sequence[TinyProblem]) -> Batch:
+        """Make rows of prompt and gold solution, with a loss on every solution token."""
+        prompts = self.encode([policy_prompt(problem.question) for problem in problems])
+        answers = self.encode([problem.solution + TURN_END for problem in problems])
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        targets = [
+            [IGNORED] * len(prompt) + answer
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        return self._pad_rows(rows, targets, problems)
+
+    def captions(self, problems: Sequence[TinyProblem], rng: random.Random) -> Batch:
+        """Make rows that read every value in random order, with a loss on the values only."""
+        rows = self.encode(
+            [policy_prompt(CAPTION_QUESTION) + _caption(problem, rng) for problem in problems]
+        )
+        targets = [
+            [
+                token if position and row[position - 1] in self._reading_ids else IGNORED
+                for position, token in enumerate(row)
+            ]
+            for row in rows
+        ]
+        return self._pad_rows(rows, targets, problems)
+
+    def arithmetic(self, rows: int, rng: random.Random) -> Batch:
+        """Make rows of twelve independent calculations each, with a loss on the results only."""
+        facts = [_fact(rng) for _ in range(rows * FACTS_PER_ROW)]
+        heads = self.encode([head for head, _ in facts])
+        tails = self.encode([tail for _, tail in facts])
+        ids: list[list[int]] = [[] for _ in range(rows)]
+        targets: list[list[int]] = [[] for _ in range(rows)]
+        for number, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+            ids[number % rows] += head + tail
+            targets[number % rows] += [IGNORED] * len(head) + tail
+        return self._pad_rows(ids, targets, ())
+
+    def _pad_rows(
+        self,
+        rows: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        problems: Sequence[TinyProblem],
+    ) -> Batch:
+        length = max(map(len, rows))
+        return Batch(
+            ids=torch.tensor([row + [self._pad] * (length - len(row)) for row in rows]),
+            targets=torch.tensor([row + [IGNORED] * (length - len(row)) for row in targets]),
+            problems=tuple(problems),
+        )
+
+
+def _caption(problem: TinyProblem, rng: random.Random) -> str:
+    shown = list(zip(problem.names, problem.values, strict=True))
+    rng.shuffle(shown)
+    lines = [reading_step(number, *pair) for number, pair in enumerate(shown, start=1)]
+    return STEP_SEPARATOR.join(lines)
+
+
+def _fact(rng: random.Random) -> tuple[str, str]:
+    """Draw one calculation step, split just before its result."""
+    while True:
+        left = rng.randint(1, 9) if rng.random() < 0.5 else rng.randint(0, 99)
+        operator, right = rng.choice(OPERATORS), rng.randint(1, 9)
+        result = apply_operator(left, operator, right)
+        if in_range(result):
+            break
+    step = arithmetic_step(rng.randrange(3, 12, 2), left, operator, right, result)
+    head = step[: -len(f" {result}.")]
+    return head, f" {result}.{STEP_SEPARATOR}"

@@ -1,0 +1,288 @@
+"""Sampling from the tiny policy: many prompts at once, and every child drawn from its own seed.
+
+Child k of a request draws the numbers u(seed_k, 0), u(seed_k, 1), … from a counter-based hash and
+picks tokens by inverting the cumulative distribution. So a child's text depends on the prompt, its
+seed and the temperature alone: not on its siblings, the batch, or what was sampled before. (Up to
+float rounding: matrix products of different shapes differ in the last bits, which changes a token
+about once in a million draws.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vprm_search.errors import ConfigError, PromptTooLongError
+from vprm_search.tiny.architecture import load_checkpoint
+from vprm_search.tiny.decoder import LaneDecoder, Lanes
+from vprm_search.tiny.pixels import pixel_values
+from vprm_search.tiny.stops import StopStrings
+from vprm_search.tiny.tokens import PolicyPrompts
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SampleFinish = Literal["step", "stop", "length"]
+_MAX_CHILDREN = 1024  # per forward pass; bounds the memory of keys and values (~0.3 GB at worst)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask for `len(seeds)` continuations of one prompt.
+
+    `question` and `prefix` are plain text (control tokens in them are text, not control).
+    `image_features` is [images, tokens, hidden] from `encode_images`, or None for no image.
+    `prefix` is the part of the assistant's answer that is already written, verbatim: after a
+    finished step it ends with the blank line. `temperature` 0 takes the most likely token.
+    """
+
+    question: str
+    seeds: tuple[int, ...]
+    image_features: Tensor | None = field(default=None, repr=False, compare=False)
+    prefix: str = ""
+    temperature: float = 0.7
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One continuation.
+
+    `finish` is "step" (a stop string was written; it is not part of `text`), "stop" (the model
+    ended its answer) or "length". `tokens` counts everything generated, the end token included.
+    """
+
+    text: str
+    finish: SampleFinish
+    tokens: int
+    prompt_tokens: int
+
+
+class TinySampler:
+    """A tiny InternVL policy, ready to sample from. Not thread-safe; share it behind a lock."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.prompts = PolicyPrompts(tokenizer, model.config.image_seq_length)
+        self.decoder = LaneDecoder(model)
+        self.tokens_sampled = 0
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> TinySampler:
+        """Load a policy folder (weights and tokenizer). Raises `CheckpointError`."""
+        from transformers import AutoTokenizer
+
+        model = load_checkpoint(Path(path))
+        return cls(model, AutoTokenizer.from_pretrained(path, local_files_only=True))
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the language-space features [images, tokens per image, hidden] of pictures."""
+        parts = [
+            self.model.model.get_image_features(
+                pixel_values=pixel_values(images[start : start + 256]), return_dict=True
+            ).pooler_output
+            for start in range(0, len(images), 256)
+        ]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
+        """Answer all requests: one list per request, one sample per seed, in order.
+
+        Raises:
+            PromptTooLongError: prompt plus `max_new_tokens` exceed the model's positions.
+        """
+        prompts = [self.check(request) for request in requests]
+        results: list[list[Sample]] = [[] for _ in requests]
+        order = sorted(
+            (i for i in range(len(requests)) if requests[i].seeds), key=lambda i: len(prompts[i])
+        )
+        start = 0
+        while start < len(order):
+            end, children = start, 0
+            while end < len(order):
+                children += len(requests[order[end]].seeds)
+                if children > _MAX_CHILDREN and end > start:
+                    break
+                end += 1
+            chosen = order[start:end]
+            run = _Run(self, [requests[i] for i in chosen], [prompts[i] for i in chosen])
+            for index, samples in zip(chosen, run.samples(), strict=True):
+                results[index] = samples
+            start = end
+        return results
+
+    def stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+        """Return the (cached) detector of these stop strings."""
+        if stop not in self._stops:
+            self._stops[stop] = StopStrings(self.prompts.tokenizer, stop)
+        return self._stops[stop]
+
+    def embed(self, ids: Tensor, features: Sequence[Tensor | None]) -> Tensor:
+        """Return input embeddings [rows, length, hidden] with the image features in place."""
+        embeds = self.model.get_input_embeddings()(ids)
+        for row, row_features in enumerate(features):
+            if row_features is not None:
+                places = ids[row] == self.prompts.image_id
+                embeds[row, places] = row_features.flatten(0, 1).to(embeds.dtype)
+        return embeds  # type: ignore[no-any-return]
+
+    def check(self, request: SampleRequest) -> list[int]:
+        """Return the prompt's ids. Raises `ConfigError` or `PromptTooLongError` if it is unfit."""
+        if request.temperature < 0 or request.max_new_tokens < 1:
+            raise ConfigError(
+                f"temperature {request.temperature} must be >= 0 and max_new_tokens "
+                f"{request.max_new_tokens} >= 1"
+            )
+        images = 0 if request.image_features is None else len(request.image_features)
+        ids = self.prompts.build(request.question, images, request.prefix)
+        limit = self.model.config.text_config.max_position_embeddings
+        if len(ids) + request.max_new_tokens > limit:
+            raise PromptTooLongError(
+                f"the prompt has {len(ids)} tokens and {request.max_new_tokens} may follow, but "
+                f"the tiny policy has {limit} positions; shorten the question or the solution"
+            )
+        return ids
+
+
+class _Run:
+    """One batch being decoded: children (texts to be) sit on lanes (rows of the forward pass)."""
+
+    def __init__(
+        self, sampler: TinySampler, requests: list[SampleRequest], prompts: list[list[int]]
+    ) -> None:
+        self.sampler, self.requests, self.prompts = sampler, requests, prompts
+        counts = [len(request.seeds) for request in requests]
+        self.owner = np.repeat(np.arange(len(requests)), counts)
+        self.seeds = np.array([s for r in requests for s in r.seeds], dtype=np.uint64)
+        self.limit = np.array([r.max_new_tokens for r in requests])[self.owner]
+        self.temperature = torch.tensor([float(r.temperature) for r in requests])
+        self.written: list[list[int]] = [[] for _ in self.owner]
+        self.finish: list[SampleFinish] = ["length"] * len(self.owner)
+        self.text: list[str | None] = [None] * len(self.owner)
+
+    def samples(self) -> list[list[Sample]]:
+        """Decode until every child has finished; return the samples grouped by request."""
+        hidden, lanes = self._prefill()
+        lane_owner = torch.arange(len(self.requests))
+        alive = np.arange(len(self.owner))
+        child_lane = torch.from_numpy(self.owner)
+        for position in range(int(self.limit.max())):
+            logits = self.sampler.decoder.logits(hidden)
+            tokens = self._draw(logits, lane_owner, alive, child_lane, position)
+            going = self._record(alive, child_lane, tokens, position)
+            alive, child_lane, tokens = alive[going], child_lane[going], tokens[going]
+            if not len(alive):
+                break
+            size = logits.shape[1]
+            texts, of_child = torch.unique(child_lane * size + tokens, return_inverse=True)
+            parents, tokens = texts // size, texts % size
+            child_lane, lane_owner, hidden = self._advance(
+                lanes, parents, tokens, of_child, lane_owner
+            )
+        return self._collect()
+
+    def _prefill(self) -> tuple[Tensor, Lanes]:
+        length = max(map(len, self.prompts))
+        ids = torch.zeros(len(self.prompts), length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, length - len(prompt) :] = torch.tensor(prompt)
+            mask[row, length - len(prompt) :] = 1
+        embeds = self.sampler.embed(ids, [r.image_features for r in self.requests])
+        return self.sampler.decoder.prefill(embeds, mask, int(self.limit.max()))
+
+    def _draw(
+        self,
+        logits: Tensor,
+        lane_owner: Tensor,
+        alive: np.ndarray[Any, Any],
+        child_lane: Tensor,
+        position: int,
+    ) -> Tensor:
+        """Pick one token per living child: inverse of the cumulative distribution at u(seed, t)."""
+        temperature = self.temperature[lane_owner]
+        probabilities = (logits / temperature.clamp(min=1e-6)[:, None]).softmax(-1).double()
+        cumulative = probabilities.cumsum(-1)
+        draws = torch.from_numpy(uniforms(self.seeds[alive], position))
+        # One search for all children: lane i's distribution is moved to the interval (i, i + 1].
+        ladder = cumulative / cumulative[:, -1:] + torch.arange(len(logits))[:, None]
+        size = logits.shape[1]
+        found = torch.searchsorted(ladder.flatten(), draws + child_lane, right=True)
+        sampled = (found - child_lane * size).clamp(0, size - 1)
+        greedy = logits.argmax(-1)[child_lane]
+        return torch.where(temperature[child_lane] > 0, sampled, greedy)
+
+    def _record(
+        self, alive: np.ndarray[Any, Any], child_lane: Tensor, tokens: Tensor, position: int
+    ) -> np.ndarray[Any, Any]:
+        """Append the tokens, close finished children; return which ones go on (bool, [alive])."""
+        end = self.sampler.prompts.end_id
+        going = np.ones(len(alive), dtype=bool)
+        self.sampler.tokens_sampled += len(alive)
+        for place, (child, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
+            written = self.written[child]
+            written.append(token)
+            if token == end:
+                self.finish[child] = "stop"
+                going[place] = False
+                continue
+            stop = self.requests[self.owner[child]].stop
+            cut = self.sampler.stop_strings(stop).cut(written) if stop else None
+            if cut is not None:
+                self.finish[child], self.text[child] = "step", cut
+                going[place] = False
+            elif position + 1 >= self.limit[child]:
+                going[place] = False
+        return going
+
+    def _advance(
+        self, lanes: Lanes, parents: Tensor, tokens: Tensor, of_child: Tensor, lane_owner: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give each distinct text a lane and feed it its token.
+
+        Returns the lane of each child, the request of each lane, and the new hidden states.
+        """
+        owner = lane_owner[parents]
+        placed = lanes.place(parents)
+        if len(placed) < 0.8 * lanes.count:
+            lanes.compact(placed)
+            placed = torch.arange(len(placed))
+        full_owner = torch.zeros(lanes.count, dtype=torch.long)
+        full_tokens = torch.zeros(lanes.count, dtype=torch.long)
+        full_owner[placed], full_tokens[placed] = owner, tokens
+        hidden = self.sampler.decoder.step(full_tokens, lanes)
+        return placed[of_child], full_owner, hidden
+
+    def _collect(self) -> list[list[Sample]]:
+        grouped: list[list[Sample]] = [[] for _ in self.requests]
+        for child, owner in enumerate(self.owner.tolist()):
+            written, text = self.written[child], self.text[child]
+            if text is None:
+                text = self.sampler.prompts.decode(written)
+            prompt_tokens = len(self.prompts[owner])
+            grouped[owner].append(Sample(text, self.finish[child], len(written), prompt_tokens))
+        return grouped
+
+
+def uniforms(seeds: np.ndarray[Any, Any], position: int) -> np.ndarray[Any, Any]:
+    """Return u(seed, position) in [0, 1) for every seed, [seeds] float64 (splitmix64 finaliser)."""
+    with np.errstate(over="ignore"):
+        step = np.uint64(((position + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+        z = _mix(seeds) + step
+        return (_mix(z) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

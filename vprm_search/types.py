@@ -1,0 +1,304 @@
+"""The data that moves between the parts of a search: frozen, JSON in and out.
+
+Three groups: the *problem* (question and image digests), the *requests and replies* of the two
+seams (policy and scorer), and the *records* a search leaves behind (nodes, usage, result).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from vprm_search.errors import RecordError
+
+Json = Any
+"""A JSON value: dict with string keys, list, str, int, float, bool or None."""
+
+NodeId = str
+NodeStatus = Literal["open", "finished", "truncated", "pruned", "failed"]
+Until = Literal["step", "end"]
+Finish = Literal["step", "stop", "length", "error"]
+
+NODE_STATUSES: tuple[NodeStatus, ...] = ("open", "finished", "truncated", "pruned", "failed")
+
+
+# --- the problem -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and the images it is about.
+
+    `images` holds content digests ("sha256-<64 hex>"), never bytes; an image store turns a digest
+    into pixels. Images come before the question, in this order.
+    """
+
+    question: str
+    images: tuple[str, ...] = ()
+    system: str = ""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the problem as plain JSON."""
+        return {"question": self.question, "images": list(self.images), "system": self.system}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Problem:
+        """Read a problem written by `to_json`. Raises `RecordError` on a wrong shape."""
+        try:
+            return cls(
+                str(data["question"]),
+                tuple(str(d) for d in data.get("images", ())),
+                str(data.get("system", "")),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"not a problem record: {error!r}; expected 'question'") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ImageData:
+    """One normalised image: its digest, and its bytes as PNG (RGB, upright, no alpha)."""
+
+    digest: str
+    png: bytes = field(repr=False)
+
+
+# --- the scorer's seam -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """P('+') of one step given the problem and the steps before it, in [0, 1].
+
+    `value` is None when the step could not be scored, and `reason` then says why; an unknown score
+    is never written as 0.0.
+    """
+
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Score every step of one path. `images` are the problem's images, in the problem's order."""
+
+    problem: Problem
+    steps: tuple[str, ...]
+    images: tuple[ImageData, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """The scores of one request, one per step, in order.
+
+    `prefix_tokens` counts the tokens before the first step (system prompt, images, question) and
+    `step_tokens[i]` those of step i with its turn markers: what the path costs when every prefix
+    is computed once.
+    """
+
+    scores: tuple[StepScore, ...]
+    prefix_tokens: int = 0
+    step_tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def failed(cls, steps: int, reason: str) -> ScoreResult:
+        """A result in which none of `steps` steps has a score, for the given reason."""
+        return cls(tuple(StepScore(None, reason) for _ in range(steps)), 0, (0,) * steps)
+
+
+@runtime_checkable
+class StepScorer(Protocol):
+    """Anything that gives reasoning steps a probability of being right."""
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Score all requests: same length, same order; one item's failure is a value."""
+        ...
+
+
+# --- the policy's seam -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeRequest:
+    """Ask for `len(seeds)` continuations of one path.
+
+    With `until="step"` each child is one step; with `until="end"` the policy writes the whole rest
+    of the solution. `seeds` are 63-bit integers, one per child.
+    """
+
+    problem: Problem
+    steps: tuple[str, ...]
+    seeds: tuple[int, ...]
+    until: Until = "step"
+    images: tuple[ImageData, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One continuation.
+
+    `finish`: "step" (cut at the step separator), "stop" (the policy ended its answer itself),
+    "length" (cut by the token limit: not finished) or "error" (`error` says why, `text` is empty).
+    `prompt_tokens` is counted once per call, on the first child of the call.
+    """
+
+    text: str
+    finish: Finish
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    requests: int = 0
+    error: str = ""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that proposes reasoning steps."""
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Answer all requests: one list per request, one proposal per seed, in order.
+
+        A failed call costs the candidates of that call: proposals with `finish="error"`.
+        """
+        ...
+
+
+# --- what a search leaves behind ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was spent. Tokens are counted as if every shared prefix were computed once."""
+
+    candidates: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    scored_tokens: int = 0
+    scored_steps: int = 0
+    requests: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the usage as plain JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One step in the tree. The root has no parent, no text and index 0.
+
+    `path_scores` maps an aggregation's name to the aggregate of the step scores root → node.
+    """
+
+    id: NodeId
+    parent: NodeId | None
+    index: int
+    text: str = ""
+    status: NodeStatus = "open"
+    reason: str = ""
+    score: float | None = None
+    score_reason: str = ""
+    path_scores: Mapping[str, float] = field(default_factory=dict)
+    answer: str | None = None
+    seed: int = 0
+    round: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    scored_tokens: int = 0
+    requests: int = 0
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the record as plain JSON; fields at their default are left out."""
+        data: dict[str, Json] = {"id": self.id, "parent": self.parent, "index": self.index}
+        for name, default in _OPTIONAL_FIELDS.items():
+            value = getattr(self, name)
+            if value != default:
+                data[name] = dict(value) if name == "path_scores" else value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> NodeRecord:
+        """Read a record written by `to_json`. Raises `RecordError` on a wrong shape."""
+        unknown = set(data) - _NODE_FIELDS
+        if unknown or not isinstance(data.get("id"), str):
+            raise RecordError(
+                f"not a node record: unknown fields {sorted(unknown)}, id {data.get('id')!r}"
+            )
+        if data.get("status", "open") not in NODE_STATUSES:
+            raise RecordError(f"node {data['id']}: status {data.get('status')!r} is not known")
+        return cls(**data)
+
+
+_NODE_FIELDS = frozenset(NodeRecord.__slots__)
+_OPTIONAL_FIELDS: dict[str, Json] = {
+    "text": "",
+    "status": "open",
+    "reason": "",
+    "score": None,
+    "score_reason": "",
+    "path_scores": {},
+    "answer": None,
+    "seed": 0,
+    "round": 0,
+    "generated_tokens": 0,
+    "prompt_tokens": 0,
+    "scored_tokens": 0,
+    "requests": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A path that may be the answer, with the scores of its steps."""
+
+    node: NodeId
+    steps: tuple[str, ...]
+    step_scores: tuple[float | None, ...]
+    status: NodeStatus
+    answer: str | None
+    score: float | None
+    votes: float = 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the candidate as plain JSON."""
+        return {
+            "node": self.node,
+            "steps": list(self.steps),
+            "step_scores": list(self.step_scores),
+            "status": self.status,
+            "answer": self.answer,
+            "score": self.score,
+            "votes": self.votes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The outcome of a search.
+
+    `ended_by` is the strategy's reason ("all paths ended"), or the budget that ran out
+    ("budget: generated_tokens 512 of 500"). `fallback` is True when no path finished and the best
+    truncated path was taken instead.
+    """
+
+    answer: str | None
+    text: str
+    score: float | None
+    node: NodeId | None
+    ended_by: str
+    fallback: bool
+    candidates: tuple[Candidate, ...]
+    usage: Usage
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the result as plain JSON."""
+        return {
+            "answer": self.answer,
+            "text": self.text,
+            "score": self.score,
+            "node": self.node,
+            "ended_by": self.ended_by,
+            "fallback": self.fallback,
+            "candidates": [c.to_json() for c in self.candidates],
+            "usage": self.usage.to_json(),
+        }
