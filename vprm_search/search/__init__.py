@@ -1,4 +1,4 @@
-"""Strategies and selectors: pure rules over the tree (no I/O, no clock, no global RNG, no async)."""
+"""Strategies and selectors: pure rules over the tree (no I/O, clock, global RNG or async)."""
 
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.best_of_n import BestOfN

@@ -149,14 +149,18 @@ class BeamSearch(BaseModel):
         if self.prune_below is not None and score < self.prune_below:
             return f"prune_below: {score:.4f} < {self.prune_below:.4f}"
         if self.prune_margin is not None and score < best[0] - self.prune_margin:
-            return f"prune_margin: {score:.4f} < {best[0]:.4f} of {best[1].id} - {self.prune_margin}"
+            return (
+                f"prune_margin: {score:.4f} < {best[0]:.4f} of {best[1].id} - {self.prune_margin}"
+            )
         return ""
 
     def _stopped(self, tree: SearchTree, best_open: float, gone: set[NodeId]) -> str:
         needed = self.width if self.stop == "width" else self.stop
         if needed is None:
             return ""
-        scores = (tree.path_score(r.id, self.aggregate) for r in tree.finished() if r.id not in gone)
+        scores = (
+            tree.path_score(r.id, self.aggregate) for r in tree.finished() if r.id not in gone
+        )
         better = sum(1 for score in scores if score is not None and score >= best_open)
         return f"{better} finished paths beat every open one" if better >= needed else ""
 

@@ -1,4 +1,4 @@
-"""The tiny vision-language model: a plain InternVL of about 0.9 M parameters, and how it is deepened and saved."""
+"""The tiny vision-language model: a plain InternVL of about 0.9 M parameters."""
 
 from __future__ import annotations
 
@@ -82,21 +82,18 @@ def build_config(tokenizer: PreTrainedTokenizerFast, shape: TinyShape) -> Intern
 def build_model(
     tokenizer: PreTrainedTokenizerFast, shape: TinyShape | None = None, seed: int = 0
 ) -> InternVLForConditionalGeneration:
-    """Build a randomly initialised fp32 model with eager attention; the global random state is kept.
-
-    Eager, because the backward pass of fused attention on CPU costs more than it saves at this size.
-    """
+    """Build a randomly initialised fp32 model; the global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(build_config(tokenizer, shape or TinyShape()))
         _initialise(model)
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
     return model
 
 
 @torch.no_grad()
 def _initialise(model: InternVLForConditionalGeneration) -> None:
-    """Start louder than the library does: a model this small needs signal in every layer at once."""
+    """Start louder than the library does: a small model needs signal in every layer at once."""
     embeddings = model.model.vision_tower.embeddings
     embeddings.position_embeddings.normal_(0, 0.3)
     embeddings.cls_token.normal_(0, 0.1)
@@ -128,7 +125,7 @@ def deepen(
         for layer in deeper.model.language_model.layers[old:]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    deeper.set_attn_implementation("eager")
+    deeper.set_attn_implementation("sdpa")
     return deeper
 
 
@@ -161,9 +158,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> InternVLForConditionalGeneration:
-    """Read a checkpoint as an fp32 model with eager attention."""
+    """Read a checkpoint as an fp32 model."""
     model = InternVLForConditionalGeneration.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
+        path, dtype=torch.float32, attn_implementation="sdpa"
     )
     if not isinstance(model, InternVLForConditionalGeneration):
         raise TypeError(f"{path} holds a {type(model).__name__}, not an InternVL model")

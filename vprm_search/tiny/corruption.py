@@ -1,4 +1,4 @@
-"""Rule-made wrong solutions: reading and arithmetic slips at random steps, with their exact labels."""
+"""Rule-made wrong solutions: reading and arithmetic slips at random steps, exactly labelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLEAN_SHARE = 0.25
 LATER_ERROR_SHARE = 0.2
 """Chance that a step after the first error is wrong by itself."""
 RANDOM_DIGIT_SHARE = 0.4
-"""Share of wrong readings that are any other digit; the rest look like a neighbour or another value."""
+"""Share of wrong readings that are any other digit; the rest are near or another value's."""
 WRONG_OPERAND_SHARE = 0.25
 """Share of wrong calculations that copy an operand wrongly instead of missing the result."""
 
@@ -62,7 +62,7 @@ def corrupt(problem: TinyProblem, rng: random.Random) -> tuple[list[str], list[b
 
 
 def _wrong_reading(problem: TinyProblem, right: int, rng: random.Random) -> int:
-    """Draw a wrong digit: any, or one that a sloppy reader would take (off by one, another object's)."""
+    """Draw a wrong digit: any, or a sloppy reader's (off by one, or another object's)."""
     anything = [digit for digit in range(1, 10) if digit != right]
     if rng.random() < RANDOM_DIGIT_SHARE:
         return rng.choice(anything)

@@ -1,4 +1,4 @@
-"""Exact judgement of written solutions in the tiny world: no model, no sampling, only the ground truth."""
+"""Exact judgement of written solutions in the tiny world, from the ground truth alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARITHMETIC = re.compile(r"^Step \d+: \d+ [-+x] \d+ = (\d+)\.")
 
 
 def parse_answer(text: str) -> str | None:
-    """Return the digits after the final ``Answer:`` of a solution, or None if it ends without one."""
+    """Return the digits after a solution's final ``Answer:``, or None if it ends without one."""
     match = _ANSWER.search(text)
     return match.group(1) if match else None
 
@@ -49,8 +49,8 @@ def _written_number(pattern: re.Pattern[str], step: str) -> int | None:
 def consistent_steps(problem: TinyProblem, steps: Sequence[str]) -> list[str | None]:
     """Say what each step should be, given what is *written* before it.
 
-    A reading always has one right text; a calculation is judged on the numbers written before it, so
-    that a step which is faithful to an earlier mistake is right here and wrong for `exact_labels`.
+    A reading always has one right text; a calculation is judged on the numbers written before it,
+    so a step which is faithful to an earlier mistake is right here and wrong for `exact_labels`.
     None: no such step exists (past the end, unreadable history, or a result outside 0..99).
     """
     value_of = dict(zip(problem.names, problem.values, strict=True))

@@ -1,4 +1,4 @@
-"""Stage 1 of the tiny policy: arithmetic, binding and the solution grammar, on symbolic pictures."""
+"""Stage 1 of the tiny policy: arithmetic, binding and grammar, learned on symbolic pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from vprm_search.tiny.optimisation import MixedPrecision, Schedule
+from vprm_search.tiny.optimisation import Schedule, Stepper
 from vprm_search.tiny.policy_data import Batch, BatchMaker
 from vprm_search.tiny.policy_model import SymbolIds, language_loss, noisy_symbols
 from vprm_search.tiny.progress import Progress
@@ -26,8 +26,8 @@ class LanguagePlan:
     kinds: dict[str, float] = field(
         default_factory=lambda: {"arithmetic": 0.3, "caption": 0.2, "solution": 0.5}
     )
-    rows: int = 40
-    arithmetic_rows: int = 20
+    rows: int = 28
+    arithmetic_rows: int = 16
     noise: float = 0.3
 
 
@@ -41,18 +41,18 @@ def train_language(
     """Train the language model in place."""
     rng = random.Random(f"language|{seed}")
     generator = torch.Generator().manual_seed(seed)
-    training = MixedPrecision(model, plan.schedule, TRAINED)
+    training = Stepper(model, plan.schedule, TRAINED)
     symbols, maker = SymbolIds(tokenizer), BatchMaker(tokenizer)
     progress = Progress(log_folder, "language", plan.schedule.steps)
     for step in range(plan.schedule.steps):
         (kind,) = rng.choices(list(plan.kinds), list(plan.kinds.values()))
-        batch = draw_batch(kind, maker, plan.arithmetic_rows if kind == "arithmetic" else plan.rows, rng)
-        features = (
-            noisy_symbols(training.worker, symbols, batch, plan.noise, generator)
-            if batch.problems
-            else None
+        batch = draw_batch(
+            kind, maker, plan.arithmetic_rows if kind == "arithmetic" else plan.rows, rng
         )
-        loss = language_loss(training.worker, batch, features)
+        features = (
+            noisy_symbols(model, symbols, batch, plan.noise, generator) if batch.problems else None
+        )
+        loss = language_loss(model, batch, features)
         loss.backward()
         training.step(step)
         progress.add(step, **{kind: loss.item()})
@@ -61,7 +61,7 @@ def train_language(
 def draw_batch(
     kind: str, maker: BatchMaker, rows: int, rng: random.Random, family: str | None = None
 ) -> Batch:
-    """Draw fresh training rows: ``arithmetic``, ``caption`` or ``solution``, of one family if asked."""
+    """Draw fresh rows: ``arithmetic``, ``caption`` or ``solution``, of one family if asked."""
     if kind == "arithmetic":
         return maker.arithmetic(rows, rng)
     problems = [

@@ -1,15 +1,12 @@
-"""Mixed-precision training of a tiny model on CPU: bfloat16 arithmetic over float32 master weights.
-
-Matrices are trained with Muon (orthogonalised momentum), everything else with AdamW.
-"""
+"""How a tiny model is stepped: Muon for matrices, AdamW for the rest, one fixed schedule."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from transformers import InternVLForConditionalGeneration
+
+from vprm_search.tiny.muon import Muon
 
 MAX_GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
@@ -17,7 +14,7 @@ WEIGHT_DECAY = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Learning rates and their course over a fixed number of steps: warm up, hold, decay linearly."""
+    """Learning rates and their course over the steps: warm up, hold, decay linearly."""
 
     steps: int
     matrix_rate: float = 0.02
@@ -34,80 +31,50 @@ class Schedule:
         return warmup * max(self.final_factor, min(1.0, remaining))
 
 
-def is_vision(name: str) -> bool:
-    """Tell whether a parameter belongs to the vision tower."""
-    return "vision_tower" in name
-
-
-class MixedPrecision:
-    """A float32 model that is stepped, and the bfloat16 copy that computes."""
+class Stepper:
+    """Updates the chosen part of a model, and freezes the rest."""
 
     def __init__(
         self,
-        master: InternVLForConditionalGeneration,
+        model: torch.nn.Module,
         schedule: Schedule,
         trained: tuple[str, ...] = ("",),
         extra: tuple[torch.nn.Parameter, ...] = (),
     ) -> None:
-        """Train the parameters whose name contains one of `trained`; `extra` ones stay in float32."""
-        self.master = master
-        self.schedule = schedule
-        self.worker = copy.deepcopy(master).bfloat16()
-        self.worker.train()
-        self._pairs: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
-        matrices: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
-        others: dict[bool, list[torch.nn.Parameter]] = {False: [*extra], True: []}
-        for (name, mine), theirs in zip(
-            master.named_parameters(), self.worker.parameters(), strict=True
-        ):
-            theirs.requires_grad_(any(part in name for part in trained))
-            if theirs.requires_grad:
-                self._pairs.append((mine, theirs))
-                is_matrix = mine.ndim == 2 and "embed" not in name
-                (matrices if is_matrix else others)[is_vision(name)].append(mine)
-        self._extra = extra
-        self._optimisers = _optimisers(matrices, others, schedule)
+        """Train the parameters whose name contains one of `trained`, and the `extra` ones."""
+        self._schedule = schedule
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        groups[False, False] = list(extra)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(any(part in name for part in trained))
+            if parameter.requires_grad:
+                is_matrix = parameter.ndim == 2 and "embed" not in name
+                groups.setdefault((is_matrix, "vision_tower" in name), []).append(parameter)
+        self._parameters = [parameter for group in groups.values() for parameter in group]
+        self._optimisers = _optimisers(groups, schedule)
 
     def step(self, index: int) -> None:
-        """Move the worker's gradients to the master, update it, and copy it back."""
-        for mine, theirs in self._pairs:
-            mine.grad = None if theirs.grad is None else theirs.grad.float()
-            theirs.grad = None
-        parameters = [mine for mine, _ in self._pairs] + list(self._extra)
-        torch.nn.utils.clip_grad_norm_(
-            [parameter for parameter in parameters if parameter.grad is not None],
-            MAX_GRADIENT_NORM,
-        )
-        factor = self.schedule.factor(index)
+        """Apply the gradients at the rates of step `index`, and clear them."""
+        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
+        factor = self._schedule.factor(index)
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["full_rate"] * factor
             optimiser.step()
             optimiser.zero_grad()
-        with torch.no_grad():
-            for mine, theirs in self._pairs:
-                theirs.copy_(mine)
 
 
 def _optimisers(
-    matrices: dict[bool, list[torch.nn.Parameter]],
-    others: dict[bool, list[torch.nn.Parameter]],
-    schedule: Schedule,
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]], schedule: Schedule
 ) -> list[torch.optim.Optimizer]:
-    """Build Muon and AdamW with one group per part (language, vision), each knowing its full rate."""
-
-    def groups(parts: dict[bool, list[torch.nn.Parameter]], rate: float) -> list[dict[str, object]]:
-        factors = {False: 1.0, True: schedule.vision_factor}
-        return [
-            {"params": part, "lr": rate * factors[vision], "full_rate": rate * factors[vision]}
-            for vision, part in parts.items()
-            if part
-        ]
-
-    muon = torch.optim.Muon(
-        groups(matrices, schedule.matrix_rate), weight_decay=WEIGHT_DECAY, momentum=0.95
-    )
-    adam = torch.optim.AdamW(
-        groups(others, schedule.other_rate), betas=(0.9, 0.97), weight_decay=WEIGHT_DECAY
-    )
-    return [muon, adam]
+    """Build Muon and AdamW over groups keyed (matrix?, vision?), each with its full rate."""
+    by_kind: dict[bool, list[dict[str, object]]] = {True: [], False: []}
+    for (is_matrix, is_vision), parameters in groups.items():
+        rate = schedule.matrix_rate if is_matrix else schedule.other_rate
+        rate *= schedule.vision_factor if is_vision else 1.0
+        if parameters:
+            by_kind[is_matrix].append({"params": parameters, "lr": rate, "full_rate": rate})
+    return [
+        Muon(by_kind[True], weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(by_kind[False], betas=(0.9, 0.97), weight_decay=WEIGHT_DECAY),
+    ]

@@ -1,4 +1,4 @@
-"""Pictures to normalised pixel tensors, as the product's own preprocessing does for a single 64x64 tile."""
+"""Pictures to normalised pixels, as the product's preprocessing does for one 64x64 tile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def pixel_values(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Return `[n, 3, 64, 64]` float32: (x / 255 - mean) / std per channel, with ImageNet constants."""
+    """Return `[n, 3, 64, 64]` float32: (x / 255 - mean) / std per channel (ImageNet's)."""
     stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
     mean, std = np.asarray(IMAGE_MEAN, np.float32), np.asarray(IMAGE_STD, np.float32)
     normalised = (stacked / np.float32(255) - mean) / std

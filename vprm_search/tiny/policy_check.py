@@ -1,4 +1,4 @@
-"""How good a policy checkpoint is, in closed form: the exact probability of writing the gold solution.
+"""How good a policy checkpoint is, in closed form: the probability of the gold solution.
 
 At temperature T a sampled solution equals the gold one with the product of its tokens' tempered
 probabilities, so one teacher-forced pass per problem gives the expected share of flawless samples
@@ -22,7 +22,7 @@ ROWS_PER_PASS = 64
 
 @dataclass(frozen=True, slots=True)
 class GoldProbabilities:
-    """Mean probabilities over problems: of a reading, of a calculation, and of the whole solution."""
+    """Mean probabilities of a right reading, calculation, and whole solution."""
 
     reading: float
     arithmetic: float

@@ -30,7 +30,7 @@ CAPTION_QUESTION = "Read the picture"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows: `ids` and `targets` are `[rows, length]`; a target is the id itself or IGNORED."""
+    """Right-padded rows: `ids` and `targets` `[rows, length]`; a target is the id or IGNORED."""
 
     ids: torch.Tensor
     targets: torch.Tensor
@@ -46,7 +46,7 @@ class Boards:
 
 
 def boards(problems: Sequence[TinyProblem]) -> Boards:
-    """Lay the problems' true values out in the cells of their pictures (digit index = value - 1)."""
+    """Lay true values out in the cells of their pictures (digit index = value - 1)."""
     colours = torch.full((len(problems), IMAGE_TOKENS), EMPTY)
     digits = torch.full((len(problems), IMAGE_TOKENS), EMPTY)
     for row, problem in enumerate(problems):

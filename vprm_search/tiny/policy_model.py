@@ -1,9 +1,9 @@
 """Forward passes for training: image tokens from pixels or, before the model can see, from symbols.
 
-A *symbolic picture* puts into each image token what vision should one day deliver there: the sum of the
-embeddings of the token that asks for the colour (`` red =``) and of the digit (`` 3``), or the plain image
-placeholder for an empty cell. A language model learns to bind colour and value on such pictures in
-minutes; the vision tower is then taught to produce the same vectors.
+A *symbolic picture* puts into each image token what vision should one day deliver there: the sum
+of the embeddings of the token that asks for the colour (`` red =``) and of the digit (`` 3``), or
+the plain image placeholder for an empty cell. A language model learns to bind colour and value on
+such pictures in minutes; the vision tower is then taught to produce the same vectors.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ class SymbolIds:
 
 
 def symbolic_features(embedding: torch.Tensor, symbols: SymbolIds, layout: Boards) -> torch.Tensor:
-    """Return the ideal image tokens `[problems, 16, width]` of boards, from the `[vocab, width]` embedding."""
+    """Return ideal image tokens `[problems, 16, width]`, from the `[vocab, width]` embedding."""
     occupied = (layout.colours != EMPTY)[..., None]
     colour = embedding[symbols.colours[layout.colours.clamp(min=0)]]
     digit = embedding[symbols.digits[layout.digits.clamp(min=0)]]
     return torch.where(occupied, colour + digit, embedding[symbols.placeholder])
 
 
-def image_features(
-    model: InternVLForConditionalGeneration, pixels: torch.Tensor
-) -> torch.Tensor:
-    """Return the image tokens `[images, 16, width]` that the model sees in `[images, 3, 64, 64]`."""
+def image_features(model: InternVLForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the image tokens `[images, 16, width]` seen in `[images, 3, 64, 64]` pixels."""
     features: torch.Tensor = model.model.get_image_features(
         pixel_values=pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
     ).pooler_output
@@ -69,7 +67,7 @@ def noisy_symbols(
 def logits_and_targets(
     model: InternVLForConditionalGeneration, batch: Batch, features: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 logits `[targets, vocab]` at the positions that predict a target, and the targets."""
+    """Return float32 logits `[targets, vocab]` where a target is predicted, and the targets."""
     embedding = model.get_input_embeddings()
     inputs = embedding(batch.ids)
     if features is not None:

@@ -1,4 +1,4 @@
-"""One problem of the tiny visual-maths world: what is on the picture, what is asked, and the exact solution."""
+"""One problem of the tiny visual-maths world: the picture's values, the question, the solution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def in_range(result: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TinyProblem:
-    """A picture of coloured values and a question about them; every value is known only from the picture.
+    """A picture of coloured values and a question about them; only the picture tells the values.
 
     `names` and `values` say what is drawn; the expression is evaluated strictly from left to right:
     ``((operands[0] operators[0] operands[1]) operators[1] operands[2]) ...``.
@@ -86,7 +86,7 @@ class TinyProblem:
 
     @property
     def content(self) -> str:
-        """What the problem *is*, whatever its id or rendering: the key by which splits are told apart."""
+        """What the problem *is*, whatever its id or rendering: splits are told apart by it."""
         shown = ",".join(
             f"{name}={value}" for name, value in sorted(zip(self.names, self.values, strict=True))
         )

@@ -32,7 +32,7 @@ class Progress:
         seconds = time.monotonic() - self._started
         rounded = {name: round(value, 4) for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:g}" for name, value in rounded.items())
-        print(f"{self._stage} {step + 1}/{self._steps}  {seconds:.0f} s  {shown}", flush=True)
+        print(f"{self._stage} {step + 1}/{self._steps}  {seconds:.0f} s  {shown}", flush=True)  # noqa: T201
         record = {"stage": self._stage, "step": step + 1, "seconds": round(seconds, 1), **rounded}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

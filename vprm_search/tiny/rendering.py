@@ -1,8 +1,8 @@
-"""Draw a tiny problem as a 64x64 picture: number tiles on a board, or a bar chart; noisy and jittered.
+"""Draw a tiny problem as a noisy, jittered 64x64 picture: number tiles on a board, or a bar chart.
 
-The picture is a 4x4 grid of 16-pixel cells and a vision tower with 8-pixel patches and a 2x2 pixel
-shuffle gives one image token per cell. Each value is *local* to one token (`value_cells`): a tile lies
-inside its cell, and a bar stands in one column and is attributed to the bottom cell of that column.
+The picture is a 4x4 grid of 16-pixel cells, and a vision tower with 8-pixel patches and a 2x2 pixel
+shuffle gives one image token per cell. Each value belongs to one token (`value_cells`): a tile lies
+inside its cell, and a bar is attributed to the bottom cell of the column that it stands in.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def render(problem: TinyProblem) -> Image.Image:
 
 
 def value_cells(problem: TinyProblem) -> tuple[int, ...]:
-    """Say which cell (row-major, 0..15) carries each of the problem's values, in the order of `names`."""
+    """Say which cell (row-major, 0..15) carries each value, in the order of `names`."""
     if problem.family == BARS:
         bottom = CELLS_PER_SIDE * (CELLS_PER_SIDE - 1)
         return tuple(bottom + column for column in range(len(problem.names)))
@@ -71,7 +71,8 @@ def _draw_tiles(canvas: Canvas, problem: TinyProblem, rng: np.random.Generator) 
         top, left = CELL * (cell // CELLS_PER_SIDE), CELL * (cell % CELLS_PER_SIDE)
         patch = canvas[top : top + CELL, left : left + CELL]
         x, y, width, shift, font = (
-            int(rng.integers(low, high)) for low, high in ((1, 4), (1, 4), (12, 14), (-1, 2), (0, 3))
+            int(rng.integers(low, high))
+            for low, high in ((1, 4), (1, 4), (12, 14), (-1, 2), (0, 3))
         )
         width = min(width, CELL - x, CELL - y)
         patch[y : y + width, x : x + width] = _colour(name, rng)

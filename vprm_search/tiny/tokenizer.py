@@ -1,8 +1,8 @@
-"""The tiny world's tokenizer: a written-down word list over bytes, so it needs no training and no seed.
+"""The tiny world's tokenizer: a written-down word list over bytes, without training or seed.
 
-Every word of the world's language is one token: digits, operators, ``Step 7:`` and, importantly, a colour
-with its equals sign (`` red =``), so the token that asks for a value also says whose. Any other text falls
-back to bytes. Words never contain a whole control token, so text encoded with
+Every word of the world's language is one token: digits, operators, ``Step 7:`` and, importantly, a
+colour with its equals sign (`` red =``), so the token that asks for a value also says whose. Any
+other text falls back to bytes. No word is a control token, so text encoded with
 ``split_special_tokens=True`` cannot produce one.
 """
 
@@ -50,7 +50,7 @@ _WORD_PATTERN = (
 
 
 def policy_prompt(question: str) -> str:
-    """Return the policy's prompt for one picture and a question, up to where the solution starts."""
+    """Return the policy's prompt for one picture and a question, up to the solution's start."""
     return f"{TURN_START}user\n{IMAGE_BLOCK}\n{question}{TURN_END}\n{TURN_START}assistant\n"
 
 
@@ -61,7 +61,19 @@ def world_words() -> list[str]:
     operators = [word for operator in OPERATORS for word in (operator, f" {operator}")]
     steps = [f"Step {number}:" for number in range(1, LONGEST_NUMBERED_STEP + 1)]
     turns = ["user\n", "assistant\n", "system\n", "### Question:\n", "\n\n### Solution Process:\n"]
-    grammar = ["What", " is", " =", " (", " Answer:", "Answer", ".\n\n", "\n\n", "Read", " the", " picture"]
+    grammar = [
+        "What",
+        " is",
+        " =",
+        " (",
+        " Answer:",
+        "Answer",
+        ".\n\n",
+        "\n\n",
+        "Read",
+        " the",
+        " picture",
+    ]
     return colours + digits + operators + steps + turns + grammar
 
 
@@ -69,7 +81,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer; the same ids on every machine and in every run."""
     byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     as_symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words = ["".join(part for part, _ in as_symbols.pre_tokenize_str(word)) for word in world_words()]
+    words = [
+        "".join(part for part, _ in as_symbols.pre_tokenize_str(word)) for word in world_words()
+    ]
     vocabulary: dict[str, int] = {}
     for entry in (*CONTROL_TOKENS, *byte_symbols, *words):
         vocabulary.setdefault(entry, len(vocabulary))

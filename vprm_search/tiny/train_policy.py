@@ -16,6 +16,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 
 from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
 from vprm_search.tiny.language_stage import LanguagePlan, train_language
+from vprm_search.tiny.solution_stage import SolutionPlan, train_solutions
 from vprm_search.tiny.tokenizer import build_tokenizer, save_tokenizer
 from vprm_search.tiny.vision_stage import VisionPlan, train_vision
 
@@ -46,11 +47,17 @@ def train_policy(out: Path, seed: int = 1) -> None:
         lambda: build_model(tokenizer, seed=seed),
         lambda model: train_language(model, tokenizer, LanguagePlan(), seed, stages),
     )
-    run_stage(
+    vision = run_stage(
         stages / "vision",
         tokenizer,
         lambda: language,
         lambda model: train_vision(model, tokenizer, VisionPlan(), seed, stages),
+    )
+    run_stage(
+        stages / "final",
+        tokenizer,
+        lambda: vision,
+        lambda model: train_solutions(model, tokenizer, SolutionPlan(), seed, stages / "solutions"),
     )
 
 

@@ -1,8 +1,9 @@
 """Stage 2 of the tiny policy: vision pre-training, the stand-in for a pre-trained vision tower.
 
-Every image token learns to say what is in its cell, in the language model's own words: a colour (or
-nothing) and a digit by cosine similarity with the token embeddings, and the symbolic picture itself by
-regression. For a bar chart only the bottom token of a column answers, so a bar reads like a tile.
+Every image token learns to say what is in its cell, in the language model's own words: a colour
+(or nothing) and a digit by cosine similarity with the token embeddings, and the symbolic picture
+itself by regression. For a bar chart only the bottom token of a column answers, so a bar reads
+like a tile.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from vprm_search.tiny.optimisation import MixedPrecision, Schedule
+from vprm_search.tiny.optimisation import Schedule, Stepper
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.policy_data import EMPTY, Boards, boards
 from vprm_search.tiny.policy_model import SymbolIds, image_features, symbolic_features
@@ -83,13 +84,14 @@ def train_vision(
     rng = random.Random(f"vision|{seed}")
     embedding = model.get_input_embeddings().weight.detach().clone()
     readout = CellReadout(embedding, SymbolIds(tokenizer))
-    training = MixedPrecision(model, plan.schedule, TRAINED, extra=(readout.scale,))
+    _match_scale(model, embedding, rng)
+    training = Stepper(model, plan.schedule, TRAINED, extra=(readout.scale,))
     progress = Progress(log_folder, "vision", plan.schedule.steps)
     for step in range(plan.schedule.steps):
         family = FAMILIES[step % len(FAMILIES)]
         problems = [generate(family, "train", rng.getrandbits(40)) for _ in range(plan.pictures)]
         pixels = pixel_values([render(problem) for problem in problems])
-        features = image_features(training.worker, pixels.bfloat16()).float()
+        features = image_features(model, pixels)
         layout = boards(problems)
         naming, distance = readout.losses(features, layout)
         (naming + plan.regression_weight * distance).backward()
@@ -101,3 +103,16 @@ def train_vision(
             distance=distance.item(),
             **{f"{family}_colour": colour, f"{family}_digit": digit},
         )
+
+
+@torch.no_grad()
+def _match_scale(
+    model: InternVLForConditionalGeneration, embedding: torch.Tensor, rng: random.Random
+) -> None:
+    """Rescale the projector's output layer so that its tokens start as loud as word embeddings."""
+    problems = [generate(family, "train", rng.getrandbits(40)) for family in FAMILIES]
+    features = image_features(model, pixel_values([render(problem) for problem in problems]))
+    ratio = embedding.pow(2).mean().sqrt() / features.pow(2).mean().sqrt()
+    output = model.model.multi_modal_projector.linear_2
+    output.weight.mul_(ratio)
+    output.bias.mul_(ratio)

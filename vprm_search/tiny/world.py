@@ -1,4 +1,4 @@
-"""The tiny visual-maths world: an endless, split-safe source of rendered problems with exact ground truth.
+"""The tiny visual-maths world: an endless, split-safe source of problems with exact ground truth.
 
 Three families share one question and step grammar, so one small language model serves them all:
 
@@ -84,7 +84,7 @@ def generate(family: str, split: str, index: int) -> TinyProblem:
 
 
 def split_of(problem: TinyProblem) -> str:
-    """Return the split that a problem's content belongs to: 8 of 10 hash buckets are for training."""
+    """Return the split that a problem's content belongs to: 8 of 10 hash buckets are train."""
     digest = hashlib.sha256(problem.content.encode()).digest()
     return _BUCKET_TO_SPLIT[int.from_bytes(digest[:8], "big") % len(_BUCKET_TO_SPLIT)]
 

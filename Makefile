@@ -1,0 +1,69 @@
+# Every target makes the virtual environment itself when it is missing or out of date.
+#
+#   VENV       where the environment lives                            (default .venv)
+#   PYTHON     the interpreter it is made from, 3.11 or newer         (default python3)
+#   PIP_FLAGS  passed to pip install, for example an index with CPU-only builds of torch
+#   PYTEST_ARGS  passed to pytest, for example PYTEST_ARGS="tests/search -k beam"
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+
+# Small models on few cores: more threads than cores make everything slower.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install demo test test-all coverage lint format docs clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+install: $(STAMP)  ## Make the environment
+
+# torch is named and pinned in the same command as everything else, so pip never picks another one.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade -c constraints.txt "pip>=25.1"
+	$(PIP) install --quiet $(PIP_FLAGS) -c constraints.txt --group test --group lint -e ".[all]" torch
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) install --quiet $(PIP_FLAGS) -c constraints.txt --group docs
+	touch $@
+
+demo: $(STAMP)  ## Solve rendered problems with the packaged models; draws one search
+	$(BIN)/vprm-search demo
+
+test: $(STAMP)  ## Run the tests (about ten minutes on two cores)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## Run all tests, the slow ones included
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+coverage: $(STAMP)  ## Run the tests and say which lines they missed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(STAMP)  ## Check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict vprm_search
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP)  ## Write the code in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(DOCS_STAMP)  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## Remove the environment and everything generated
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

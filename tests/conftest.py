@@ -1,0 +1,21 @@
+"""Settings that must be in place before any test imports a library."""
+
+import os
+
+# State that is not plain JSON fails here and not in a user's checkpointer.
+os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"
+# The models are tiny: one thread is fastest, and two workers share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nothing is fetched and nothing is reported anywhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LANGSMITH_TRACING"] = "false"
+
+from hypothesis import HealthCheck, settings
+
+# The machines that run this are shared: a slow example is no failure, and a found one is repeatable.
+settings.register_profile(
+    "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", parent=settings.get_profile("shared"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared"))

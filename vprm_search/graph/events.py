@@ -1,0 +1,80 @@
+"""What a search tells while it runs: plain-JSON events on LangGraph's `custom` stream.
+
+Every event has `event` (its kind) and `search` (the id of the tree's root, which tells concurrent
+searches apart). One event per phase and round carries all nodes of that phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vprm_search.search.plan import Plan
+from vprm_search.tree import SearchTree
+from vprm_search.types import Json, NodeRecord, SearchResult
+
+Event = dict[str, Json]
+
+
+def planned(tree: SearchTree, plan: Plan, closed: Sequence[NodeRecord]) -> list[Event]:
+    """Return "pruned" for what was put aside and why, then "round" or "finished"."""
+    events = []
+    if closed:
+        nodes = [
+            {"node": r.id, "status": r.status, "reason": r.reason, "score": r.score} for r in closed
+        ]
+        events.append(_event(tree, "pruned", nodes=nodes))
+    if plan.finish:
+        return [*events, _event(tree, "finished", ended_by=plan.finish, nodes=len(tree) - 1)]
+    expand = [{"node": e.node, "count": e.count, "until": e.until} for e in plan.expand]
+    return [*events, _event(tree, "round", round=tree.rounds + 1, expand=expand)]
+
+
+def expanded(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
+    """Return "expanded": the steps the policy proposed in this round."""
+    nodes = [
+        {
+            "node": r.id,
+            "parent": r.parent,
+            "index": r.index,
+            "text": r.text,
+            "status": r.status,
+            "reason": r.reason,
+            "answer": r.answer,
+        }
+        for r in records
+    ]
+    return [_event(tree, "expanded", round=tree.rounds, nodes=nodes)]
+
+
+def scored(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
+    """Return "scored": P('+') of each new step, or why there is none."""
+    nodes = [
+        {
+            "node": r.id,
+            "score": r.score,
+            "reason": r.score_reason,
+            "path_scores": dict(r.path_scores),
+        }
+        for r in records
+        if r.parent is not None and r.status != "failed"
+    ]
+    return [_event(tree, "scored", round=tree.rounds, nodes=nodes)]
+
+
+def answered(tree: SearchTree, result: SearchResult) -> list[Event]:
+    """Return "answer": the chosen path."""
+    return [
+        _event(
+            tree,
+            "answer",
+            answer=result.answer,
+            node=result.node,
+            score=result.score,
+            ended_by=result.ended_by,
+            fallback=result.fallback,
+        )
+    ]
+
+
+def _event(tree: SearchTree, kind: str, **data: Json) -> Event:
+    return {"event": kind, "search": tree.root_id, **data}

@@ -1,0 +1,237 @@
+"""The five nodes of a search graph: ingest, plan, propose, score, answer.
+
+Each is one batched step over the whole tree. A node reads the state, works on a tree of its own,
+and returns the records it changed; what it did is only real once LangGraph has taken that update,
+so a node may be killed, repeated or run twice without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
+from langgraph.config import get_stream_writer
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.types import Overwrite
+
+from vprm_search import ids
+from vprm_search.budget import usage_of
+from vprm_search.errors import SearchError
+from vprm_search.graph import events, phases
+from vprm_search.graph.image_references import ImageIntake, reference_images
+from vprm_search.graph.live_trees import LiveTrees
+from vprm_search.graph.questions import question_of, read_problem
+from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
+from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.search.outcome import OnNoAnswer, conclude
+from vprm_search.search.plan import Plan
+from vprm_search.tree import SearchTree
+from vprm_search.types import NodeRecord, Policy, Problem, SearchResult, StepScorer
+
+State = Mapping[str, Any]
+Update = dict[str, Any]
+Outcome = tuple[Update, list[events.Event]]
+
+_STEPS_PER_ROUND = 3  # plan, propose, score; then plan and answer once more
+_STEPS_TO_END = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SearchParts:
+    """What a search graph is made of."""
+
+    policy: Policy
+    scorer: StepScorer
+    rules: phases.SearchRules
+    intake: ImageIntake
+    messages_key: str = "messages"
+    run_seed: int = 0
+    on_no_answer: OnNoAnswer = "best_truncated"
+    trees: LiveTrees = field(default_factory=LiveTrees)
+
+
+class SearchNodes:
+    """The nodes of one search graph, each for synchronous and asynchronous use."""
+
+    def __init__(self, parts: SearchParts) -> None:
+        self._parts = parts
+
+    def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
+        """Return the nodes by name, in the order of the loop."""
+        phases_by_name = {
+            "ingest": self._ingest,
+            "plan": self._plan,
+            "propose": self._propose,
+            "score": self._score,
+            "answer": self._answer,
+        }
+        return {name: _node(name, phase) for name, phase in phases_by_name.items()}
+
+    async def _ingest(self, state: State) -> Outcome:
+        """Read the question, move its pictures out of the state, and start a new search."""
+        key = self._parts.messages_key
+        given: Sequence[AnyMessage] = state.get(key) or []
+        name_image = self._parts.intake.name_image
+        messages = await asyncio.to_thread(reference_images, given, name_image)
+        update: Update = {
+            "search_problem": read_problem(messages, name_image).to_json(),
+            "search_run_seed": self._parts.run_seed,
+            "search_nodes": Overwrite({}),
+            "search_plan": plan_to_json(Plan()),
+            "search_seconds": 0.0,
+            "search_result": None,
+        }
+        changed = [new for new, old in zip(messages, given, strict=True) if new is not old]
+        return ({key: changed, **update} if changed else update), []
+
+    async def _plan(self, state: State) -> Outcome:
+        """Ask the strategy what to do next, and put aside what it closes."""
+        tree = self._take(state)
+        plan = phases.next_plan(tree, self._parts.rules, seconds=state["search_seconds"])
+        plan = _within_steps(plan, state.get("search_steps_left"))
+        if not plan.finish and not plan.expand:
+            raise SearchError(
+                f"{type(self._parts.rules.strategy).__name__} planned neither an expansion nor an "
+                f"end after round {tree.rounds}; a plan must do one of them"
+            )
+        closed = phases.close_nodes(tree, plan)
+        update = self._give(state, tree, closed)
+        return {**update, "search_plan": plan_to_json(plan)}, events.planned(tree, plan, closed)
+
+    async def _propose(self, state: State) -> Outcome:
+        """Ask the policy for all children of this round."""
+        started = time.monotonic()
+        tree, job = await self._job(state)
+        plan = plan_from_json(state["search_plan"])
+        with _unstreamed():
+            replies = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
+        records = replies[0]
+        if not records:
+            raise SearchError(
+                f"round {tree.rounds + 1} proposed nothing new: "
+                f"{type(self._parts.rules.strategy).__name__} asked for nodes the tree already has"
+            )
+        update = self._give(state, tree, records) | _seconds(state, started)
+        return update, events.expanded(tree, records)
+
+    async def _score(self, state: State) -> Outcome:
+        """Score all new steps of this round in one batch."""
+        started = time.monotonic()
+        tree, job = await self._job(state)
+        with _unstreamed():
+            (records,) = await phases.score([job], self._parts.scorer, self._parts.rules)
+        update = self._give(state, tree, records) | _seconds(state, started)
+        return update, events.scored(tree, records)
+
+    async def _answer(self, state: State) -> Outcome:
+        """Choose the answer and say it."""
+        tree = self._take(state)
+        result = conclude(
+            tree,
+            self._parts.rules.selector,
+            usage=usage_of(tree, state["search_seconds"]),
+            ended_by=state["search_plan"]["finish"],
+            on_no_answer=self._parts.on_no_answer,
+        )
+        key = self._parts.messages_key
+        asked = question_of(state[key]).id or ""
+        message = answer_message(result, f"vprm-{ids.digest(tree.root_id, asked)[:12].hex()}")
+        return {key: [message], "search_result": result.to_json()}, events.answered(tree, result)
+
+    async def _job(self, state: State) -> tuple[SearchTree, phases.Job]:
+        problem = Problem.from_json(state["search_problem"])
+        images = await asyncio.to_thread(self._parts.intake.images, problem)
+        tree = self._take(state)
+        return tree, phases.Job(tree, images)
+
+    def _take(self, state: State) -> SearchTree:
+        return self._parts.trees.take(state, _owner())
+
+    def _give(self, state: State, tree: SearchTree, records: Sequence[NodeRecord]) -> Update:
+        table = record_table(records)
+        self._parts.trees.give(state, _owner(), table, tree)
+        return {"search_nodes": table}
+
+
+def next_node(state: State) -> str:
+    """Return the node after `plan`: "answer" when the search is over, else "propose"."""
+    return "answer" if state["search_plan"]["finish"] else "propose"
+
+
+def answer_message(result: SearchResult, message_id: str) -> AIMessage:
+    """Return the answer as a message; scores, usage and candidates are in its metadata.
+
+    `response_metadata["vprm"]` is the result as plain JSON.
+    """
+    spent = result.usage
+    return AIMessage(
+        content=result.text or f"No answer was found ({result.ended_by}).",
+        id=message_id,
+        response_metadata={"vprm": result.to_json()},
+        usage_metadata=UsageMetadata(
+            input_tokens=spent.prompt_tokens,
+            output_tokens=spent.generated_tokens,
+            total_tokens=spent.prompt_tokens + spent.generated_tokens,
+        ),
+    )
+
+
+def _node(name: str, phase: Callable[[State], Awaitable[Outcome]]) -> RunnableLambda[Any, Update]:
+    async def arun(state: State) -> Update:
+        update, told = await phase(state)
+        _tell(told)
+        return update
+
+    def run(state: State) -> Update:
+        update, told = run_blocking(_awaited(phase, state))
+        _tell(told)
+        return update
+
+    return RunnableLambda(run, arun, name=name)
+
+
+async def _awaited(phase: Callable[[State], Awaitable[Outcome]], state: State) -> Outcome:
+    return await phase(state)
+
+
+def _tell(told: Sequence[events.Event]) -> None:
+    write = get_stream_writer()
+    for event in told:
+        write(event)
+
+
+def _within_steps(plan: Plan, steps_left: int | None) -> Plan:
+    """End the search, as a result, while LangGraph's recursion limit leaves room for an answer."""
+    if plan.finish or steps_left is None or steps_left > _STEPS_PER_ROUND + _STEPS_TO_END:
+        return plan
+    return Plan(close=plan.close, finish="recursion_limit of the graph's config reached")
+
+
+def _seconds(state: State, started: float) -> Update:
+    return {"search_seconds": state["search_seconds"] + time.monotonic() - started}
+
+
+def _owner() -> str:
+    """Return a name for this run, under which its tree is kept between supersteps."""
+    configurable = ensure_config().get("configurable", {})
+    return f"{configurable.get('thread_id')} {configurable.get('checkpoint_ns')}"
+
+
+@contextlib.contextmanager
+def _unstreamed() -> Iterator[None]:
+    """Keep the tokens of candidates out of `stream_mode="messages"`."""
+    config = ensure_config()
+    tags = [*(config.get("tags") or []), TAG_NOSTREAM]
+    token = var_child_runnable_config.set({**patch_config(config), "tags": tags})
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)

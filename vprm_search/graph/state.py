@@ -1,0 +1,104 @@
+"""The state of a search graph: plain JSON, images by digest, the tree as a table of records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AnyMessage
+from langgraph.graph.message import add_messages
+from langgraph.managed import RemainingSteps
+
+from vprm_search.errors import RecordError
+from vprm_search.search.plan import Expand, Plan
+from vprm_search.tree import SearchTree, join_records
+from vprm_search.types import Json, NodeId, NodeRecord, Problem
+
+RecordTable = dict[str, Any]
+"""Node records as plain JSON, by node id."""
+
+
+def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
+    """Join two tables of records: the reducer of `search_nodes`.
+
+    Idempotent, commutative and associative, so a node that is replayed after a crash, or whose
+    writes arrive twice, changes nothing. Records that do not change stay the same objects.
+    """
+    merged = dict(known)
+    for node, record in new.items():
+        old = merged.get(node)
+        merged[node] = record if old is None or old == record else _joined(old, record)
+    return merged
+
+
+def _joined(old: Mapping[str, Json], new: Mapping[str, Json]) -> Mapping[str, Json]:
+    joined = join_records(NodeRecord.from_json(old), NodeRecord.from_json(new)).to_json()
+    return new if joined == new else joined
+
+
+class SearchChannels(TypedDict, total=False):
+    """The keys a search adds to a graph's state.
+
+    `search_problem` is the question with its image digests, `search_nodes` the tree's records by
+    id, `search_plan` the round under way, `search_seconds` the time spent, and `search_result` the
+    outcome (None while the search runs). All start anew when a new question arrives.
+    """
+
+    search_problem: dict[str, Any]
+    search_run_seed: int
+    search_nodes: Annotated[dict[str, Any], merge_records]
+    search_plan: dict[str, Any]
+    search_seconds: float
+    search_result: dict[str, Any] | None
+
+
+class SearchState(SearchChannels, total=False):
+    """The state of a search graph: a conversation and the search for its next answer."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+class PlanInput(SearchChannels, total=False):
+    """What the plan node reads: the search, and how many supersteps LangGraph still allows."""
+
+    search_steps_left: RemainingSteps
+
+
+def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
+    """Return the search tree inside a graph's state (a result, or `get_state(config).values`).
+
+    Raises `RecordError` if there is no search in it or its records are damaged.
+    """
+    problem = state.get("search_problem")
+    if not problem:
+        raise RecordError("the state holds no search: its key 'search_problem' is missing or empty")
+    tree = SearchTree(Problem.from_json(problem), int(state.get("search_run_seed", 0)))
+    table = state.get("search_nodes") or {}
+    tree.merge(NodeRecord.from_json(record) for record in table.values())
+    tree.check()
+    return tree
+
+
+def record_table(records: Sequence[NodeRecord]) -> RecordTable:
+    """Return records as the update of `search_nodes`."""
+    return {record.id: record.to_json() for record in records}
+
+
+def plan_to_json(plan: Plan) -> dict[str, Json]:
+    """Return what is left to do of a plan whose closes are done, as plain JSON."""
+    expand = [
+        {"node": e.node, "count": e.count, "first_index": e.first_index, "until": e.until}
+        for e in plan.expand
+    ]
+    return {"expand": expand, "finish": plan.finish}
+
+
+def plan_from_json(data: Mapping[str, Json]) -> Plan:
+    """Read a plan written by `plan_to_json`."""
+    return Plan(
+        expand=tuple(
+            Expand(NodeId(e["node"]), int(e["count"]), int(e["first_index"]), e["until"])
+            for e in data["expand"]
+        ),
+        finish=str(data["finish"]),
+    )

@@ -1,0 +1,109 @@
+"""What a chat model can do for a search: continue a text, answer many times, draw from a seed.
+
+LangChain has no common way to ask a model for this, so it is told from the model's class and
+address. A model of your own may carry the answer itself, as an attribute `policy_capabilities`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from langchain_core.language_models.chat_models import BaseChatModel
+
+Prefill = Literal["none", "message", "server"]
+Seeds = Literal["none", "call", "children"]
+StopWords = Literal["any", "non_blank", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCapabilities:
+    """What one chat model can do.
+
+    `prefill`: how a partial answer is continued — "message" (a trailing AI message is enough),
+    "server" (an OpenAI-compatible server that has to be told, as vLLM does with
+    `continue_final_message`) or "none". `prefill_whitespace`: such a partial answer may end in
+    white space. `many`: `n` answers in one call. `seeds`: no seed, one per call, or one per child
+    (a call argument `seeds`). `stop`: which stop strings it takes. `instructions`: it follows
+    instructions in the question. `max_tokens_key`: the call argument that limits an answer.
+    `in_process`: calls share this process, so there is no reason to limit them.
+    """
+
+    prefill: Prefill = "none"
+    prefill_whitespace: bool = True
+    many: bool = False
+    seeds: Seeds = "none"
+    stop: StopWords = "any"
+    instructions: bool = True
+    max_tokens_key: str | None = "max_tokens"
+    in_process: bool = False
+
+
+UNKNOWN_MODEL = ModelCapabilities()
+OPEN_SERVER = ModelCapabilities(prefill="server", many=True, seeds="call")
+OPENAI = ModelCapabilities(many=True, seeds="call")
+OPENAI_REASONING = ModelCapabilities(stop="none")
+HOSTED = ModelCapabilities()
+ANTHROPIC = ModelCapabilities(stop="non_blank")
+ANTHROPIC_PREFILL = ModelCapabilities(prefill="message", prefill_whitespace=False, stop="non_blank")
+OLLAMA = ModelCapabilities(prefill="message", max_tokens_key=None)
+
+_OPENAI_HOSTS = ("openai.com", "azure.com")
+_HOSTED = (
+    "openrouter.ai",
+    "groq.com",
+    "together.xyz",
+    "together.ai",
+    "deepseek.com",
+    "mistral.ai",
+    "fireworks.ai",
+    "x.ai",
+    "googleapis.com",
+    "anthropic.com",
+    "perplexity.ai",
+    "cerebras.ai",
+    "aliyuncs.com",
+)
+_REASONING = re.compile(r"(?:o\d|gpt-5)", re.IGNORECASE)
+# The last family that accepts a trailing assistant message; later models refuse it with a 400.
+_CLAUDE_WITH_PREFILL = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4(?:-[0-5])?(?:-\d{8}|@|$))")
+
+
+def capabilities_of(model: BaseChatModel) -> ModelCapabilities:
+    """Return what `model` can do, from its own word, its class and the address it talks to.
+
+    An OpenAI client whose address is none of the known services is taken for a server of your own
+    (vLLM, SGLang) that can continue a partial answer. A model nobody knows gets the plainest way.
+    """
+    declared = getattr(model, "policy_capabilities", None)
+    if isinstance(declared, ModelCapabilities):
+        return declared
+    modules = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    name = str(getattr(model, "model_name", None) or getattr(model, "model", None) or "")
+    if "langchain_openai" in modules:
+        return _openai_compatible(model, name)
+    if "langchain_anthropic" in modules:
+        return ANTHROPIC_PREFILL if _CLAUDE_WITH_PREFILL.match(name) else ANTHROPIC
+    if "langchain_ollama" in modules:
+        return OLLAMA
+    return UNKNOWN_MODEL
+
+
+def _openai_compatible(model: Any, name: str) -> ModelCapabilities:
+    host = _host(model)
+    if _within(host, _OPENAI_HOSTS) or not host:
+        responses_api = bool(getattr(model, "use_responses_api", None))
+        return OPENAI_REASONING if responses_api or _REASONING.match(name) else OPENAI
+    return HOSTED if _within(host, _HOSTED) else OPEN_SERVER
+
+
+def _host(model: Any) -> str:
+    address = getattr(getattr(model, "root_client", None), "base_url", None)
+    address = address or getattr(model, "openai_api_base", None)
+    return urlsplit(str(address)).hostname or "" if address else ""
+
+
+def _within(host: str, domains: tuple[str, ...]) -> bool:
+    return any(host == domain or host.endswith(f".{domain}") for domain in domains)

@@ -1,0 +1,140 @@
+"""From LangChain messages to a problem: the question's text, and its images by digest.
+
+Images are read through `.content_blocks`, which brings every format LangChain knows (standard
+base64, OpenAI `image_url`, Anthropic `source`, the older `source_type`) to one shape. Addresses
+are never fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+
+from vprm_search.errors import ImageError, InputError
+from vprm_search.image_store import ImageStore
+from vprm_search.images import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    image_from_base64,
+    image_from_data_uri,
+    normalise_image,
+)
+from vprm_search.steps import StepLimits, normalise_text
+from vprm_search.types import ImageData, Problem
+
+_PASS_BYTES = (
+    "remote images are never fetched: download it yourself and pass the bytes as "
+    '{"type": "image", "base64": ..., "mime_type": ...}'
+)
+_FILE_KINDS = frozenset({"video", "audio", "file"})
+MAX_IMAGES = 16
+
+
+def images_from_content_blocks(
+    message: BaseMessage, *, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[str, list[ImageData]]:
+    """Return the text and the normalised images of one message, each in order.
+
+    Texts are joined by newlines. Raises `ImageError` for an image given by address or file id,
+    for a damaged one, and for more than `MAX_IMAGES`; `InputError` for video, audio or files.
+    """
+    texts: list[str] = []
+    images: list[ImageData] = []
+    for block in _blocks(message):
+        kind = block.get("type")
+        if kind == "text":
+            texts.append(str(block.get("text", "")))
+        elif kind == "image":
+            if len(images) == MAX_IMAGES:
+                raise ImageError(f"a message has more than {MAX_IMAGES} images; pass fewer")
+            images.append(_image(block, limits))
+        elif kind in _FILE_KINDS:
+            raise InputError(f"a message has a {kind} block; only text and images are supported")
+        elif _looks_like_image(block):
+            raise ImageError(f"a message has an image block that cannot be read; {_PASS_BYTES}")
+    return "\n".join(texts), images
+
+
+def problem_from_messages(
+    messages: Sequence[BaseMessage],
+    store: ImageStore,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    text_limits: StepLimits | None = None,
+) -> Problem:
+    """Return the problem a conversation asks, with its images put into `store`.
+
+    The question is the last human message. Its images are the problem's images; if it has none,
+    those of the latest human message that has some (a question about a picture shown before).
+    System messages before it become `Problem.system`. Raises `InputError` when there is no human
+    message or no text in it, and `ImageError` for an image that cannot be used.
+    """
+    humans = [message for message in messages if isinstance(message, HumanMessage)]
+    if not humans:
+        raise InputError("the messages have no human message, so there is no question to solve")
+    text, images = images_from_content_blocks(humans[-1], limits=limits)
+    for earlier in reversed(humans[:-1]):
+        if images:
+            break
+        if _has_images(earlier):
+            images = images_from_content_blocks(earlier, limits=limits)[1]
+    question = normalise_text(text).strip()
+    if not question:
+        raise InputError("the last human message has no text, so there is no question to solve")
+    if text_limits is not None:
+        text_limits.check_text(question, "the question")
+    system = "\n\n".join(
+        str(message.text) for message in messages if isinstance(message, SystemMessage)
+    )
+    digests = tuple(store.put(image) for image in images)
+    return Problem(question, digests, normalise_text(system))
+
+
+def human_message(text: str, images: Iterable[ImageData]) -> HumanMessage:
+    """Return a human message that shows `images` (standard base64 blocks) and then asks `text`."""
+    blocks = [image_block(image) for image in images]
+    if not blocks:
+        return HumanMessage(text)
+    return HumanMessage(content=[*blocks, {"type": "text", "text": text}])
+
+
+def image_block(image: ImageData) -> dict[str, Any]:
+    """Return `image` as a standard LangChain content block with base64 data."""
+    data = base64.b64encode(image.png).decode("ascii")
+    return {"type": "image", "base64": data, "mime_type": "image/png"}
+
+
+def _blocks(message: BaseMessage) -> list[dict[str, Any]]:
+    if isinstance(message, AIMessage):
+        return [{"type": "text", "text": str(message.text)}]
+    try:
+        return [dict(block) for block in message.content_blocks]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"a message has a malformed content block: {error}") from error
+
+
+def _image(block: dict[str, Any], limits: ImageLimits) -> ImageData:
+    data = block.get("base64")
+    if isinstance(data, str) and data:
+        return image_from_base64(data, limits=limits)
+    if isinstance(data, bytes):
+        return normalise_image(data, limits=limits)
+    url = block.get("url")
+    if isinstance(url, str) and url[:64].lstrip().lower().startswith("data:"):
+        return image_from_data_uri(url, limits=limits)
+    if isinstance(url, str) and url:
+        raise ImageError(f"an image is given as the address {url[:80]!r}; {_PASS_BYTES}")
+    raise ImageError(f"an image block has no data; {_PASS_BYTES}")
+
+
+def _looks_like_image(block: dict[str, Any]) -> bool:
+    inner = block.get("value")
+    kinds = {block.get("type"), inner.get("type") if isinstance(inner, dict) else None}
+    return any("image" in str(kind) for kind in kinds)
+
+
+def _has_images(message: BaseMessage) -> bool:
+    return any(block.get("type") == "image" or _looks_like_image(block) for block in _blocks(message))

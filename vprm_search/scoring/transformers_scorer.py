@@ -1,0 +1,180 @@
+"""The in-process scorer: a native InternVL checkpoint, all candidates of a round in one pass."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vprm_search.errors import ConfigError, InputError
+from vprm_search.scoring.batching import TokenBatcher
+from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.image_features import ImageFeatures
+from vprm_search.scoring.layout import PrmLayout, ScoringPrompt
+from vprm_search.scoring.meter import ScoringMeter
+from vprm_search.scoring.token_tree import TokenPath
+from vprm_search.scoring.tree_forward import PathJob, TreeForward
+from vprm_search.types import ScoreRequest, ScoreResult, StepScore
+
+DEFAULT_BATCH_TOKENS = 16_384
+DEFAULT_IMAGE_TOKENS = 32_768
+
+
+class TransformersScorer:
+    """Scores steps with a process reward model in this process.
+
+    All requests of a call are packed into one forward pass (or a few, beyond `max_batch_tokens`):
+    an image is encoded once, every shared prefix of tokens is computed once, and each path attends
+    along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
+    positions. `Problem.system` is not used: the system turn belongs to the layout, since the model
+    was trained with one.
+
+    A request that cannot be scored (too long, a broken image, not finite, out of memory) is a
+    failed result with a reason; the others are scored.
+    """
+
+    def __init__(
+        self,
+        checkpoint: PrmCheckpoint,
+        *,
+        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
+    ) -> None:
+        if max_batch_tokens < 1 or kept_image_tokens < 0:
+            raise ConfigError(
+                f"max_batch_tokens is {max_batch_tokens} and kept_image_tokens "
+                f"{kept_image_tokens}; they must be at least 1 and 0"
+            )
+        self.checkpoint = checkpoint
+        self.meter = ScoringMeter()
+        self._batcher = TokenBatcher(max_batch_tokens)
+        self._images = ImageFeatures(checkpoint, self.meter, kept_image_tokens)
+        self._forward = TreeForward(checkpoint, self.meter)
+        self._lock = threading.Lock()  # the model and the tokenizer serve one thread at a time
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype | None = None,
+        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        layout: PrmLayout | None = None,
+    ) -> TransformersScorer:
+        """Load a local checkpoint directory; see `load_checkpoint` for the options and errors."""
+        checkpoint = load_checkpoint(path, device=device, dtype=dtype, layout=layout)
+        return cls(checkpoint, max_batch_tokens=max_batch_tokens)
+
+    @property
+    def identity(self) -> str:
+        """A name for everything a score depends on besides the request; memo keys start with it."""
+        return self.checkpoint.identity
+
+    @property
+    def layout(self) -> PrmLayout:
+        """The prompt layout in use."""
+        return self.checkpoint.builder.layout
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Score all requests in a worker thread: same length, same order."""
+        return await asyncio.to_thread(self.score_sync, list(requests))
+
+    def score_sync(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Score all requests in the calling thread: same length, same order."""
+        with self._lock, torch.inference_mode():
+            started = time.perf_counter()
+            results = self._score(requests)
+            self.meter.seconds += time.perf_counter() - started
+        return results
+
+    def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        features = self._images.encode(image for r in requests for image in r.images)
+        prompts = [self._prompt(request, features) for request in requests]
+        jobs: dict[TokenPath, PathJob] = {}
+        for request, prompt in zip(requests, prompts, strict=True):
+            if isinstance(prompt, ScoringPrompt):
+                job = _job(request, prompt, features)
+                jobs.setdefault(job.path, job)
+                self.meter.tokens_requested += len(job.path.ids)
+        scores = self._run(jobs)
+        results = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            self.meter.requests += 1
+            self.meter.steps += len(request.steps)
+            if isinstance(prompt, ScoringPrompt):
+                path = TokenPath(request.problem.images, prompt.scored_ids)
+                results.append(_result(prompt, scores[path]))
+            else:
+                results.append(ScoreResult.failed(len(request.steps), prompt))
+        return results
+
+    def _run(self, jobs: dict[TokenPath, PathJob]) -> dict[TokenPath, list[float] | None]:
+        todo = list(jobs.values())
+        computed = self._batcher.run(
+            list(jobs), lambda chosen: self._forward([todo[i] for i in chosen])
+        )
+        self.meter.out_of_memory = self._batcher.out_of_memory
+        return dict(zip(jobs, computed, strict=True))
+
+    def _prompt(
+        self, request: ScoreRequest, features: dict[str, Tensor | str]
+    ) -> ScoringPrompt | str:
+        """Return the prompt of a request, or the reason why it cannot be scored."""
+        if tuple(image.digest for image in request.images) != request.problem.images:
+            return (
+                f"image_missing: the problem names {len(request.problem.images)} images, the "
+                f"request holds {len(request.images)}, or others; pass the problem's images"
+            )
+        counts = []
+        for digest in request.problem.images:
+            feature = features[digest]
+            if isinstance(feature, str):
+                return feature
+            counts.append(len(feature))
+        try:
+            prompt = self.checkpoint.builder.build(request.problem.question, request.steps, counts)
+        except InputError as error:
+            return f"bad_input: {error}"
+        size, limit = len(prompt.scored_ids), self.checkpoint.max_tokens
+        if size > limit:
+            return (
+                f"too_long: problem and solution take {size} tokens ({sum(counts)} for images), "
+                f"the model's limit is {limit}; use fewer tiles, or merge or shorten the steps"
+            )
+        return prompt
+
+
+def _job(
+    request: ScoreRequest, prompt: ScoringPrompt, features: dict[str, Tensor | str]
+) -> PathJob:
+    parts = [f for d in request.problem.images if isinstance(f := features[d], Tensor)]
+    return PathJob(
+        TokenPath(request.problem.images, prompt.scored_ids),
+        prompt.read_positions,
+        prompt.image_spans,
+        torch.cat(parts) if parts else None,
+    )
+
+
+def _result(prompt: ScoringPrompt, values: list[float] | None) -> ScoreResult:
+    if values is None:
+        reason = (
+            f"out_of_memory: {len(prompt.scored_ids)} tokens do not fit into the device's memory"
+        )
+        scores = tuple(StepScore(None, reason) for _ in prompt.read_positions)
+    else:
+        scores = tuple(_step_score(value) for value in values)
+    return ScoreResult(scores, prompt.prefix_tokens, prompt.step_tokens)
+
+
+def _step_score(value: float) -> StepScore:
+    if math.isfinite(value):
+        return StepScore(value)
+    return StepScore(None, "not_finite: the model's logits for '+' and '-' are NaN or infinite")

@@ -1,0 +1,182 @@
+"""Monte Carlo labels for the tiny world: `python -m vprm_search.tiny.label --policy DIR --out FILE`.
+
+The policy's own solutions to problems of a split, labelled by the paper's recipe (`pipeline.labels`).
+Solutions are drawn at several temperatures in turn, so that the reward model also knows the texts of
+a hotter search; continuations are drawn at one temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from vprm_search.images import pixel_digest
+from vprm_search.pipeline.labels import LabelConfig, label_problems
+from vprm_search.pipeline.records import ProblemRecord, read_records
+from vprm_search.pipeline.rollouts import LabelTask
+from vprm_search.tiny.policy import TinyPolicy
+from vprm_search.tiny.world import FAMILIES, TinyProblem, exact_labels, generate, parse_answer, render
+from vprm_search.types import ImageData, Policy, Problem, Proposal, ProposeRequest
+
+TEMPERATURES = (0.7, 1.0, 0.7, 1.2)
+CONTINUATION_TEMPERATURE = 0.7
+
+
+class TemperatureMix:
+    """A policy that draws child i of a request at temperature i of a fixed cycle."""
+
+    def __init__(self, policy: TinyPolicy, temperatures: Sequence[float]) -> None:
+        self.policies = [policy.at_temperature(t) for t in temperatures]
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Answer all requests as `Policy.propose` does."""
+        answers: list[list[Proposal]] = [[] for _ in requests]
+        kinds = len(self.policies)
+        parts = []
+        for kind, policy in enumerate(self.policies):
+            own = [
+                ProposeRequest(r.problem, r.steps, r.seeds[kind::kinds], r.until, r.images)
+                for r in requests
+            ]
+            parts.append(await policy.propose(own))
+        for place, request in enumerate(requests):
+            answers[place] = [parts[i % kinds][place][i // kinds] for i in range(len(request.seeds))]
+        return answers
+
+
+def problem_of(record_id: str) -> TinyProblem:
+    """Return the problem that a record is about."""
+    family, split, index = record_id.split("/")
+    return generate(family, split, int(index))
+
+
+def label_task(problem: TinyProblem) -> LabelTask:
+    """Return the problem as a task of the labelling pipeline, its picture rendered."""
+    picture = render(problem)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    image = ImageData(pixel_digest(picture), buffer.getvalue())
+    question = Problem(problem.question, (image.digest,))
+    return LabelTask(problem.id, question, problem.answer, (image,))
+
+
+def label_tasks(split: str, count: int, first: int = 0) -> Iterator[LabelTask]:
+    """Yield `count` tasks, the families in turn, from problem number `first` of each on."""
+    for place in range(count):
+        family = FAMILIES[place % len(FAMILIES)]
+        yield label_task(generate(family, split, first + place // len(FAMILIES)))
+
+
+def answer_is_right(response: str, answer: str) -> bool:
+    """Tell whether a response ends with the right answer."""
+    return parse_answer(response) == answer
+
+
+def label(
+    out: Path,
+    policy_dir: Path,
+    *,
+    problems: int = 3000,
+    seed: int = 0,
+    split: str = "train",
+    first: int = 0,
+    config: LabelConfig | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Label `problems` problems of a split into `out` (JSONL); resume; return the statistics."""
+    config = config or LabelConfig(seed=seed)
+    policy = TinyPolicy.from_pretrained(policy_dir, temperature=CONTINUATION_TEMPERATURE)
+    mix: Policy = TemperatureMix(policy, TEMPERATURES)
+    settings = {
+        "policy": policy_dir.name,
+        "temperatures": " ".join(map(str, TEMPERATURES)),
+        "continuation_temperature": str(CONTINUATION_TEMPERATURE),
+        "split": f"{split} from {first}",
+    }
+    began = time.monotonic()
+
+    def progress(done: int) -> None:
+        seconds = time.monotonic() - began
+        rate = policy.sampler.tokens_sampled / max(seconds, 1e-9)
+        if report:
+            report(f"labelled {done}/{problems} problems, {seconds:.0f} s, {rate:.0f} tokens/s")
+
+    asyncio.run(
+        label_problems(
+            label_tasks(split, problems, first),
+            mix,
+            answer_is_right,
+            out,
+            config,
+            continuation_policy=policy,
+            settings=settings,
+            progress=progress,
+        )
+    )
+    return label_statistics(read_records(out))
+
+
+def label_statistics(records: Iterator[ProblemRecord]) -> dict[str, float]:
+    """Compare Monte Carlo labels with the exact truth, over distinct solutions.
+
+    Returns counts, the share of '+' (score > 0), agreement with exact prefix-correctness, and
+    P(+ | right) and P(+ | wrong).
+    """
+    solutions = steps = positive = agree = right = right_positive = wrong_positive = 0
+    for record in records:
+        problem = problem_of(record.id)
+        for solution in record.solutions:
+            solutions += 1
+            truth = exact_labels(problem, [label.step for label in solution.steps])
+            for exact, found in zip(truth, solution.steps, strict=True):
+                plus = bool(found.positive())
+                steps += 1
+                positive += plus
+                agree += plus == exact
+                right += exact
+                right_positive += plus and exact
+                wrong_positive += plus and not exact
+    return {
+        "solutions": solutions,
+        "steps": steps,
+        "plus_share": positive / max(1, steps),
+        "agreement": agree / max(1, steps),
+        "plus_if_right": right_positive / max(1, right),
+        "plus_if_wrong": wrong_positive / max(1, steps - right),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--policy", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--problems", type=int, default=3000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    report = functools.partial(print, file=sys.stderr, flush=True)
+    statistics = label(
+        arguments.out,
+        arguments.policy,
+        problems=arguments.problems,
+        seed=arguments.seed,
+        split=arguments.split,
+        first=arguments.first,
+        report=report,
+    )
+    print(json.dumps(statistics, indent=1))
+
+
+if __name__ == "__main__":
+    main()
