@@ -13,7 +13,7 @@ os.environ["LANGSMITH_TRACING"] = "false"
 
 from hypothesis import HealthCheck, settings
 
-# The machines that run this are shared: a slow example is no failure, and a found one is repeatable.
+# Shared machines: a slow example is no failure, and a failure found once can be found again.
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

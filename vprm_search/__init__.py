@@ -1,1 +1,122 @@
-"""Process-reward-model guided search for multimodal LangGraph agents."""
+"""Reward-guided search for multimodal agents, as LangGraph nodes around a process reward model.
+
+Everything a user needs is named here. A name is loaded when it is first used, so importing the
+package loads neither torch nor LangGraph.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vprm_search.budget import Budget
+    from vprm_search.errors import VprmError
+    from vprm_search.graph import create_search_graph, create_verifier_node, tree_of_state
+    from vprm_search.image_store import DiskImageStore
+    from vprm_search.images import normalise_image
+    from vprm_search.policy.chat_model_policy import ChatModelPolicy
+    from vprm_search.scoring.layout import PrmLayout
+    from vprm_search.scoring.transformers_scorer import TransformersScorer
+    from vprm_search.search import (
+        BeamSearch,
+        BestOfN,
+        BestScore,
+        MajorityVote,
+        Selector,
+        Strategy,
+        WeightedVote,
+    )
+    from vprm_search.tree import SearchTree
+    from vprm_search.types import NodeRecord, Policy, Problem, SearchResult, StepScorer, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # LangGraph
+    "create_search_graph",
+    "create_verifier_node",
+    "tree_of_state",
+    # how to search, and how to choose
+    "BeamSearch",
+    "BestOfN",
+    "BestScore",
+    "MajorityVote",
+    "WeightedVote",
+    "Budget",
+    # the models
+    "ChatModelPolicy",
+    "TransformersScorer",
+    "PrmLayout",
+    # images
+    "DiskImageStore",
+    "normalise_image",
+    # data
+    "NodeRecord",
+    "Problem",
+    "SearchResult",
+    "SearchTree",
+    "Usage",
+    "VprmError",
+    # seams to implement
+    "Policy",
+    "Selector",
+    "StepScorer",
+    "Strategy",
+]
+
+_HOMES = {
+    "create_search_graph": "vprm_search.graph",
+    "create_verifier_node": "vprm_search.graph",
+    "tree_of_state": "vprm_search.graph",
+    "BeamSearch": "vprm_search.search",
+    "BestOfN": "vprm_search.search",
+    "BestScore": "vprm_search.search",
+    "MajorityVote": "vprm_search.search",
+    "WeightedVote": "vprm_search.search",
+    "Budget": "vprm_search.budget",
+    "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
+    "TransformersScorer": "vprm_search.scoring.transformers_scorer",
+    "PrmLayout": "vprm_search.scoring.layout",
+    "DiskImageStore": "vprm_search.image_store",
+    "normalise_image": "vprm_search.images",
+    "NodeRecord": "vprm_search.types",
+    "Problem": "vprm_search.types",
+    "SearchResult": "vprm_search.types",
+    "SearchTree": "vprm_search.tree",
+    "Usage": "vprm_search.types",
+    "VprmError": "vprm_search.errors",
+    "Policy": "vprm_search.types",
+    "Selector": "vprm_search.search",
+    "StepScorer": "vprm_search.types",
+    "Strategy": "vprm_search.search",
+}
+
+_EXTRAS = dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "numpy"), "local")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use. Raises `AttributeError` for any other name."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        raise _explained(error) from error
+    globals()[name] = value
+    return value
+
+
+def _explained(error: ModuleNotFoundError) -> ImportError:
+    """Return an error that says which extra brings the missing library."""
+    from vprm_search.errors import MissingDependencyError
+
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    return error if extra is None else MissingDependencyError(package, extra)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted({*globals(), *__all__})

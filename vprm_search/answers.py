@@ -101,13 +101,18 @@ def _boxed_answer(text: str, _fmt: AnswerFormat) -> str | None:
 
 
 def _marked_answer(text: str, fmt: AnswerFormat) -> str | None:
-    """Return the line behind the last marker that has one."""
-    ends = {m.end() for marker in fmt.markers for m in _marker_pattern(marker).finditer(text)}
-    for end in sorted(ends, reverse=True):
-        lines = (line.strip() for line in text[end : end + 4 * fmt.max_chars].split("\n"))
-        answer = _without_markup(next((line for line in lines if line), ""))
+    """Return the first line behind the last marker that has one."""
+    starts: dict[int, int] = {}
+    for marker in fmt.markers:
+        for match in _marker_pattern(marker).finditer(text):
+            starts[match.end()] = min(match.start(), starts.get(match.end(), match.start()))
+    until = len(text)
+    for end in sorted(starts, reverse=True):
+        region = text[end : max(end, min(until, end + 4 * fmt.max_chars))]
+        answer = _without_markup(next((line for line in region.split("\n") if line.strip()), ""))
         if answer:
             return answer
+        until = starts[end]
     return None
 
 

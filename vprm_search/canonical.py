@@ -41,6 +41,7 @@ _LATEX_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", "/"),
+        (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
         (r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;:! ~]|(?<!\\)~", " "),
         (r"\\\(|\\\)|\\\[|\\\]", ""),
         (r"\{,\}", ","),
@@ -71,7 +72,7 @@ _ASSIGNMENT = re.compile(r"[a-z][a-z ]{0,20}=([^=<>]+)")
 _WORDS = {
     word: str(value)
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
+        "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
     )
 }
 _LETTER = re.compile(r"(?:(?:option|choice) ?)?\(?([a-j])(?:[).:]|\)\.)?")

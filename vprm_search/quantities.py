@@ -71,10 +71,13 @@ _SPELLINGS = {
 _UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words.split())}
 
 # Words behind a number that change it or make it an expression: not units.
-_NOT_UNITS = frozenset(
+_NOT_UNIT_NAMES = (
     "and or to by of in from with less more over plus minus times divided point half hundred "
-    "thousand million billion trillion dozen sin cos tan log ln exp sqrt pi mod is are than".split()
+    "thousand million billion trillion dozen sin cos tan log ln exp sqrt pi mod is are than"
 )
+_NOT_UNITS = frozenset(_NOT_UNIT_NAMES.split())
+# "5m" is five metres; "4s" is more often four times a side s than four seconds.
+_GLUED_LETTERS = frozenset("mg")
 _UNIT_WORD = re.compile(r"(%|°[cf]?|[$€£¥]|[^\W\d_]{1,40})(?:\^([1-9])|([23]))?")
 
 
@@ -135,7 +138,9 @@ def _unit(written: str, *, only_known: bool) -> str | None:
     for word in words:
         if word in ("square", "sq", "cubic"):
             power = "3" if word == "cubic" else "2"
-        elif word in ("squared", "cubed") and parts:
+        elif word in ("squared", "cubed"):
+            if not parts:
+                return None
             parts[-1] += "^3" if word == "cubed" else "^2"
         elif word == "/":
             parts.append("/")
@@ -160,6 +165,8 @@ def _unit_word(word: str, *, only_known: bool) -> str | None:
     singular = name[:-1] if len(name) > 2 and name.endswith("s") and name[-2] != "s" else name
     known = _UNITS.get(name) or _UNITS.get(singular)
     if known is None and (only_known or len(name) == 1):
+        return None
+    if only_known and len(name) == 1 and name.isalpha() and name not in _GLUED_LETTERS:
         return None
     power = match[2] or match[3]
     return (known or singular) + (f"^{power}" if power else "")

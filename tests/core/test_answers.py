@@ -9,10 +9,24 @@ from pydantic import ValidationError
 
 from vprm_search.answers import AnswerFormat, extract_answer
 
-any_text = st.text(alphabet=st.characters(exclude_categories=()), max_size=80)
+any_text = st.text(alphabet=st.characters(exclude_categories=[]), max_size=80)
 pieces = st.lists(
     st.sampled_from(
-        [r"\boxed{", "{", "}", r"\{", r"\}", "\\", "Answer:", "answer is", "**", "\n", "5", "B", "("]
+        [
+            r"\boxed{",
+            "{",
+            "}",
+            r"\{",
+            r"\}",
+            "\\",
+            "Answer:",
+            "answer is",
+            "**",
+            "\n",
+            "5",
+            "B",
+            "(",
+        ]
     ),
     max_size=30,
 ).map("".join)
@@ -68,6 +82,8 @@ CASES = [
     ("no conclusion here", None),
     ("", None),
     ("Answer:", None),
+    ("Answer:\nAnswer:", None),
+    ("Final answer: **\n\nAnswer:", None),
     ("Answer: **", None),
     (r"\boxed{", None),
     (r"\boxed{}", None),

@@ -1,1 +1,59 @@
-"""graph"""
+"""LangGraph: the search graph, the verifier node, and searches without a graph."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vprm_search.graph.image_references import ImageIntake, reference_images
+    from vprm_search.graph.search_graph import (
+        CompiledSearchGraph,
+        SearchGraph,
+        create_search_graph,
+    )
+    from vprm_search.graph.search_run import SearchRun, arun_search, run_jobs, run_search
+    from vprm_search.graph.state import SearchState, tree_of_state
+    from vprm_search.graph.verifier import VerifierNode, VerifierState, create_verifier_node
+
+_HOMES = {
+    "CompiledSearchGraph": "search_graph",
+    "ImageIntake": "image_references",
+    "SearchGraph": "search_graph",
+    "SearchRun": "search_run",
+    "SearchState": "state",
+    "VerifierNode": "verifier",
+    "VerifierState": "verifier",
+    "arun_search": "search_run",
+    "create_search_graph": "search_graph",
+    "create_verifier_node": "verifier",
+    "reference_images": "image_references",
+    "run_jobs": "search_run",
+    "run_search": "search_run",
+    "tree_of_state": "state",
+}
+
+__all__ = [
+    "CompiledSearchGraph",
+    "ImageIntake",
+    "SearchGraph",
+    "SearchRun",
+    "SearchState",
+    "VerifierNode",
+    "VerifierState",
+    "arun_search",
+    "create_search_graph",
+    "create_verifier_node",
+    "reference_images",
+    "run_jobs",
+    "run_search",
+    "tree_of_state",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on first use: LangGraph takes seconds to import, `run_search` needs none of it."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

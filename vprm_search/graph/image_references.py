@@ -13,11 +13,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, convert_to_messages
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    HumanMessage,
+    convert_to_messages,
+)
 
 from vprm_search.errors import ImageError
 from vprm_search.image_store import ImageStore
-from vprm_search.images import image_from_base64, image_from_data_uri
+from vprm_search.policy.messages import images_from_content_blocks
 from vprm_search.types import ImageData, Problem
 
 REFERENCE_SCHEME = "vprm-image://"
@@ -103,17 +109,10 @@ def image_of_block(block: Mapping[str, Any]) -> ImageData:
     Raises `ImageError` when the block names a URL, a file or an uploaded id: nothing is fetched.
     """
     inner = block.get("value", block)
-    encoded = inner.get("base64")
-    if isinstance(encoded, str):
-        return image_from_base64(encoded)
-    url = _url(inner)
-    if url is not None and url[:5].lower() == "data:":
-        return image_from_data_uri(url)
-    shown = (url or f"block with {sorted(inner)}")[:60]
-    raise ImageError(
-        f"image given as {shown!r}: images must be in the message itself (base64 or a data: URI); "
-        "nothing is fetched. Read the file first and pass its bytes"
-    )
+    _, images = images_from_content_blocks(HumanMessage(content=[inner]))
+    if len(images) != 1:
+        raise ImageError(f"a content block with {sorted(inner)} is not a readable image")
+    return images[0]
 
 
 def referenced_digest(block: Mapping[str, Any]) -> str | None:
@@ -140,7 +139,9 @@ def has_image(message: BaseMessage) -> bool:
 def is_image(block: Mapping[str, Any]) -> bool:
     """Return whether a content block is a picture, in any of LangChain's shapes."""
     inner = block.get("value", block)
-    return isinstance(inner, Mapping) and inner.get("type") in ("image", "image_url", "input_image")
+    if not isinstance(inner, Mapping):
+        return False
+    return "image" in str(inner.get("type")) or str(inner.get("mime_type", "")).startswith("image/")
 
 
 def _url(block: Mapping[str, Any]) -> str | None:

@@ -24,7 +24,6 @@ from langgraph.types import Overwrite
 
 from vprm_search import ids
 from vprm_search.budget import usage_of
-from vprm_search.errors import SearchError
 from vprm_search.graph import events, phases
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.live_trees import LiveTrees
@@ -97,11 +96,7 @@ class SearchNodes:
         tree = self._take(state)
         plan = phases.next_plan(tree, self._parts.rules, seconds=state["search_seconds"])
         plan = _within_steps(plan, state.get("search_steps_left"))
-        if not plan.finish and not plan.expand:
-            raise SearchError(
-                f"{type(self._parts.rules.strategy).__name__} planned neither an expansion nor an "
-                f"end after round {tree.rounds}; a plan must do one of them"
-            )
+        phases.check_plan(plan, tree, self._parts.rules)
         closed = phases.close_nodes(tree, plan)
         update = self._give(state, tree, closed)
         return {**update, "search_plan": plan_to_json(plan)}, events.planned(tree, plan, closed)
@@ -112,13 +107,8 @@ class SearchNodes:
         tree, job = await self._job(state)
         plan = plan_from_json(state["search_plan"])
         with _unstreamed():
-            replies = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
-        records = replies[0]
-        if not records:
-            raise SearchError(
-                f"round {tree.rounds + 1} proposed nothing new: "
-                f"{type(self._parts.rules.strategy).__name__} asked for nodes the tree already has"
-            )
+            (records,) = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
+        phases.check_progress(records, tree, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.expanded(tree, records)
 
@@ -148,16 +138,17 @@ class SearchNodes:
 
     async def _job(self, state: State) -> tuple[SearchTree, phases.Job]:
         problem = Problem.from_json(state["search_problem"])
-        images = await asyncio.to_thread(self._parts.intake.images, problem)
+        read = self._parts.intake.images  # from disk, as a rule
+        images = await asyncio.to_thread(read, problem) if problem.images else ()
         tree = self._take(state)
         return tree, phases.Job(tree, images)
 
     def _take(self, state: State) -> SearchTree:
-        return self._parts.trees.take(state, _owner())
+        return self._parts.trees.take(state, _thread())
 
     def _give(self, state: State, tree: SearchTree, records: Sequence[NodeRecord]) -> Update:
         table = record_table(records)
-        self._parts.trees.give(state, _owner(), table, tree)
+        self._parts.trees.give(state, _thread(), table, tree)
         return {"search_nodes": table}
 
 
@@ -219,10 +210,9 @@ def _seconds(state: State, started: float) -> Update:
     return {"search_seconds": state["search_seconds"] + time.monotonic() - started}
 
 
-def _owner() -> str:
-    """Return a name for this run, under which its tree is kept between supersteps."""
-    configurable = ensure_config().get("configurable", {})
-    return f"{configurable.get('thread_id')} {configurable.get('checkpoint_ns')}"
+def _thread() -> str:
+    """Return the name of the conversation this run belongs to."""
+    return str(ensure_config().get("configurable", {}).get("thread_id"))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from vprm_search import ids
 from vprm_search.aggregate import path_score
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget, usage_of
-from vprm_search.errors import InputError, PolicyError, ScorerError
+from vprm_search.errors import InputError, PolicyError, ScorerError, SearchError
 from vprm_search.search.plan import Expand, Plan, Strategy
 from vprm_search.search.selectors import Selector
 from vprm_search.steps import DEFAULT_LIMITS, StepLimits, join_steps, normalise_text, split_steps
@@ -83,6 +83,24 @@ def next_plan(tree: SearchTree, rules: SearchRules, *, seconds: float = 0.0) -> 
         return Plan(close=plan.close, finish=f"budget: {met}")
     left = rules.budget.candidates_left(usage)
     return plan if left is None else plan.limited_to(left)
+
+
+def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
+    """Raise `SearchError` for a plan that neither expands nor ends: it would loop for ever."""
+    if not plan.finish and not plan.expand:
+        raise SearchError(
+            f"{type(rules.strategy).__name__} planned neither an expansion nor an end after round "
+            f"{tree.rounds}; a plan must do one of them"
+        )
+
+
+def check_progress(records: Sequence[NodeRecord], tree: SearchTree, rules: SearchRules) -> None:
+    """Raise `SearchError` if a round proposed nothing new: the next one would be the same."""
+    if not records:
+        raise SearchError(
+            f"the round after round {tree.rounds} proposed nothing new: "
+            f"{type(rules.strategy).__name__} asked for nodes that the tree already has"
+        )
 
 
 def close_nodes(tree: SearchTree, plan: Plan) -> list[NodeRecord]:

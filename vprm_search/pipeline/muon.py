@@ -1,44 +1,38 @@
-"""Muon in the precision of its parameters, with one batched orthogonalisation per matrix shape.
+"""Muon: momentum whose direction is orthogonalised, in float32.
 
-torch's own Muon orthogonalises in bfloat16; on a CPU without bfloat16 arithmetic (AVX2 only) that
-alone costs more than the forward and backward pass of a small model.
-Jordan et al., "Muon" (2024): Nesterov momentum, then five quintic Newton-Schulz steps.
+The library's own computes in bfloat16, which a CPU without bfloat16 instructions runs tens of
+times slower.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ITERATIONS = 5
-_EPSILON = 1e-7
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Quintic Newton-Schulz coefficients of the Muon publication (Jordan et al., 2024)."""
+ITERATIONS = 5
 
 
-def orthogonalise(batch: Tensor) -> Tensor:
-    """Return roughly the nearest semi-orthogonal matrix of each one in `batch` [n, rows, columns].
-
-    Singular values end between about 0.7 and 1.2.
-    """
-    a, b, c = _COEFFICIENTS
-    tall = batch.shape[-2] > batch.shape[-1]
-    x = batch.mT if tall else batch
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(_EPSILON)
-    for _ in range(_ITERATIONS):
+def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
+    """Move the singular values of `[..., rows, columns]` near 1, keeping the singular vectors."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: torch.Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    result: Tensor = x.mT if tall else x
-    return result
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices: same update and learning-rate scale as `torch.optim.Muon`.
+    """Stochastic gradient descent with orthogonalised Nesterov momentum, for matrices only.
 
-    The step of a matrix [rows, columns] is scaled by sqrt(max(1, rows / columns)).
+    Matrices of one shape are orthogonalised together. An update has spectral norm about
+    lr * sqrt(max(1, rows / columns)).
     """
 
     def __init__(
@@ -46,37 +40,42 @@ class Muon(torch.optim.Optimizer):
         params: Iterable[Any],
         lr: float = 0.02,
         momentum: float = 0.95,
-        weight_decay: float = 0.0,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            if any(parameter.ndim != 2 for parameter in group["params"]):
-                raise ValueError("Muon trains matrices only; give vectors to another optimiser")
+        if any(parameter.ndim != 2 for group in self.param_groups for parameter in group["params"]):
+            raise ValueError("Muon trains matrices only; give vectors to another optimiser")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
-        loss = None if closure is None else closure()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient (`closure` is not supported)."""
+        if closure is not None:
+            raise ValueError(
+                "Muon does not evaluate a closure; compute the gradients before step()"
+            )
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    shapes[parameter.shape].append(parameter)
-            for shape, parameters in shapes.items():
-                self._update(parameters, shape, group)
-        return loss
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._update(parameters, group)
 
-    def _update(self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
-        momentum, rate = group["momentum"], group["lr"]
-        directions = []
-        for parameter in parameters:
-            gradient: Tensor = parameter.grad  # type: ignore[assignment]  # checked by step
-            buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            buffer.lerp_(gradient, 1 - momentum)
-            directions.append(torch.lerp(gradient, buffer, momentum))
-        updates = orthogonalise(torch.stack(directions))
-        scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
-        for parameter, update in zip(parameters, updates, strict=True):
-            if group["weight_decay"]:
-                parameter.mul_(1 - rate * group["weight_decay"])
-            parameter.add_(update, alpha=-scale)
+    def _update(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
+        rows, columns = parameters[0].shape
+        directions = orthogonalise(torch.stack([self._momentum(p, group) for p in parameters]))
+        rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction, alpha=-rate)
+
+    def _momentum(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> torch.Tensor:
+        """Advance a matrix's running mean of gradients and look one step ahead of it."""
+        gradient = parameter.grad
+        if gradient is None:
+            raise ValueError("a matrix without a gradient cannot be updated")
+        state = self.state[parameter]
+        if "mean" not in state:
+            state["mean"] = torch.zeros_like(parameter)
+        state["mean"].lerp_(gradient, 1 - group["momentum"])
+        return gradient.lerp(state["mean"], group["momentum"])

@@ -68,7 +68,9 @@ _HOSTED = (
 )
 _REASONING = re.compile(r"(?:o\d|gpt-5)", re.IGNORECASE)
 # The last family that accepts a trailing assistant message; later models refuse it with a 400.
-_CLAUDE_WITH_PREFILL = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4(?:-[0-5])?(?:-\d{8}|@|$))")
+_CLAUDE_WITH_PREFILL = re.compile(
+    r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4(?:-[0-5])?(?:-\d{8}|@|$))"
+)
 
 
 def capabilities_of(model: BaseChatModel) -> ModelCapabilities:

@@ -47,14 +47,12 @@ def images_from_content_blocks(
         kind = block.get("type")
         if kind == "text":
             texts.append(str(block.get("text", "")))
-        elif kind == "image":
+        elif kind in _FILE_KINDS:
+            raise InputError(f"a message has a {kind} block; only text and images are supported")
+        elif _is_image(block):
             if len(images) == MAX_IMAGES:
                 raise ImageError(f"a message has more than {MAX_IMAGES} images; pass fewer")
             images.append(_image(block, limits))
-        elif kind in _FILE_KINDS:
-            raise InputError(f"a message has a {kind} block; only text and images are supported")
-        elif _looks_like_image(block):
-            raise ImageError(f"a message has an image block that cannot be read; {_PASS_BYTES}")
     return "\n".join(texts), images
 
 
@@ -79,7 +77,7 @@ def problem_from_messages(
     for earlier in reversed(humans[:-1]):
         if images:
             break
-        if _has_images(earlier):
+        if any(_is_image(block) for block in _blocks(earlier)):
             images = images_from_content_blocks(earlier, limits=limits)[1]
     question = normalise_text(text).strip()
     if not question:
@@ -108,33 +106,33 @@ def image_block(image: ImageData) -> dict[str, Any]:
 
 
 def _blocks(message: BaseMessage) -> list[dict[str, Any]]:
+    """Return the message's standard blocks; what LangChain does not know is unwrapped."""
     if isinstance(message, AIMessage):
         return [{"type": "text", "text": str(message.text)}]
     try:
-        return [dict(block) for block in message.content_blocks]
+        blocks: list[Any] = [dict(block) for block in message.content_blocks]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"a message has a malformed content block: {error}") from error
+    unwrapped = (b.get("value") if b.get("type") == "non_standard" else b for b in blocks)
+    return [block for block in unwrapped if isinstance(block, dict)]
+
+
+def _is_image(block: dict[str, Any]) -> bool:
+    mime = str(block.get("mime_type", ""))
+    return "image" in str(block.get("type")) or mime.startswith("image/")
 
 
 def _image(block: dict[str, Any], limits: ImageLimits) -> ImageData:
-    data = block.get("base64")
-    if isinstance(data, str) and data:
-        return image_from_base64(data, limits=limits)
+    data = block.get("base64") or block.get("data")
     if isinstance(data, bytes):
         return normalise_image(data, limits=limits)
-    url = block.get("url")
+    if isinstance(data, str) and data:
+        return image_from_base64(data, limits=limits)
+    url = block.get("image_url") or block.get("url")
+    if isinstance(url, dict):
+        url = url.get("url")
     if isinstance(url, str) and url[:64].lstrip().lower().startswith("data:"):
         return image_from_data_uri(url, limits=limits)
     if isinstance(url, str) and url:
         raise ImageError(f"an image is given as the address {url[:80]!r}; {_PASS_BYTES}")
     raise ImageError(f"an image block has no data; {_PASS_BYTES}")
-
-
-def _looks_like_image(block: dict[str, Any]) -> bool:
-    inner = block.get("value")
-    kinds = {block.get("type"), inner.get("type") if isinstance(inner, dict) else None}
-    return any("image" in str(kind) for kind in kinds)
-
-
-def _has_images(message: BaseMessage) -> bool:
-    return any(block.get("type") == "image" or _looks_like_image(block) for block in _blocks(message))

@@ -9,6 +9,11 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
@@ -129,6 +134,8 @@ def _load_tokenizer(directory: Path) -> Any:
 
 
 def _load_model(directory: Path, dtype: torch.dtype) -> Any:
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()
     try:
         model, info = InternVLForConditionalGeneration.from_pretrained(
             str(directory),
@@ -141,6 +148,9 @@ def _load_model(directory: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{directory}: the weights cannot be loaded: {error}") from error
+    finally:
+        if bars:
+            enable_progress_bar()
     problems = {name: sorted(map(str, info[name])) for name in info if info[name]}
     if problems:
         raise CheckpointError(f"{directory}: the weights do not fit the config: {problems}")

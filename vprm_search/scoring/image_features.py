@@ -13,6 +13,7 @@ from vprm_search.scoring.batching import TokenBatcher
 from vprm_search.scoring.checkpoint import PrmCheckpoint
 from vprm_search.scoring.meter import ScoringMeter
 from vprm_search.scoring.preprocess import pixel_values
+from vprm_search.scoring.reasons import BAD_IMAGE, OUT_OF_MEMORY
 from vprm_search.scoring.token_tree import TokenPath
 from vprm_search.types import ImageData
 
@@ -54,14 +55,14 @@ class ImageFeatures:
         try:
             values = pixel_values(image, self._checkpoint.preprocess)
         except ImageError as error:
-            return f"image {image.digest} cannot be used: {error}"
+            return f"{BAD_IMAGE}: image {image.digest} cannot be used: {error}"
         tiles = torch.from_numpy(values)
         # a tile stands for one token, so that tiles are batched and halved like tokens
         each = [TokenPath(tile, (0,)) for tile in range(len(tiles))]
         parts = self._batcher.run(each, lambda chosen: list(self._forward(tiles[chosen])))
         done = [part for part in parts if part is not None]
         if len(done) < len(parts):
-            return f"out_of_memory: image {image.digest} does not fit into memory, even one tile"
+            return f"{OUT_OF_MEMORY}: image {image.digest} does not fit into memory, even one tile"
         self._meter.images_encoded += 1
         self._meter.tiles_encoded += len(tiles)
         return torch.cat(done)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +19,20 @@ from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
 from vprm_search.scoring.image_features import ImageFeatures
 from vprm_search.scoring.layout import PrmLayout, ScoringPrompt
 from vprm_search.scoring.meter import ScoringMeter
+from vprm_search.scoring.reasons import (
+    BAD_INPUT,
+    IMAGE_MISSING,
+    NOT_FINITE,
+    OUT_OF_MEMORY,
+    TOO_LONG,
+)
+from vprm_search.scoring.solution import ImageSource, solution_request
 from vprm_search.scoring.token_tree import TokenPath
 from vprm_search.scoring.tree_forward import PathJob, TreeForward
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_TOKENS = 32_768
@@ -94,6 +106,21 @@ class TransformersScorer:
             self.meter.seconds += time.perf_counter() - started
         return results
 
+    async def score_solution(
+        self,
+        *,
+        question: str,
+        solution: str | Sequence[str],
+        images: Sequence[ImageSource | Image] = (),
+    ) -> ScoreResult:
+        """Score one written solution, a text cut into at most the layout's `max_steps` steps.
+
+        Raises `ImageError` or `InputError` for an image or a text that cannot be used.
+        """
+        max_steps = self.layout.max_steps
+        request = solution_request(question, solution, images, max_steps=max_steps)
+        return (await self.score([request]))[0]
+
     def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         features = self._images.encode(image for r in requests for image in r.images)
         prompts = [self._prompt(request, features) for request in requests]
@@ -129,7 +156,7 @@ class TransformersScorer:
         """Return the prompt of a request, or the reason why it cannot be scored."""
         if tuple(image.digest for image in request.images) != request.problem.images:
             return (
-                f"image_missing: the problem names {len(request.problem.images)} images, the "
+                f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the "
                 f"request holds {len(request.images)}, or others; pass the problem's images"
             )
         counts = []
@@ -141,11 +168,11 @@ class TransformersScorer:
         try:
             prompt = self.checkpoint.builder.build(request.problem.question, request.steps, counts)
         except InputError as error:
-            return f"bad_input: {error}"
+            return f"{BAD_INPUT}: {error}"
         size, limit = len(prompt.scored_ids), self.checkpoint.max_tokens
         if size > limit:
             return (
-                f"too_long: problem and solution take {size} tokens ({sum(counts)} for images), "
+                f"{TOO_LONG}: problem and solution take {size} tokens ({sum(counts)} for images), "
                 f"the model's limit is {limit}; use fewer tiles, or merge or shorten the steps"
             )
         return prompt
@@ -166,7 +193,7 @@ def _job(
 def _result(prompt: ScoringPrompt, values: list[float] | None) -> ScoreResult:
     if values is None:
         reason = (
-            f"out_of_memory: {len(prompt.scored_ids)} tokens do not fit into the device's memory"
+            f"{OUT_OF_MEMORY}: {len(prompt.scored_ids)} tokens do not fit into the device's memory"
         )
         scores = tuple(StepScore(None, reason) for _ in prompt.read_positions)
     else:
@@ -177,4 +204,4 @@ def _result(prompt: ScoringPrompt, values: list[float] | None) -> ScoreResult:
 def _step_score(value: float) -> StepScore:
     if math.isfinite(value):
         return StepScore(value)
-    return StepScore(None, "not_finite: the model's logits for '+' and '-' are NaN or infinite")
+    return StepScore(None, f"{NOT_FINITE}: the model's logits for '+' and '-' are NaN or infinite")

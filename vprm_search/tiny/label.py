@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import io
 import json
 import sys
 import time
@@ -19,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from vprm_search.images import pixel_digest
+from vprm_search.images import normalise_image
 from vprm_search.pipeline.labels import LabelConfig, label_problems
 from vprm_search.pipeline.records import ProblemRecord, read_records
 from vprm_search.pipeline.rollouts import LabelTask
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.world import FAMILIES, TinyProblem, exact_labels, generate, parse_answer, render
-from vprm_search.types import ImageData, Policy, Problem, Proposal, ProposeRequest
+from vprm_search.types import Policy, Problem, Proposal, ProposeRequest
 
 TEMPERATURES = (0.7, 1.0, 0.7, 1.2)
 CONTINUATION_TEMPERATURE = 0.7
@@ -61,10 +60,7 @@ def problem_of(record_id: str) -> TinyProblem:
 
 def label_task(problem: TinyProblem) -> LabelTask:
     """Return the problem as a task of the labelling pipeline, its picture rendered."""
-    picture = render(problem)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    image = ImageData(pixel_digest(picture), buffer.getvalue())
+    image = normalise_image(render(problem))
     question = Problem(problem.question, (image.digest,))
     return LabelTask(problem.id, question, problem.answer, (image,))
 

@@ -15,7 +15,9 @@ from vprm_search.tiny.policy_model import SymbolIds, language_loss, noisy_symbol
 from vprm_search.tiny.progress import Progress
 from vprm_search.tiny.world import FAMILIES, generate
 
-TRAINED = ("language_model",)
+EVERYTHING = ("language_model",)
+LAYERS_ONLY = ("language_model.layers", "language_model.norm")
+"""What is trained once a vision tower aims at the embeddings: they must not move any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class LanguagePlan:
     rows: int = 28
     arithmetic_rows: int = 16
     noise: float = 0.3
+    families: dict[str, float] | None = None
+    trained: tuple[str, ...] = EVERYTHING
 
 
 def train_language(
@@ -37,31 +41,35 @@ def train_language(
     plan: LanguagePlan,
     seed: int,
     log_folder: Path,
+    name: str = "language",
 ) -> None:
-    """Train the language model in place."""
-    rng = random.Random(f"language|{seed}")
+    """Train the language model, or the part that the plan names, in place."""
+    rng = random.Random(f"{name}|{seed}")
     generator = torch.Generator().manual_seed(seed)
-    training = Stepper(model, plan.schedule, TRAINED)
+    training = Stepper(model, plan.schedule, plan.trained)
     symbols, maker = SymbolIds(tokenizer), BatchMaker(tokenizer)
-    progress = Progress(log_folder, "language", plan.schedule.steps)
+    progress = Progress(log_folder, name, plan.schedule.steps)
     for step in range(plan.schedule.steps):
         (kind,) = rng.choices(list(plan.kinds), list(plan.kinds.values()))
-        batch = draw_batch(
-            kind, maker, plan.arithmetic_rows if kind == "arithmetic" else plan.rows, rng
-        )
+        family = None
+        if plan.families:
+            (family,) = rng.choices(list(plan.families), list(plan.families.values()))
+        rows = plan.arithmetic_rows if kind == "arithmetic" else plan.rows
+        batch = draw_batch(kind, maker, rows, rng, family)
         features = (
             noisy_symbols(model, symbols, batch, plan.noise, generator) if batch.problems else None
         )
         loss = language_loss(model, batch, features)
         loss.backward()
         training.step(step)
-        progress.add(step, **{kind: loss.item()})
+        label = f"{kind}_{family}" if family and batch.problems else kind
+        progress.add(step, **{label: loss.item()})
 
 
 def draw_batch(
-    kind: str, maker: BatchMaker, rows: int, rng: random.Random, family: str | None = None
+    kind: str, maker: BatchMaker, rows: int, rng: random.Random, family: str | None
 ) -> Batch:
-    """Draw fresh rows: ``arithmetic``, ``caption`` or ``solution``, of one family if asked."""
+    """Draw fresh rows: ``arithmetic``, ``caption`` or ``solution``; of one family, or mixed."""
     if kind == "arithmetic":
         return maker.arithmetic(rows, rng)
     problems = [

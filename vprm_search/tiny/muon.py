@@ -19,7 +19,7 @@ ITERATIONS = 5
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Move the singular values of `[..., rows, columns]` near 1, keeping the singular vectors."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vprm_search.errors import VprmError
+from vprm_search.errors import ImageError, VprmError
+from vprm_search.images import open_rgb
 from vprm_search.steps import STEP_SEPARATOR, join_steps
 from vprm_search.tiny.rendering import IMAGE_SIZE
 from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
@@ -116,7 +116,7 @@ class TinyPolicy:
                 elif image.digest not in new:
                     try:
                         new[image.digest] = _open(image)
-                    except OSError as error:
+                    except ImageError as error:
                         errors[place] = f"image {image.digest} cannot be read: {error}"
         if new:
             encoded = self.sampler.encode_images(list(new.values()))
@@ -129,8 +129,7 @@ class TinyPolicy:
 
 def _open(image: ImageData) -> Image.Image:
     """Read a normalised image and bring it to the size the tiny model sees."""
-    with Image.open(io.BytesIO(image.png)) as opened:
-        rgb = opened.convert("RGB")
+    rgb = open_rgb(image.png)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)
 

@@ -102,12 +102,11 @@ class TinyProblem:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> TinyProblem:
         """Rebuild a problem from `to_json`."""
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in record.items()
-            }
-        )
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in record.items()
+        }
+        return cls(**fields)
 
 
 def reading_step(number: int, name: str, value: int) -> str:

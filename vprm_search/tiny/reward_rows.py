@@ -6,7 +6,6 @@ local: what a token should be given what is *written* before it, whatever was wr
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,19 +17,10 @@ from vprm_search.pipeline.rows import IGNORED, Supervision, TrainingRow, build_r
 from vprm_search.scoring.layout import PrmLayout
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.tokenizer import IMAGE_TOKENS
-from vprm_search.tiny.world import (
-    TinyProblem,
-    consistent_steps,
-    corrupt,
-    exact_labels,
-    generate,
-    render,
-)
+from vprm_search.tiny.world import TinyProblem, consistent_steps, render
 
 TINY_LAYOUT = PrmLayout(system_prompt=None)
 """VisualPRM's conversation without the system turn (a tenth of the tiny model's row)."""
-ENDLESS = 1 << 40
-"""Rule-made problems are drawn from this many indices of the training split: never repeated."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class RowWriter:
     supervision: Supervision = "every_step"
 
     def write(
-        self, problem: TinyProblem, steps: Sequence[str], labels: Sequence[float]
+        self, problem: TinyProblem, steps: Sequence[str], labels: Sequence[float | None]
     ) -> TrainingRow:
         """Write one labelled solution, with verdicts only."""
         return build_row(
@@ -56,7 +46,7 @@ class RowWriter:
         )
 
     def write_local(
-        self, problem: TinyProblem, steps: Sequence[str], labels: Sequence[float]
+        self, problem: TinyProblem, steps: Sequence[str], labels: Sequence[float | None]
     ) -> TrainingRow:
         """Write one labelled solution with the token-level targets."""
         row = self.write(problem, steps, labels)
@@ -69,16 +59,6 @@ class RowWriter:
             if right is not None:
                 self._mark_step(row.ids, step, right, read, expected, mismatch)
         return replace(row, targets={"expected": expected, "mismatch": mismatch})
-
-    def rule_made(self, rng: random.Random, family: str) -> TrainingRow:
-        """Write a solution with rule-made errors to a fresh problem of the training split."""
-        problem = generate(family, "train", rng.randrange(ENDLESS))
-        steps, labels = corrupt(problem, rng)
-        return self.write_local(problem, steps, labels)
-
-    def exact(self, problem: TinyProblem, steps: Sequence[str]) -> TrainingRow:
-        """Write a policy's solution with exact labels and the token-level targets."""
-        return self.write_local(problem, steps, exact_labels(problem, steps))
 
     def _mark_step(
         self,

@@ -84,7 +84,6 @@ def train_vision(
     rng = random.Random(f"vision|{seed}")
     embedding = model.get_input_embeddings().weight.detach().clone()
     readout = CellReadout(embedding, SymbolIds(tokenizer))
-    _match_scale(model, embedding, rng)
     training = Stepper(model, plan.schedule, TRAINED, extra=(readout.scale,))
     progress = Progress(log_folder, "vision", plan.schedule.steps)
     for step in range(plan.schedule.steps):
@@ -103,16 +102,3 @@ def train_vision(
             distance=distance.item(),
             **{f"{family}_colour": colour, f"{family}_digit": digit},
         )
-
-
-@torch.no_grad()
-def _match_scale(
-    model: InternVLForConditionalGeneration, embedding: torch.Tensor, rng: random.Random
-) -> None:
-    """Rescale the projector's output layer so that its tokens start as loud as word embeddings."""
-    problems = [generate(family, "train", rng.getrandbits(40)) for family in FAMILIES]
-    features = image_features(model, pixel_values([render(problem) for problem in problems]))
-    ratio = embedding.pow(2).mean().sqrt() / features.pow(2).mean().sqrt()
-    output = model.model.multi_modal_projector.linear_2
-    output.weight.mul_(ratio)
-    output.bias.mul_(ratio)

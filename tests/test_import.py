@@ -1,0 +1,69 @@
+"""Importing the package is cheap: heavy libraries are loaded by what needs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import vprm_search
+
+HEAVY = ("torch", "transformers", "vllm", "PIL", "langgraph", "langchain_core", "networkx", "numpy")
+
+_MEASURE = """
+import sys, time
+before = time.perf_counter()
+import vprm_search
+print(time.perf_counter() - before)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def _python(code: str) -> list[str]:
+    """Run `code` in a new interpreter and return the lines it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout.splitlines()
+
+
+def test_import_loads_no_heavy_library() -> None:
+    loaded = set(_python(_MEASURE)[1].split())
+    assert "vprm_search" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_import_takes_less_than_half_a_second() -> None:
+    # The best of several runs: a busy machine makes a run slower, never faster.
+    seconds = min(float(_python(_MEASURE)[0]) for _ in range(5))
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("name", vprm_search.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(vprm_search, name) is not None
+    assert name in dir(vprm_search)
+
+
+def test_public_names_are_few_and_an_unknown_one_is_an_attribute_error() -> None:
+    assert len(vprm_search.__all__) <= 24
+    with pytest.raises(AttributeError, match="no attribute 'beam_search'"):
+        _ = vprm_search.beam_search
+
+
+def test_type_checkers_see_the_names_that_exist_at_run_time() -> None:
+    """The lazy table and the imports for type checkers name the same things at the same places."""
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(vprm_search))
+    guarded = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname or alias.name: node.module
+        for block in guarded
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == vprm_search._HOMES

@@ -1,0 +1,215 @@
+"""`create_search_graph`: reward-guided search as a LangGraph graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+from langchain_core.messages import AnyMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import RetryPolicy
+from typing_extensions import TypedDict
+
+from vprm_search.answers import extract_answer
+from vprm_search.budget import Budget
+from vprm_search.errors import ConfigError
+from vprm_search.graph.image_references import ImageIntake, reference_images
+from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
+from vprm_search.graph.phases import SearchRules
+from vprm_search.graph.state import PlanInput, SearchChannels, SearchState
+from vprm_search.image_store import DiskImageStore, ImageStore
+from vprm_search.policy.retry import is_retryable
+from vprm_search.search.beam import BeamSearch
+from vprm_search.search.outcome import OnNoAnswer
+from vprm_search.search.plan import Strategy
+from vprm_search.search.selectors import Selector, WeightedVote
+from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_steps
+from vprm_search.types import Policy, StepScorer
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+RETRY = RetryPolicy(initial_interval=0.5, max_interval=8.0, max_attempts=3, retry_on=is_retryable)
+"""Three attempts for passing troubles; LangGraph's default skips timeouts and HTTP 429."""
+
+
+def create_search_graph(
+    *,
+    policy: Policy | BaseChatModel,
+    scorer: StepScorer,
+    strategy: Strategy | None = None,
+    selector: Selector | None = None,
+    budget: Budget | None = None,
+    image_store: ImageStore | None = None,
+    messages_key: str = "messages",
+    run_seed: int = 0,
+    on_no_answer: OnNoAnswer = "best_truncated",
+    extract: Callable[[str], str | None] = extract_answer,
+    split: Callable[[str], list[str]] = split_steps,
+    limits: StepLimits = DEFAULT_LIMITS,
+    state_schema: type[Any] | None = None,
+    context_schema: type[Any] | None = None,
+    retry_policy: RetryPolicy = RETRY,
+) -> SearchGraph:
+    """Return the graph ingest → plan → propose → score → plan … → answer, not yet compiled.
+
+    It takes a conversation under `messages_key` that ends with a question, with or without
+    images, and appends the answer as an `AIMessage` whose `response_metadata["vprm"]` holds the
+    scores, the usage and all candidates. A new human message on the same thread starts a new
+    search. Compile it with a checkpointer and a killed search goes on where it was
+    (`invoke(None, config)`); with `durability="sync"` at most one node is repeated.
+
+    Args:
+        policy: what proposes steps: any LangChain chat model, or a `Policy`.
+        scorer: what gives each step P('+').
+        strategy: which paths to go on with. Default: `BeamSearch()`.
+        selector: which finished path is the answer. Default: `WeightedVote()`, which is
+            `BestScore()` when no two answers agree.
+        budget: limits that end a search with the best answer so far. Default: none.
+        image_store: where pictures are kept. Default: `DiskImageStore()`, so that a search can be
+            resumed in another process.
+        messages_key: the key of the conversation; its reducer must be `add_messages`.
+        run_seed: makes the seeds of all candidates; equal searches draw equally.
+        on_no_answer: what to do when no path finished: take the best unfinished one
+            ("best_truncated", with `fallback` set) or raise `NoAnswerError` ("error").
+        extract: reads the final answer out of a solution, None if there is none.
+        split: cuts a whole solution into steps.
+        limits: what a step and a solution may measure.
+        state_schema: a state of your own that has `messages_key`; the search's keys are added.
+            Inherit `SearchState` to have them in the output, too.
+        context_schema: passed on to the `StateGraph`.
+        retry_policy: when a node whose policy or scorer raised is tried again.
+
+    Raises:
+        ConfigError: the policy is neither, or `state_schema` lacks `messages_key`.
+    """
+    rules = SearchRules(
+        strategy=strategy or BeamSearch(),
+        selector=selector or WeightedVote(),
+        budget=budget or Budget(),
+        extract=extract,
+        split=split,
+        limits=limits,
+    )
+    parts = SearchParts(
+        policy=as_policy(policy),
+        scorer=scorer,
+        rules=rules,
+        intake=ImageIntake(DiskImageStore() if image_store is None else image_store),
+        messages_key=messages_key,
+        run_seed=run_seed,
+        on_no_answer=on_no_answer,
+    )
+    schema = _state_schema(state_schema, messages_key)
+    graph = SearchGraph(schema, context_schema, intake=parts.intake, messages_key=messages_key)
+    _wire(graph, SearchNodes(parts), schema, retry_policy)
+    return graph
+
+
+def as_policy(policy: Policy | BaseChatModel) -> Policy:
+    """Return `policy` itself, or the adapter around a chat model. Raises `ConfigError`."""
+    if isinstance(policy, Policy):
+        return policy
+    from langchain_core.language_models import BaseChatModel
+
+    if isinstance(policy, BaseChatModel):
+        from vprm_search.policy.chat_model_policy import ChatModelPolicy
+
+        return ChatModelPolicy(policy)
+    raise ConfigError(
+        f"policy is a {type(policy).__name__}; it must be a LangChain chat model or have "
+        "`async def propose(requests)`"
+    )
+
+
+class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
+    """A compiled graph that moves pictures into the store before LangGraph sees its input.
+
+    LangGraph stores an input as it came, before any node runs; a picture in it would stay in the
+    checkpoints for good.
+    """
+
+    def stream(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
+        """Stream the graph as `CompiledStateGraph.stream` does."""
+        yield from super().stream(self._light(input), *args, **kwargs)
+
+    async def astream(self, input: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        """Stream the graph as `CompiledStateGraph.astream` does."""
+        light = await asyncio.to_thread(self._light, input)
+        chunks = cast("Any", super().astream(light, *args, **kwargs))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    def _light(self, given: Any) -> Any:
+        graph = cast("SearchGraph", self.builder)
+        if not isinstance(given, Mapping) or not given.get(graph.messages_key):
+            return given
+        messages = reference_images(given[graph.messages_key], graph.intake.name_image)
+        return {**given, graph.messages_key: messages}
+
+
+class SearchGraph(StateGraph[Any, Any, Any, Any]):
+    """The `StateGraph` of a search; compile it like any other, or add to it before."""
+
+    def __init__(
+        self,
+        state_schema: type[Any],
+        context_schema: type[Any] | None,
+        *,
+        intake: ImageIntake,
+        messages_key: str,
+    ) -> None:
+        super().__init__(state_schema, context_schema)
+        self.intake = intake
+        self.messages_key = messages_key
+
+    def compile(self, *args: Any, **kwargs: Any) -> CompiledSearchGraph:
+        """Compile as `StateGraph.compile` does."""
+        kwargs.setdefault("name", "vprm-search")
+        compiled = super().compile(*args, **kwargs)
+        light = CompiledSearchGraph.__new__(CompiledSearchGraph)
+        light.__dict__.update(compiled.__dict__)  # StateGraph names the class it makes itself
+        return light
+
+
+def _wire(
+    graph: SearchGraph, nodes: SearchNodes, schema: type[Any], retry_policy: RetryPolicy
+) -> None:
+    read = _node_input(schema, graph.messages_key)
+    for name, node in nodes.runnables().items():
+        reads = PlanInput if name == "plan" else read
+        graph.add_node(name, node, input_schema=reads, retry_policy=retry_policy)
+    graph.add_edge(START, "ingest")
+    graph.add_edge("ingest", "plan")
+    graph.add_conditional_edges("plan", next_node, {"propose": "propose", "answer": "answer"})
+    graph.add_edge("propose", "score")
+    graph.add_edge("score", "plan")
+    graph.add_edge("answer", END)
+
+
+def _state_schema(given: type[Any] | None, messages_key: str) -> type[Any]:
+    if given is None and messages_key == "messages":
+        return SearchState
+    if given is None:
+        return _typed_dict({messages_key: Annotated[list[AnyMessage], add_messages]})
+    if messages_key not in get_type_hints(given):
+        raise ConfigError(
+            f"state_schema {given.__name__} has no key {messages_key!r}; declare it as "
+            "Annotated[list[AnyMessage], add_messages], or name another messages_key"
+        )
+    return given
+
+
+def _node_input(schema: type[Any], messages_key: str) -> type[Any]:
+    hints = get_type_hints(schema, include_extras=True)
+    return _typed_dict({messages_key: hints[messages_key]})
+
+
+def _typed_dict(keys: dict[str, Any]) -> type[Any]:
+    searched = get_type_hints(SearchChannels, include_extras=True)
+    return cast("type[Any]", TypedDict("SearchState", {**keys, **searched}, total=False))  # type: ignore[operator]

@@ -1,0 +1,169 @@
+"""`run_search`: a search without a graph's checkpoints, for scripts and benchmarks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vprm_search.budget import Budget, usage_of
+from vprm_search.errors import SearchError
+from vprm_search.graph import events, phases
+from vprm_search.graph.phases import Job, SearchRules
+from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.images import normalise_image
+from vprm_search.search.beam import BeamSearch
+from vprm_search.search.outcome import OnNoAnswer, conclude
+from vprm_search.search.plan import Plan, Strategy
+from vprm_search.search.selectors import Selector, WeightedVote
+from vprm_search.steps import normalise_text
+from vprm_search.tree import SearchTree
+from vprm_search.types import ImageData, NodeRecord, Policy, Problem, SearchResult, StepScorer
+
+if TYPE_CHECKING:
+    import os
+
+    from langchain_core.language_models import BaseChatModel
+    from PIL.Image import Image
+
+    ImageSource = ImageData | bytes | str | os.PathLike[str] | Image
+
+OnEvent = Callable[[events.Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRun:
+    """The outcome of a search and the tree it grew."""
+
+    result: SearchResult
+    tree: SearchTree
+
+
+@dataclass(slots=True)
+class _Running:
+    """One search among several: its job, the time spent, and why it ended."""
+
+    job: Job
+    seconds: float = 0.0
+    ended_by: str = ""
+    plan: Plan = Plan()
+
+
+def run_search(question: str | Problem, **options: Any) -> SearchRun:
+    """Search for the answer to one question; `arun_search` for synchronous code."""
+    return run_blocking(arun_search(question, **options))
+
+
+async def arun_search(
+    question: str | Problem,
+    *,
+    policy: Policy | BaseChatModel,
+    scorer: StepScorer,
+    images: Sequence[ImageSource] = (),
+    strategy: Strategy | None = None,
+    selector: Selector | None = None,
+    budget: Budget | None = None,
+    run_seed: int = 0,
+    on_no_answer: OnNoAnswer = "best_truncated",
+    on_event: OnEvent | None = None,
+) -> SearchRun:
+    """Search for the answer to one question, in memory.
+
+    The tree is the one the search graph grows from the same question, images and options; nothing
+    is checkpointed. `images` are bytes, paths, PIL images or `ImageData`. `on_event` gets the
+    events of the graph's `custom` stream. Raises what the policy or the scorer raises, and
+    `ImageError` for an image that cannot be used.
+    """
+    from vprm_search.graph.search_graph import as_policy
+
+    rules = SearchRules(strategy or BeamSearch(), selector or WeightedVote(), budget or Budget())
+    taken = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
+    problem = _problem(question, taken)
+    job = Job(SearchTree(problem, run_seed), taken)
+    runs = await run_jobs(
+        [job], as_policy(policy), scorer, rules, on_no_answer=on_no_answer, on_event=on_event
+    )
+    return runs[0]
+
+
+async def run_jobs(
+    jobs: Sequence[Job],
+    policy: Policy,
+    scorer: StepScorer,
+    rules: SearchRules,
+    *,
+    on_no_answer: OnNoAnswer = "best_truncated",
+    on_event: OnEvent | None = None,
+) -> list[SearchRun]:
+    """Run many searches in step: one request to the policy and one to the scorer a round.
+
+    A search that has ended leaves the round; the others go on. The time of a shared round counts
+    for each search in it. Returns one run per job, in order.
+    """
+    running = [_Running(job) for job in jobs]
+    tell: OnEvent = on_event or (lambda event: None)
+    while active := [search for search in running if not search.ended_by]:
+        started = time.monotonic()
+        for search in active:
+            _plan(search, rules, tell)
+        active = [search for search in active if not search.ended_by]
+        await _round(active, policy, scorer, rules, tell)
+        for search in active:
+            search.seconds += time.monotonic() - started
+    return [_concluded(search, rules, on_no_answer, tell) for search in running]
+
+
+def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:
+    digests = tuple(image.digest for image in images)
+    if isinstance(question, str):
+        return Problem(normalise_text(question).strip(), digests)
+    if question.images != digests:
+        raise SearchError(
+            f"the problem names {len(question.images)} images and {len(digests)} were given, or "
+            "they differ; pass the problem's images in its order"
+        )
+    return question
+
+
+def _plan(search: _Running, rules: SearchRules, tell: OnEvent) -> None:
+    tree = search.job.tree
+    search.plan = phases.next_plan(tree, rules, seconds=search.seconds)
+    closed = phases.close_nodes(tree, search.plan)
+    search.ended_by = search.plan.finish
+    _tell(tell, events.planned(tree, search.plan, closed))
+    phases.check_plan(search.plan, tree, rules)
+
+
+async def _round(
+    active: Sequence[_Running],
+    policy: Policy,
+    scorer: StepScorer,
+    rules: SearchRules,
+    tell: OnEvent,
+) -> None:
+    jobs = [search.job for search in active]
+    proposed = await phases.propose(jobs, [search.plan for search in active], policy, rules)
+    for job, records in zip(jobs, proposed, strict=True):
+        phases.check_progress(records, job.tree, rules)
+        _tell(tell, events.expanded(job.tree, records))
+    scored: list[list[NodeRecord]] = await phases.score(jobs, scorer, rules)
+    for job, records in zip(jobs, scored, strict=True):
+        _tell(tell, events.scored(job.tree, records))
+
+
+def _concluded(
+    search: _Running, rules: SearchRules, on_no_answer: OnNoAnswer, tell: OnEvent
+) -> SearchRun:
+    tree = search.job.tree
+    usage = usage_of(tree, search.seconds)
+    result = conclude(
+        tree, rules.selector, usage=usage, ended_by=search.ended_by, on_no_answer=on_no_answer
+    )
+    _tell(tell, events.answered(tree, result))
+    return SearchRun(result, tree)
+
+
+def _tell(tell: OnEvent, told: Sequence[events.Event]) -> None:
+    for event in told:
+        tell(event)

@@ -1,0 +1,116 @@
+"""How a problem and the steps so far are put to a chat model, and what is undone in its reply.
+
+A model that can continue a partial answer gets the steps as its own unfinished message. Any other
+model is shown the steps in the user turn and asked for exactly the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+
+from vprm_search.policy.capabilities import Prefill
+from vprm_search.policy.messages import human_message
+from vprm_search.types import ImageData, ProposeRequest
+
+DEFAULT_INSTRUCTION = (
+    "Solve the problem step by step. Write every step as one short paragraph, with a blank line "
+    "between steps and no blank line inside a step. End the last step with a line "
+    '"Answer: <the final answer>" and write nothing after it.'
+)
+FIRST_STEP = "Write only the first step now, then stop."
+NEXT_STEP = (
+    "Write only the next step now, exactly one, and do not repeat the steps above. If the solution "
+    'is complete with it, end it with the line "Answer: <the final answer>".'
+)
+REST = (
+    "Continue right after the last step above, without repeating any of it, to the end of the "
+    "solution."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """How prompts are written for one model."""
+
+    separator: str
+    prefill: Prefill
+    prefill_whitespace: bool
+    system_prompt: str | None
+    instruction: str
+
+
+def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMessage]:
+    """Return the conversation that asks for the continuations of `request`.
+
+    The problem's own system text stands in for the style's system prompt. Images come first, in
+    the problem's order.
+    """
+    system = request.problem.system or style.system_prompt
+    messages: list[BaseMessage] = [SystemMessage(system)] if system else []
+    parts = [request.problem.question]
+    if style.instruction:
+        parts.append(style.instruction)
+    if style.prefill == "none":
+        parts += _asked_steps(request, style)
+    messages.append(_question("\n\n".join(parts), request.images))
+    if style.prefill != "none" and request.steps:
+        prefix = style.separator.join(request.steps) + style.separator
+        messages.append(AIMessage(prefix if style.prefill_whitespace else prefix.rstrip()))
+    return messages
+
+
+def _asked_steps(request: ProposeRequest, style: PromptStyle) -> list[str]:
+    if not request.steps:
+        return [FIRST_STEP] if request.until == "step" else []
+    so_far = style.separator.join(request.steps)
+    ask = NEXT_STEP if request.until == "step" else REST
+    return [f"Solution so far:\n\n{so_far}", ask]
+
+
+def _question(text: str, images: Sequence[ImageData]) -> HumanMessage:
+    return human_message(text, images)
+
+
+def strip_echo(text: str, steps: Sequence[str], separator: str) -> str:
+    """Return `text` without a repetition of the path it should continue.
+
+    A model may repeat all steps so far, or the last few of them, before it goes on. The longest
+    such beginning is removed, if it is followed by the separator or nothing: a step that merely
+    starts like an earlier one stays.
+    """
+    body = text.lstrip()
+    for first in range(len(steps)):
+        echo = separator.join(steps[first:]).strip()
+        if not echo or not body.startswith(echo):
+            continue
+        rest = body[len(echo) :]
+        if not rest.strip() or rest.startswith(separator):
+            return rest
+    return text
+
+
+def stop_strings(separator: str, accepted: str) -> list[str] | None:
+    """Return the stop strings to send for one step, as far as the model accepts them."""
+    if accepted == "none" or (accepted == "non_blank" and not separator.strip()):
+        return None
+    return [separator]
+
+
+def server_body(
+    style: PromptStyle, own: Mapping[str, object], *, continues: bool, stops: bool
+) -> dict[str, object]:
+    """Return the extra request fields by which a vLLM-like server continues a partial answer.
+
+    `own` are the extra fields the user's client already sends; a call-time body would replace
+    them. `include_stop_str_in_output` is asked for because the client drops the server's word on
+    whether a stop string or the end token ended a reply.
+    """
+    body = dict(own)
+    if style.prefill == "server" and continues:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if style.prefill == "server" and stops:
+        body["include_stop_str_in_output"] = True
+    return body

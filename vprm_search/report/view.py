@@ -1,0 +1,158 @@
+"""What every picture of a search shows: its nodes in reading order, each with a place.
+
+Terminal, HTML and PNG are drawn from the same view, so they cannot tell different stories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from vprm_search.tree import SearchTree
+from vprm_search.types import Candidate, NodeId, NodeRecord, NodeStatus, SearchResult, Usage
+
+DEFAULT_MAX_NODES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One step as drawn: `column` is its depth (0: first step), `row` its vertical place.
+
+    `chosen` marks the path of the answer.
+    """
+
+    id: NodeId
+    parent: NodeId | None
+    column: int
+    row: float
+    text: str
+    status: NodeStatus
+    reason: str
+    score: float | None
+    score_reason: str
+    path_score: float | None
+    answer: str | None
+    round: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SearchView:
+    """A search as drawn: nodes in reading order (a parent before its children).
+
+    `hidden` counts the nodes left out of a large tree; `expected` is the right answer if known.
+    """
+
+    question: str
+    nodes: tuple[NodeView, ...]
+    hidden: int
+    rows: int
+    columns: int
+    aggregate: str
+    answer: str | None
+    score: float | None
+    fallback: bool
+    ended_by: str
+    candidates: tuple[Candidate, ...]
+    usage: Usage
+    title: str = "Search"
+    expected: str | None = None
+
+
+def view_of(
+    tree: SearchTree,
+    result: SearchResult,
+    *,
+    title: str = "Search",
+    aggregate: str = "mean",
+    expected: str | None = None,
+    max_nodes: int = DEFAULT_MAX_NODES,
+) -> SearchView:
+    """Return what to draw of a search.
+
+    Beyond `max_nodes` nodes, the answer's path and the candidates' paths are kept first, then
+    earlier rounds.
+    """
+    chosen = set() if result.node is None else {record.id for record in tree.path(result.node)}
+    shown = _shown(tree, chosen, result.candidates, max_nodes)
+    nodes = _placed(tree, shown, chosen, aggregate)
+    return SearchView(
+        question=tree.problem.question,
+        nodes=tuple(nodes),
+        hidden=len(tree) - 1 - len(nodes),
+        rows=1 + int(max((node.row for node in nodes), default=0)),
+        columns=1 + max((node.column for node in nodes), default=0),
+        aggregate=aggregate,
+        answer=result.answer,
+        score=result.score,
+        fallback=result.fallback,
+        ended_by=result.ended_by,
+        candidates=result.candidates,
+        usage=result.usage,
+        title=title,
+        expected=expected,
+    )
+
+
+def _shown(
+    tree: SearchTree, chosen: set[NodeId], candidates: Sequence[Candidate], limit: int
+) -> Collection[NodeId]:
+    """Return the ids to draw; whatever is drawn has its parent drawn too."""
+    if len(tree) - 1 <= limit:
+        return tree.records.keys()
+    shown: dict[NodeId, None] = dict.fromkeys(chosen)
+    rest = sorted(tree, key=lambda record: (record.round, tree.depth(record.id), record.id))
+    for node in [*(candidate.node for candidate in candidates), *(record.id for record in rest)]:
+        path = dict.fromkeys(record.id for record in tree.path(node))
+        if len(shown | path) <= limit:
+            shown |= path
+    return shown
+
+
+def _placed(
+    tree: SearchTree, shown: Collection[NodeId], chosen: set[NodeId], aggregate: str
+) -> list[NodeView]:
+    """Give every leaf a row of its own and every parent the middle of its children."""
+    order: list[NodeView] = []
+    waiting: list[tuple[NodeRecord, int]] = [(tree[tree.root_id], -1)]
+    while waiting:  # depth first without recursion: a path may be long
+        record, column = waiting.pop()
+        if record.parent is not None:
+            order.append(_node(tree, record, column, record.id in chosen, aggregate))
+        below = [child for child in tree.children(record.id) if child.id in shown]
+        waiting.extend((child, column + 1) for child in reversed(below))
+    rows = _rows(order)
+    return [replace(node, row=rows[node.id]) for node in order]
+
+
+def _rows(order: Sequence[NodeView]) -> dict[NodeId, float]:
+    parents = {node.parent for node in order}
+    leaves = [node.id for node in order if node.id not in parents]
+    rows: dict[NodeId, float] = {node: float(place) for place, node in enumerate(leaves)}
+    spans: dict[NodeId, list[float]] = {}
+    for node in reversed(order):  # children come before their parents here
+        if node.id in spans:
+            rows[node.id] = (min(spans[node.id]) + max(spans[node.id])) / 2
+        if node.parent is not None:
+            spans.setdefault(node.parent, []).append(rows[node.id])
+    return rows
+
+
+def _node(
+    tree: SearchTree, record: NodeRecord, column: int, chosen: bool, aggregate: str
+) -> NodeView:
+    return NodeView(
+        id=record.id,
+        parent=None if record.parent == tree.root_id else record.parent,
+        column=column,
+        row=0.0,
+        text=record.text,
+        status=record.status,
+        reason=record.reason,
+        score=record.score,
+        score_reason=record.score_reason,
+        path_score=tree.path_score(record.id, aggregate),
+        answer=record.answer,
+        round=record.round,
+        chosen=chosen,
+    )

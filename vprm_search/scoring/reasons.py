@@ -1,0 +1,23 @@
+"""Why a step has no score: the first word of every `StepScore.reason`, and what it means.
+
+too_long        problem and solution exceed the model's context; final
+bad_input       a text cannot be encoded safely, or there is no step
+image_missing   the request does not hold the problem's images
+bad_image       an image is damaged
+out_of_memory   even this path alone does not fit into memory
+not_finite      the model's logits are NaN or infinite
+"""
+
+from __future__ import annotations
+
+TOO_LONG = "too_long"
+BAD_INPUT = "bad_input"
+IMAGE_MISSING = "image_missing"
+BAD_IMAGE = "bad_image"
+OUT_OF_MEMORY = "out_of_memory"
+NOT_FINITE = "not_finite"
+
+
+def is_permanent(reason: str) -> bool:
+    """Whether asking again can never give a score: only then may the failure be remembered."""
+    return reason.split(":", 1)[0] == TOO_LONG

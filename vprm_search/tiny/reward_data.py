@@ -1,0 +1,106 @@
+"""The batches of the tiny reward models' training: what kind, which family, which length, per step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from vprm_search.pipeline.records import LabelledSolution, ProblemRecord
+from vprm_search.pipeline.rows import TrainingRow
+from vprm_search.tiny.label import problem_of
+from vprm_search.tiny.reward_rows import RowWriter
+from vprm_search.tiny.world import FAMILIES, TinyProblem, corrupt, exact_labels, generate, parse_answer
+
+LabelKind = Literal["monte_carlo", "exact", "outcome"]
+"""Labels of the policy's solutions: Monte Carlo ('+' iff score > 0), exact, or the final answer only."""
+ENDLESS = 1 << 40
+"""Rule-made problems are drawn from this many indices of the training split: never repeated."""
+_SHORTEST = 2  # steps; shorter "solutions" are broken samples
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A solution to a known problem with one label per step."""
+
+    problem: TinyProblem
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+
+
+def labelled_texts(records: Iterable[ProblemRecord], kind: LabelKind) -> list[LabelledText]:
+    """Read labelling records as training texts; each distinct solution once."""
+    texts = []
+    for record in records:
+        problem = problem_of(record.id)
+        for solution in record.solutions:
+            if _SHORTEST <= len(solution.steps) <= len(problem.steps) + 1:
+                steps = tuple(label.step for label in solution.steps)
+                texts.append(LabelledText(problem, steps, _labels(problem, solution, kind)))
+    return texts
+
+
+def _labels(
+    problem: TinyProblem, solution: LabelledSolution, kind: LabelKind
+) -> tuple[float | None, ...]:
+    if kind == "monte_carlo":
+        signs = (label.positive() for label in solution.steps)
+        return tuple(None if sign is None else float(sign) for sign in signs)
+    if kind == "exact":
+        return tuple(map(float, exact_labels(problem, [label.step for label in solution.steps])))
+    return (float(solution.correct),) * len(solution.steps)
+
+
+@dataclass(frozen=True)
+class RewardBatches:
+    """Makes the rows of training step i, a function of `seed` and i alone.
+
+    A batch holds rows of one length (family and number of steps), so that little is padded: either
+    rule-made solutions to fresh problems, with a share of `rule_share` of the batches, or the
+    policy's solutions from `texts`.
+    """
+
+    writer: RowWriter
+    seed: int
+    rows: int = 48
+    texts: Sequence[LabelledText] = ()
+    rule_share: float = 1.0
+    local_targets: bool = False
+    families: tuple[str, ...] = FAMILIES
+
+    def __call__(self, step: int) -> list[TrainingRow]:
+        """Return the rows of one step."""
+        rng = random.Random(f"reward-batches|{self.seed}|{step}")
+        if not self.texts or rng.random() < self.rule_share:
+            return self._rule_made(rng)
+        same = self._buckets[_bucket(rng.choice(self.texts))]
+        chosen = [rng.choice(same) for _ in range(self.rows)]
+        write = self.writer.write_local if self.local_targets else self.writer.write
+        return [write(text.problem, text.steps, text.labels) for text in chosen]
+
+    def _rule_made(self, rng: random.Random) -> list[TrainingRow]:
+        family = rng.choice(self.families)
+        rows: list[TrainingRow] = []
+        length = 0
+        while len(rows) < self.rows:
+            problem = generate(family, "train", rng.randrange(ENDLESS))
+            length = length or len(problem.steps)
+            if len(problem.steps) == length:
+                steps, labels = corrupt(problem, rng)
+                if self.writer.supervision == "final_step":
+                    labels = [parse_answer(steps[-1]) == problem.answer] * len(steps)
+                rows.append(self.writer.write_local(problem, steps, labels))
+        return rows
+
+    @cached_property
+    def _buckets(self) -> dict[tuple[str, int], list[LabelledText]]:
+        buckets: dict[tuple[str, int], list[LabelledText]] = {}
+        for text in self.texts:
+            buckets.setdefault(_bucket(text), []).append(text)
+        return buckets
+
+
+def _bucket(text: LabelledText) -> tuple[str, int]:
+    return text.problem.family, len(text.steps)
