@@ -89,7 +89,7 @@ class SearchTree:
         self.totals = Totals()
         self._records: dict[NodeId, NodeRecord] = {}
         self._children: dict[NodeId, dict[int, NodeId]] = {}
-        self._by_round: dict[int, list[NodeId]] = {}
+        self._by_round: dict[int, dict[NodeId, None]] = {}
         self._open_leaves: dict[NodeId, None] = {}
         self._ended: dict[NodeId, None] = {}
         self._unscored: dict[NodeId, None] = {}
@@ -134,13 +134,13 @@ class SearchTree:
         old = self._records.get(record.id)
         if old is not None:
             self.totals.add(old, -1)
+            self._by_round[old.round].pop(record.id)  # the join may know a later round
         self.totals.add(record, 1)
         self._records[record.id] = record
-        if old is None:
-            self._by_round.setdefault(record.round, []).append(record.id)
-            if record.parent is not None:
-                self._children.setdefault(record.parent, {})[record.index] = record.id
-                self._open_leaves.pop(record.parent, None)
+        self._by_round.setdefault(record.round, {})[record.id] = None
+        if old is None and record.parent is not None:
+            self._children.setdefault(record.parent, {})[record.index] = record.id
+            self._open_leaves.pop(record.parent, None)
         self._index(record)
 
     def _index(self, record: NodeRecord) -> None:
@@ -245,7 +245,9 @@ class SearchTree:
         Samples often begin with equal steps; a twin's score is this node's score too.
         """
         for new in self._new_scores:  # not keyed on arrival: a parent may arrive later
-            self._scored_texts.setdefault(self._text_key(new), new)
+            key = self._text_key(new)
+            # the smallest id, not the first to arrive: twins may have been scored separately
+            self._scored_texts[key] = min(new, self._scored_texts.get(key, new))
         self._new_scores.clear()
         twin = self._scored_texts.get(self._text_key(node))
         return None if twin is None else self._records[twin]
@@ -308,8 +310,11 @@ class SearchTree:
             raise RecordError(
                 f"tree format {data.get('version')!r} is not known (expected {FORMAT_VERSION})"
             )
-        tree = cls(Problem.from_json(data["problem"]), int(data["run_seed"]))
-        tree.merge(NodeRecord.from_json(record) for record in data["nodes"])
+        problem, run_seed, nodes = (data.get(key) for key in ("problem", "run_seed", "nodes"))
+        if type(run_seed) is not int or not isinstance(nodes, list):
+            raise RecordError("not a tree: expected 'problem', 'run_seed' (int), 'nodes' (list)")
+        tree = cls(Problem.from_json(problem or {}), run_seed)
+        tree.merge(NodeRecord.from_json(record) for record in nodes)
         tree.check()
         return tree
 

@@ -218,18 +218,43 @@ class NodeRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> NodeRecord:
-        """Read a record written by `to_json`. Raises `RecordError` on a wrong shape."""
+        """Read a record written by `to_json`. Raises `RecordError` on a wrong shape or value."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("id"), str):
+            raise RecordError(f"not a node record: {str(data)[:80]!r}")
+        where = f"node {data['id']}"
         unknown = set(data) - _NODE_FIELDS
-        if unknown or not isinstance(data.get("id"), str):
-            raise RecordError(
-                f"not a node record: unknown fields {sorted(unknown)}, id {data.get('id')!r}"
-            )
+        missing = {"parent", "index"} - set(data)
+        if unknown or missing:
+            raise RecordError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
         if data.get("status", "open") not in NODE_STATUSES:
-            raise RecordError(f"node {data['id']}: status {data.get('status')!r} is not known")
-        return cls(**data)
+            raise RecordError(f"{where}: status {data.get('status')!r} is not known")
+        for name, value in data.items():
+            if type(value) not in _FIELD_TYPES[name]:
+                raise RecordError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
+            if type(value) is int and value < 0:
+                raise RecordError(f"{where}: {name} is {value}, it cannot be negative")
+        scores = {name: _probability(where, v) for name, v in data.get("path_scores", {}).items()}
+        score = data.get("score")
+        score = None if score is None else _probability(where, score)
+        return cls(**{**data, "score": score, "path_scores": scores})
+
+
+def _probability(where: str, value: Json) -> float:
+    # One type of number only: 1 and 1.0 are equal, but their canonical JSON is not.
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise RecordError(f"{where}: score {value!r} is not a probability")
+    return float(value)
 
 
 _NODE_FIELDS = frozenset(NodeRecord.__slots__)
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "text", "status", "reason", "score_reason"), (str,)),
+    **dict.fromkeys(("parent", "answer"), (str, type(None))),
+    **dict.fromkeys(("index", "seed", "round"), (int,)),
+    **dict.fromkeys(("generated_tokens", "prompt_tokens", "scored_tokens", "requests"), (int,)),
+    "score": (float, int, type(None)),
+    "path_scores": (dict,),
+}
 _OPTIONAL_FIELDS: dict[str, Json] = {
     "text": "",
     "status": "open",

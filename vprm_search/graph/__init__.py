@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name on first use: LangGraph takes seconds to import, `run_search` needs none of it."""
+    """Load a name on first use: LangGraph takes a second, and `run_search` needs none of it."""
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

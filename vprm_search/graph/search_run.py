@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import SearchError
 from vprm_search.graph import events, phases
 from vprm_search.graph.phases import Job, SearchRules
+from vprm_search.graph.policies import as_policy
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.images import normalise_image
 from vprm_search.search.beam import BeamSearch
@@ -47,7 +48,7 @@ class _Running:
     job: Job
     seconds: float = 0.0
     ended_by: str = ""
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
 
 
 def run_search(question: str | Problem, **options: Any) -> SearchRun:
@@ -75,8 +76,6 @@ async def arun_search(
     events of the graph's `custom` stream. Raises what the policy or the scorer raises, and
     `ImageError` for an image that cannot be used.
     """
-    from vprm_search.graph.search_graph import as_policy
-
     rules = SearchRules(strategy or BeamSearch(), selector or WeightedVote(), budget or Budget())
     taken = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
     problem = _problem(question, taken)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from langchain_core.messages import AnyMessage
 from langgraph.graph.message import add_messages
@@ -58,10 +59,28 @@ class SearchState(SearchChannels, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
 
 
-class PlanInput(SearchChannels, total=False):
-    """What the plan node reads: the search, and how many supersteps LangGraph still allows."""
+def channels(*, delta: bool = False) -> dict[str, Any]:
+    """Return the annotations of `SearchChannels`.
 
-    search_steps_left: RemainingSteps
+    With `delta`, a checkpoint holds only the records that changed (LangGraph's `DeltaChannel`,
+    beta in 1.2): the file grows with the tree and not with its square, but no checkpoint of a
+    thread may be deleted while the thread is in use.
+    """
+    hints = get_type_hints(SearchChannels, include_extras=True)
+    if delta:
+        from langgraph.channels.delta import DeltaChannel
+
+        hints["search_nodes"] = Annotated[dict[str, Any], DeltaChannel(_merge_all)]
+    return hints
+
+
+def plan_channels(*, delta: bool = False) -> dict[str, Any]:
+    """Return what the plan node reads: the search, and the supersteps LangGraph still allows."""
+    return {**channels(delta=delta), "search_steps_left": RemainingSteps}
+
+
+def _merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
+    return functools.reduce(merge_records, news, known)
 
 
 def tree_of_state(state: Mapping[str, Any]) -> SearchTree:

@@ -25,7 +25,7 @@ from vprm_search.images import (
 from vprm_search.steps import StepLimits, normalise_text
 from vprm_search.types import ImageData, Problem
 
-_PASS_BYTES = (
+_NEVER_FETCHED = (
     "remote images are never fetched: download it yourself and pass the bytes as "
     '{"type": "image", "base64": ..., "mime_type": ...}'
 )
@@ -134,5 +134,5 @@ def _image(block: dict[str, Any], limits: ImageLimits) -> ImageData:
     if isinstance(url, str) and url[:64].lstrip().lower().startswith("data:"):
         return image_from_data_uri(url, limits=limits)
     if isinstance(url, str) and url:
-        raise ImageError(f"an image is given as the address {url[:80]!r}; {_PASS_BYTES}")
-    raise ImageError(f"an image block has no data; {_PASS_BYTES}")
+        raise ImageError(f"an image is given as the address {url[:80]!r}; {_NEVER_FETCHED}")
+    raise ImageError(f"an image block has no data; {_NEVER_FETCHED}")

@@ -6,14 +6,14 @@ model is shown the steps in the user turn and asked for exactly the next one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 
-from vprm_search.policy.capabilities import Prefill
+from vprm_search.policy.capabilities import Prefill, StopWords
 from vprm_search.policy.messages import human_message
-from vprm_search.types import ImageData, ProposeRequest
+from vprm_search.types import ProposeRequest
 
 DEFAULT_INSTRUCTION = (
     "Solve the problem step by step. Write every step as one short paragraph, with a blank line "
@@ -55,7 +55,7 @@ def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMess
         parts.append(style.instruction)
     if style.prefill == "none":
         parts += _asked_steps(request, style)
-    messages.append(_question("\n\n".join(parts), request.images))
+    messages.append(human_message("\n\n".join(parts), request.images))
     if style.prefill != "none" and request.steps:
         prefix = style.separator.join(request.steps) + style.separator
         messages.append(AIMessage(prefix if style.prefill_whitespace else prefix.rstrip()))
@@ -68,10 +68,6 @@ def _asked_steps(request: ProposeRequest, style: PromptStyle) -> list[str]:
     so_far = style.separator.join(request.steps)
     ask = NEXT_STEP if request.until == "step" else REST
     return [f"Solution so far:\n\n{so_far}", ask]
-
-
-def _question(text: str, images: Sequence[ImageData]) -> HumanMessage:
-    return human_message(text, images)
 
 
 def strip_echo(text: str, steps: Sequence[str], separator: str) -> str:
@@ -92,25 +88,8 @@ def strip_echo(text: str, steps: Sequence[str], separator: str) -> str:
     return text
 
 
-def stop_strings(separator: str, accepted: str) -> list[str] | None:
+def stop_strings(separator: str, accepted: StopWords) -> tuple[str, ...]:
     """Return the stop strings to send for one step, as far as the model accepts them."""
     if accepted == "none" or (accepted == "non_blank" and not separator.strip()):
-        return None
-    return [separator]
-
-
-def server_body(
-    style: PromptStyle, own: Mapping[str, object], *, continues: bool, stops: bool
-) -> dict[str, object]:
-    """Return the extra request fields by which a vLLM-like server continues a partial answer.
-
-    `own` are the extra fields the user's client already sends; a call-time body would replace
-    them. `include_stop_str_in_output` is asked for because the client drops the server's word on
-    whether a stop string or the end token ended a reply.
-    """
-    body = dict(own)
-    if style.prefill == "server" and continues:
-        body |= {"continue_final_message": True, "add_generation_prompt": False}
-    if style.prefill == "server" and stops:
-        body["include_stop_str_in_output"] = True
-    return body
+        return ()
+    return (separator,)

@@ -82,7 +82,7 @@ async def call_with_retries(
     end = clock() + rules.deadline_s
     for number in range(1, rules.max_attempts + 1):
         try:
-            async with asyncio.timeout(min(rules.timeout_s, max(0.0, end - clock()))):
+            async with asyncio.timeout_at(min(end, clock() + rules.timeout_s)):
                 return Outcome(await attempt(), None, number)
         except Exception as error:
             wait = retry_after(error)

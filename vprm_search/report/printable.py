@@ -1,15 +1,15 @@
-"""Text of users and models made safe to show: no control characters, nothing that turns the line."""
+"""Text of users and models made safe to show: no control characters, nothing that turns a line."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _KEPT_FORMAT = frozenset("\u200c\u200d")  # joiners: Persian, Indic scripts and emoji need them
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+_HIDDEN = frozenset({"Cc", "Cf", "Cs"})
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return `text` without control, format (bidirectional overrides), and unassigned characters.
+    """Return `text` without control, format (bidirectional overrides, tags) or surrogate characters.
 
     Line breaks, tabs and runs of spaces become one space; with `lines` line breaks are kept.
     """

@@ -10,6 +10,7 @@ from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.scoring.memo_store import MemoEntry, MemoryScoreStore, ScoreStore
 from vprm_search.scoring.reasons import is_permanent
+from vprm_search.scoring.text_encoder import without_surrogates
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore, StepScorer
 
 _KEY_VERSION = 1
@@ -97,7 +98,7 @@ class MemoScorer:
 def step_keys(identity: str, request: ScoreRequest) -> list[str]:
     """Return the key of every step of a request; injective in all that a score depends on."""
     problem = request.problem
-    text = (problem.question, problem.system)
+    text = (without_surrogates(problem.question), without_surrogates(problem.system))
     root = digest("score", _KEY_VERSION, identity, *text, len(problem.images), *problem.images)
-    chain = accumulate(request.steps, lambda key, step: digest(key, step), initial=root)
+    chain = accumulate(request.steps, lambda key, step: digest(key, without_surrogates(step)), initial=root)
     return [key.hex() for key in chain][1:]

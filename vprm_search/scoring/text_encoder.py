@@ -110,23 +110,22 @@ class TextEncoder:
             if anchored is not None and self._forbidden_ids.isdisjoint(anchored):
                 return EncodedText(tuple(anchored))
         ids = self._plain(clean)
-        if self._forbidden_ids.isdisjoint(ids):
+        found = self._found(ids)
+        if not found:
             return EncodedText(tuple(ids))
-        ids = self._plain(self._neutralise(clean))
-        if self._forbidden_ids.isdisjoint(ids):
-            return EncodedText(tuple(ids), 1)
-        found = sorted(w for w, i in self._forbidden.items() if i in set(ids))
+        for words in (found, list(self._forbidden)):
+            ids = self._plain(_broken(clean, words))
+            if self._forbidden_ids.isdisjoint(ids):
+                return EncodedText(tuple(ids), 1)
         raise InputError(
-            f"a text of {len(text)} characters still encodes to control tokens {found} after "
-            "their names were broken up; this tokenizer cannot carry it, leave the text out"
+            f"a text of {len(text)} characters still encodes to control tokens "
+            f"{self._found(ids)} after their names were broken up; this tokenizer cannot carry "
+            "it, leave the text out"
         )
 
-    def _neutralise(self, text: str) -> str:
-        """Break every name of a control token by a visible dot, longest names first."""
-        for word in sorted(self._forbidden, key=len, reverse=True):
-            broken = word[0] + _BREAK + word[1:] if len(word) > 1 else _BREAK
-            text = text.replace(word, broken)
-        return text
+    def _found(self, ids: Sequence[int]) -> list[str]:
+        seen = self._forbidden_ids.intersection(ids)
+        return [word for word, token in self._forbidden.items() if token in seen]
 
     def _plain(self, text: str) -> list[int]:
         if not text:
@@ -164,6 +163,13 @@ class TextEncoder:
             for word, token in words.items()
             if word.strip() and (token in keep or token != unknown)
         }
+
+
+def _broken(text: str, words: Sequence[str]) -> str:
+    """Break every name of a control token by a visible dot, longest names first."""
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, word[0] + _BREAK + word[1:] if len(word) > 1 else _BREAK)
+    return text
 
 
 def without_surrogates(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -13,6 +13,7 @@ from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
 Ranked = list[tuple[float, NodeRecord]]
+_KEPT_FIRST = {"finished": 0, "open": 1, "truncated": 2}
 
 
 class BeamSearch(BaseModel):
@@ -48,7 +49,7 @@ class BeamSearch(BaseModel):
     aggregate: str = "mean"
     dedup: bool = True
     refill: int = Field(default=1, ge=0, le=8)
-    stop: int | Literal["width"] | None = "width"
+    stop: Annotated[int, Field(ge=1)] | Literal["width"] | None = "width"
 
     @field_validator("aggregate")
     @classmethod
@@ -96,8 +97,9 @@ class BeamSearch(BaseModel):
         for parent in parents:
             first: dict[str, NodeRecord] = {}
             alive = [c for c in tree.children(parent) if c.status not in ("failed", "pruned")]
-            # a finished twin is kept before an open one: expanding the latter would end it too
-            for child in sorted(alive, key=lambda c: (c.status != "finished", c.index)):
+            # A finished twin is kept before an open one: expanding the latter would end it too.
+            # One cut by the token limit is kept last: it cannot be expanded.
+            for child in sorted(alive, key=lambda c: (_KEPT_FIRST[c.status], c.index)):
                 twin = first.setdefault(child.text, child)
                 if twin is not child:
                     close.append(Close(child.id, f"duplicate of {twin.id}"))
@@ -141,7 +143,7 @@ class BeamSearch(BaseModel):
 
     def _reason(self, rank: int, score: float, ranked: Ranked) -> str:
         best = ranked[0]
-        if rank >= max(self.width, self.keep_at_least):
+        if rank >= self.width:
             last = ranked[self.width - 1]
             return f"outranked: {score:.4f} is rank {rank + 1} of {len(ranked)}, after {last[1].id}"
         if rank < self.keep_at_least:

@@ -34,7 +34,9 @@ def conclude(
         selection = _fallback(tree, selector, on_no_answer, ended_by)
     shown = finished if selection.node is None or not fallback else [tree[selection.node]]
     candidates = tuple(_candidate(tree, record, selector, selection) for record in shown)
-    ordered = sorted(candidates, key=lambda c: (-c.votes, -(c.score or -1.0), c.node))
+    ordered = sorted(
+        candidates, key=lambda c: (-c.votes, 1.0 if c.score is None else -c.score, c.node)
+    )
     if selection.node is None:
         return SearchResult(None, "", None, None, ended_by, True, tuple(ordered), usage)
     winner = tree[selection.node]

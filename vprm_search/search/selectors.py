@@ -6,6 +6,7 @@ and never let a path without a score win over one with a score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -79,15 +80,19 @@ def _best(ballots: Sequence[Ballot]) -> NodeId | None:
 
 
 def _tally(ballots: Sequence[Ballot], weight: Callable[[Ballot], float]) -> dict[int, float]:
-    votes: dict[int, float] = {}
+    weights: dict[int, list[float]] = {}
     for ballot in ballots:
         if ballot.answer_class is not None:
-            votes[ballot.answer_class] = votes.get(ballot.answer_class, 0.0) + weight(ballot)
-    return votes
+            weights.setdefault(ballot.answer_class, []).append(weight(ballot))
+    # An exact sum: the same scores in another order must tie, not differ in the last bit.
+    return {group: math.fsum(parts) for group, parts in weights.items()}
 
 
 def _elect(ballots: Sequence[Ballot], votes: dict[int, float]) -> Selection:
-    """Take the class with the most votes, and in it the path of the highest score."""
+    """Take the class with the most votes, and in it the path of the highest score.
+
+    A class without any scored path wins only if no path with an answer has a score.
+    """
     by_node = {b.node: votes[b.answer_class] for b in ballots if b.answer_class is not None}
 
     def rank(group: int) -> tuple[float, float, NodeId]:
@@ -97,7 +102,8 @@ def _elect(ballots: Sequence[Ballot], votes: dict[int, float]) -> Selection:
 
     if not votes:
         return Selection(_best(ballots), by_node)
-    group = min(votes, key=rank)
+    known = {b.answer_class for b in ballots if b.score is not None}
+    group = min([group for group in votes if group in known] or votes, key=rank)
     members = [b for b in ballots if b.answer_class == group]
     return Selection(_best(members) or min(b.node for b in members), by_node)
 

@@ -18,6 +18,8 @@ LabelKind = Literal["monte_carlo", "exact", "outcome"]
 """Labels of the policy's solutions: Monte Carlo ('+' iff score > 0), exact, or the final answer only."""
 ENDLESS = 1 << 40
 """Rule-made problems are drawn from this many indices of the training split: never repeated."""
+SHORT = 5
+"""Steps of the shortest problems."""
 _SHORTEST = 2  # steps; shorter "solutions" are broken samples
 
 
@@ -57,42 +59,54 @@ def _labels(
 class RewardBatches:
     """Makes the rows of training step i, a function of `seed` and i alone.
 
-    A batch holds rows of one length (family and number of steps), so that little is padded: either
-    rule-made solutions to fresh problems, with a share of `rule_share` of the batches, or the
-    policy's solutions from `texts`.
+    A batch holds rows of one length (family and number of steps), so that nothing is padded, and
+    as many of them as give about `verdicts` steps, so that every batch costs the same. Its rows are
+    either rule-made solutions to fresh problems (a share `rule_share` of the batches) or the
+    policy's solutions from `texts`. Before step `short_until` only the shortest problems are used.
     """
 
     writer: RowWriter
     seed: int
-    rows: int = 48
+    verdicts: int = 264
     texts: Sequence[LabelledText] = ()
     rule_share: float = 1.0
     local_targets: bool = False
+    short_until: int = 0
     families: tuple[str, ...] = FAMILIES
 
     def __call__(self, step: int) -> list[TrainingRow]:
         """Return the rows of one step."""
         rng = random.Random(f"reward-batches|{self.seed}|{step}")
         if not self.texts or rng.random() < self.rule_share:
-            return self._rule_made(rng)
+            return self._rule_made(rng, step < self.short_until)
         same = self._buckets[_bucket(rng.choice(self.texts))]
-        chosen = [rng.choice(same) for _ in range(self.rows)]
+        chosen = [rng.choice(same) for _ in range(self._count(len(same[0].steps)))]
         write = self.writer.write_local if self.local_targets else self.writer.write
         return [write(text.problem, text.steps, text.labels) for text in chosen]
 
-    def _rule_made(self, rng: random.Random) -> list[TrainingRow]:
-        family = rng.choice(self.families)
-        rows: list[TrainingRow] = []
-        length = 0
-        while len(rows) < self.rows:
-            problem = generate(family, "train", rng.randrange(ENDLESS))
-            length = length or len(problem.steps)
-            if len(problem.steps) == length:
-                steps, labels = corrupt(problem, rng)
-                if self.writer.supervision == "final_step":
-                    labels = [parse_answer(steps[-1]) == problem.answer] * len(steps)
-                rows.append(self.writer.write_local(problem, steps, labels))
+    def _count(self, steps: int) -> int:
+        return max(1, round(self.verdicts / steps))
+
+    def _rule_made(self, rng: random.Random, short: bool) -> list[TrainingRow]:
+        """Write fresh rule-made rows; the first fitting problem sets family and length."""
+        first = self._problem(rng, self.families)
+        while short and len(first.steps) > SHORT:
+            first = self._problem(rng, self.families)
+        rows = [self._rule_made_row(first, rng)]
+        while len(rows) < self._count(len(first.steps)):
+            problem = self._problem(rng, (first.family,))
+            if len(problem.steps) == len(first.steps):
+                rows.append(self._rule_made_row(problem, rng))
         return rows
+
+    def _problem(self, rng: random.Random, families: tuple[str, ...]) -> TinyProblem:
+        return generate(rng.choice(families), "train", rng.randrange(ENDLESS))
+
+    def _rule_made_row(self, problem: TinyProblem, rng: random.Random) -> TrainingRow:
+        steps, labels = corrupt(problem, rng)
+        if self.writer.supervision == "final_step":
+            labels = [parse_answer(steps[-1]) == problem.answer] * len(steps)
+        return self.writer.write_local(problem, steps, list(map(float, labels)))
 
     @cached_property
     def _buckets(self) -> dict[tuple[str, int], list[LabelledText]]:

@@ -1,8 +1,9 @@
 """The tiny world's tokenizer: a written-down word list over bytes, without training or seed.
 
 Every word of the world's language is one token: digits, operators, ``Step 7:`` and, importantly, a
-colour with its equals sign (`` red =``), so the token that asks for a value also says whose. Any
-other text falls back to bytes. No word is a control token, so text encoded with
+colour with its equals sign (`` red =``), so the token that asks for a value also says whose. All
+opening brackets together are one token and a closing bracket goes with the operator after it, so
+the operands of a question stand at fixed places, two tokens apart. Any other text falls back to bytes. No word is a control token, so text encoded with
 ``split_special_tokens=True`` cannot produce one.
 """
 
@@ -45,6 +46,7 @@ _WORD_PATTERN = (
     r"(?:user|assistant|system)\n"
     r"|Step \d+:| [A-Za-z]+ =| Answer:"
     r"|### Question:\n|\n\n### Solution Process:\n"
+    r"| ?\(+|\) [-+x](?= )"
     r"|\.?\n\n| ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]|\s"
 )
 
@@ -60,12 +62,13 @@ def world_words() -> list[str]:
     digits = [word for digit in range(10) for word in (str(digit), f" {digit}")]
     operators = [word for operator in OPERATORS for word in (operator, f" {operator}")]
     steps = [f"Step {number}:" for number in range(1, LONGEST_NUMBERED_STEP + 1)]
+    brackets = [" " + "(" * depth for depth in range(1, 5)]
+    brackets += [f") {operator}" for operator in OPERATORS]
     turns = ["user\n", "assistant\n", "system\n", "### Question:\n", "\n\n### Solution Process:\n"]
     grammar = [
         "What",
         " is",
         " =",
-        " (",
         " Answer:",
         "Answer",
         ".\n\n",
@@ -74,7 +77,7 @@ def world_words() -> list[str]:
         " the",
         " picture",
     ]
-    return colours + digits + operators + steps + turns + grammar
+    return colours + digits + operators + steps + brackets + turns + grammar
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -15,18 +15,11 @@ import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
-from vprm_search.tiny.language_stage import LAYERS_ONLY, LanguagePlan, train_language
-from vprm_search.tiny.optimisation import Schedule
+from vprm_search.tiny.language_stage import LanguagePlan, train_language
 from vprm_search.tiny.solution_stage import SolutionPlan, train_solutions
 from vprm_search.tiny.tokenizer import build_tokenizer, save_tokenizer
 from vprm_search.tiny.vision_stage import VisionPlan, train_vision
 
-GRAMMAR = LanguagePlan(
-    schedule=Schedule(steps=900),
-    kinds={"arithmetic": 0.1, "solution": 0.9},
-    families={"tiles": 0.25, "tiles-long": 0.5, "bars": 0.25},
-    trained=LAYERS_ONLY,
-)
 Trainer = Callable[[InternVLForConditionalGeneration], None]
 
 
@@ -60,16 +53,10 @@ def train_policy(out: Path, seed: int = 1) -> None:
         lambda: language,
         lambda model: train_vision(model, tokenizer, VisionPlan(), seed, stages),
     )
-    grammar = run_stage(
-        stages / "grammar",
-        tokenizer,
-        lambda: vision,
-        lambda model: train_language(model, tokenizer, GRAMMAR, seed, stages, "grammar"),
-    )
     run_stage(
         stages / "final",
         tokenizer,
-        lambda: grammar,
+        lambda: vision,
         lambda model: train_solutions(model, tokenizer, SolutionPlan(), seed, stages / "solutions"),
     )
 

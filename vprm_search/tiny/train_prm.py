@@ -56,7 +56,8 @@ class RewardPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(ge=1)
-    rows: int = Field(default=48, ge=1)
+    verdicts: int = Field(default=264, ge=1)
+    short_until: int = Field(default=0, ge=0)
     new_rate: float = 0.02
     old_rate: float = 0.004
     other_rate: float = 1e-3
@@ -84,7 +85,7 @@ class RewardPlan(BaseModel):
         )
 
 
-BOOTSTRAP = RewardPlan(steps=800)
+BOOTSTRAP = RewardPlan(steps=700, short_until=300)
 FINE_TUNE = RewardPlan(
     steps=400,
     new_rate=0.012,
@@ -111,7 +112,7 @@ def bootstrap(
     norm = policy.model.language_model.norm.weight
     model = deepen(policy, NEW_LAYERS, seed=plan.seed)
     writer = RowWriter(tokenizer)
-    batches = RewardBatches(writer, plan.seed, plan.rows)
+    batches = RewardBatches(writer, plan.seed, plan.verdicts, short_until=plan.short_until)
     auxiliary = LocalLosses.on_top_of(norm, old_layers)
     words = verdict_words(tokenizer)
     trainer = _trainer(model, words, plan, old_layers, auxiliary)
@@ -140,7 +141,7 @@ def fine_tune(
     writer = RowWriter(tokenizer, "final_step" if kind == "outcome" else "every_step")
     texts = labelled_texts(read_records(records), kind)
     batches = RewardBatches(
-        writer, plan.seed, plan.rows, texts, plan.rule_share, local_targets=kind == "exact"
+        writer, plan.seed, plan.verdicts, texts, plan.rule_share, local_targets=kind == "exact"
     )
     auxiliary = LocalLosses(
         old_layers, **{k: Parameter(v) for k, v in load_file(bootstrap_dir / HEADS_FILE).items()}
@@ -218,6 +219,7 @@ def judged_rows(records: Path, tokenizer: Any) -> list[JudgedRow]:
 def _trainer(
     model: Any, words: tuple[int, int], plan: RewardPlan, old_layers: int, auxiliary: LocalLosses
 ) -> RewardTrainer:
+    model.set_attn_implementation("sdpa")
     optimisers = reward_optimisers(plan, old_layers)
     return RewardTrainer(model, *words, plan.train_config(), optimisers, auxiliary)
 

@@ -16,24 +16,31 @@ import torch
 from torch.nn import functional
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
+from vprm_search.tiny.architecture import save_checkpoint
 from vprm_search.tiny.optimisation import Schedule, Stepper
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.policy_data import EMPTY, Boards, boards
 from vprm_search.tiny.policy_model import SymbolIds, image_features, symbolic_features
 from vprm_search.tiny.progress import Progress
 from vprm_search.tiny.rendering import render
-from vprm_search.tiny.world import FAMILIES, generate
+from vprm_search.tiny.world import generate
 
 TRAINED = ("vision_tower", "multi_modal_projector")
 
 
 @dataclass(frozen=True, slots=True)
 class VisionPlan:
-    """How long the vision tower is pre-trained, and on how many pictures a step."""
+    """How long the vision tower is pre-trained, and on which pictures, `pictures` a step.
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1200, decay_share=0.5))
+    `families` is gone through in turn, one family a step. With `keep_every` above 0, a checkpoint
+    is kept every so many steps.
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=900, decay_share=0.5))
+    families: tuple[str, ...] = ("tiles", "bars", "tiles-long", "bars")
     pictures: int = 64
     regression_weight: float = 0.5
+    keep_every: int = 0
 
 
 class CellReadout:
@@ -78,16 +85,22 @@ def train_vision(
     tokenizer: PreTrainedTokenizerFast,
     plan: VisionPlan,
     seed: int,
-    log_folder: Path,
+    folder: Path,
+    name: str = "vision",
 ) -> None:
-    """Train the vision tower and the projector in place; the language model stays as it is."""
-    rng = random.Random(f"vision|{seed}")
+    """Train the vision tower and the projector in place; the language model stays as it is.
+
+    Kept checkpoints go to ``folder/step-NNNN``, progress to ``folder``.
+    """
+    rng = random.Random(f"{name}|{seed}")
     embedding = model.get_input_embeddings().weight.detach().clone()
     readout = CellReadout(embedding, SymbolIds(tokenizer))
     training = Stepper(model, plan.schedule, TRAINED, extra=(readout.scale,))
-    progress = Progress(log_folder, "vision", plan.schedule.steps)
+    progress = Progress(folder, name, plan.schedule.steps)
     for step in range(plan.schedule.steps):
-        family = FAMILIES[step % len(FAMILIES)]
+        if plan.keep_every and step and step % plan.keep_every == 0:
+            save_checkpoint(model, tokenizer, folder / f"step-{step:04d}", torch.float32)
+        family = plan.families[step % len(plan.families)]
         problems = [generate(family, "train", rng.getrandbits(40)) for _ in range(plan.pictures)]
         pixels = pixel_values([render(problem) for problem in problems])
         features = image_features(model, pixels)

@@ -1,0 +1,156 @@
+"use strict";
+// Draws one search from the JSON block of this page. Text from the search reaches the page only
+// through textContent and never becomes markup, an attribute with meaning, or a URL.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const at = (id) => document.getElementById(id);
+  const SVG = "http://www.w3.org/2000/svg";
+  const BOX = { width: 200, height: 40, across: 232, down: 52 };
+  const MARK = { open: "·", finished: "●", truncated: "…", pruned: "✂", failed: "✗" };
+
+  const html = (tag, name, text) => {
+    const element = document.createElement(tag);
+    if (name) element.className = name;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const svg = (tag, attributes, text) => {
+    const element = document.createElementNS(SVG, tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const number = (value) => (value === null ? "–" : value.toFixed(2));
+  const cut = (text, limit) => (text.length > limit ? text.slice(0, limit - 1) + "…" : text);
+  const known = new Map(data.nodes.map((node) => [node.id, node]));
+  const drawn = new Map();
+
+  const pathTo = (node) => {
+    const path = [];
+    for (let here = node; here; here = known.get(here.parent)) path.unshift(here);
+    return path;
+  };
+
+  const select = (node) => {
+    for (const group of drawn.values()) group.classList.remove("here");
+    const group = drawn.get(node.id);
+    if (group) {
+      group.classList.add("here");
+      group.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }
+    const list = at("path");
+    list.replaceChildren();
+    for (const step of pathTo(node)) {
+      const item = html("li", step === node ? "here" : "");
+      item.style.borderLeftColor = step.colour;
+      const score = html("span", "score", number(step.score));
+      score.style.color = step.colour;
+      item.append(score, html("span", "text", step.text || "(end)"));
+      const why = step.reason || step.score_reason;
+      const status = step.status === "open" && !why ? "" : step.status + (why ? ": " + why : "");
+      if (status) item.append(html("div", "why", status));
+      list.append(item);
+    }
+    const path = node.path_score === null ? "" : `path score (${data.aggregate}) ${number(node.path_score)}; `;
+    at("where").textContent = `${path}round ${node.round}, step ${node.column + 1}`;
+  };
+
+  const drawNode = (node) => {
+    const x = node.column * BOX.across;
+    const y = node.row * BOX.down;
+    const gone = node.status === "pruned" || node.status === "failed";
+    const group = svg("g", {
+      class: "node" + (gone ? " gone" : ""), transform: `translate(${x},${y})`, tabindex: 0, role: "button",
+    });
+    group.setAttribute("aria-label", `${node.status}, score ${number(node.score)}: ${cut(node.text, 200)}`);
+    group.append(
+      svg("rect", { class: "box", width: BOX.width, height: BOX.height, rx: 6, stroke: node.colour }),
+      svg("rect", { width: 40, height: BOX.height, rx: 6, fill: node.colour }),
+      svg("text", { class: "badge", x: 20, y: 25, "text-anchor": "middle" }, number(node.score)),
+      svg("text", { x: 48, y: 17 }, cut(node.text || "(end)", 22)),
+      svg("text", { class: "note", x: 48, y: 32 },
+        cut(`${MARK[node.status]} ${node.chosen && node.leaf ? "answer" : node.reason || node.status}`, 28)),
+    );
+    group.addEventListener("click", () => select(node));
+    group.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        select(node);
+      }
+    });
+    drawn.set(node.id, group);
+    return group;
+  };
+
+  const drawEdge = (node) => {
+    const parent = known.get(node.parent);
+    if (!parent) return null;
+    const x1 = parent.column * BOX.across + BOX.width;
+    const x2 = node.column * BOX.across;
+    const y1 = parent.row * BOX.down + BOX.height / 2;
+    const y2 = node.row * BOX.down + BOX.height / 2;
+    const middle = (x1 + x2) / 2;
+    const d = `M${x1},${y1} C${middle},${y1} ${middle},${y2} ${x2},${y2}`;
+    return svg("path", { class: "edge" + (node.chosen ? " chosen" : ""), d });
+  };
+
+  const drawTree = () => {
+    const width = data.columns * BOX.across;
+    const height = data.rows * BOX.down;
+    const picture = svg("svg", { width, height, viewBox: `-3 -3 ${width + 6} ${height + 6}` });
+    const edges = data.nodes.map(drawEdge).filter((edge) => edge !== null);
+    picture.append(...edges, ...data.nodes.map(drawNode));
+    at("canvas").replaceChildren(picture);
+  };
+
+  const drawHead = () => {
+    document.title = data.title;
+    at("title").textContent = data.title;
+    at("question").textContent = data.question;
+    for (const source of data.images) {
+      const image = html("img");
+      image.alt = "an image of the problem";
+      image.addEventListener("load", () => image.classList.toggle("small", image.naturalHeight < 168));
+      image.src = source; // data:image/png only, checked when the page was made
+      at("images").append(image);
+    }
+    const answer = at("answer");
+    answer.textContent = "Answer: " + (data.answer === null ? "none" : data.answer);
+    if (data.expected !== null) {
+      const right = data.answer === data.expected;
+      answer.append(html("span", right ? "right" : "wrong", right ? " ✓ right" : ` ✗ wrong, it is ${data.expected}`));
+    }
+    at("facts").textContent = data.facts;
+    for (const [label, colour] of data.scale) {
+      const swatch = html("span", "swatch");
+      swatch.style.backgroundColor = colour;
+      at("scale").append(swatch, html("span", "", label));
+    }
+    if (data.hidden) at("hidden").textContent = `${data.hidden} more steps are not shown`;
+  };
+
+  const drawCandidates = () => {
+    const body = at("candidates");
+    for (const candidate of data.candidates) {
+      const row = html("tr", "pick");
+      row.tabIndex = 0;
+      row.append(
+        html("td", "", candidate.answer === null ? "–" : candidate.answer),
+        html("td", "number", number(candidate.score)),
+        html("td", "number", candidate.votes.toFixed(2)),
+        html("td", "", candidate.status),
+        html("td", "number", candidate.step_scores.map(number).join("  ")),
+      );
+      const open = () => known.has(candidate.node) && select(known.get(candidate.node));
+      row.addEventListener("click", open);
+      row.addEventListener("keydown", (event) => event.key === "Enter" && open());
+      body.append(row);
+    }
+  };
+
+  drawHead();
+  drawTree();
+  drawCandidates();
+  const first = data.nodes.filter((node) => node.chosen).pop() || data.nodes[0];
+  if (first) select(first);
+})();
