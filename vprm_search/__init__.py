@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vprm_search.budget import Budget
     from vprm_search.errors import VprmError
-    from vprm_search.graph import create_search_graph, create_verifier_node, tree_of_state
+    from vprm_search.graph import (
+        create_search_graph,
+        create_verifier_node,
+        run_search,
+        tree_of_state,
+    )
     from vprm_search.image_store import DiskImageStore
-    from vprm_search.images import normalise_image
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
     from vprm_search.scoring.layout import PrmLayout
     from vprm_search.scoring.transformers_scorer import TransformersScorer
@@ -36,6 +40,7 @@ __all__ = [
     # LangGraph
     "create_search_graph",
     "create_verifier_node",
+    "run_search",
     "tree_of_state",
     # how to search, and how to choose
     "BeamSearch",
@@ -44,13 +49,11 @@ __all__ = [
     "MajorityVote",
     "WeightedVote",
     "Budget",
-    # the models
+    # models and images
     "ChatModelPolicy",
     "TransformersScorer",
     "PrmLayout",
-    # images
     "DiskImageStore",
-    "normalise_image",
     # data
     "NodeRecord",
     "Problem",
@@ -68,6 +71,7 @@ __all__ = [
 _HOMES = {
     "create_search_graph": "vprm_search.graph",
     "create_verifier_node": "vprm_search.graph",
+    "run_search": "vprm_search.graph",
     "tree_of_state": "vprm_search.graph",
     "BeamSearch": "vprm_search.search",
     "BestOfN": "vprm_search.search",
@@ -79,7 +83,6 @@ _HOMES = {
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
     "PrmLayout": "vprm_search.scoring.layout",
     "DiskImageStore": "vprm_search.image_store",
-    "normalise_image": "vprm_search.images",
     "NodeRecord": "vprm_search.types",
     "Problem": "vprm_search.types",
     "SearchResult": "vprm_search.types",

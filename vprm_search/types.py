@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from vprm_search.errors import RecordError
+
+T = TypeVar("T")
 
 Json = Any
 """A JSON value: dict with string keys, list, str, int, float, bool or None."""
@@ -182,6 +184,11 @@ class Usage:
         """Return the usage as plain JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Usage:
+        """Read a usage written by `to_json`. Raises `RecordError` on a wrong shape."""
+        return _from_json(cls, data)
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
@@ -296,6 +303,12 @@ class Candidate:
             "votes": self.votes,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Candidate:
+        """Read a candidate written by `to_json`. Raises `RecordError` on a wrong shape."""
+        lists = {name: tuple(data.get(name, ())) for name in ("steps", "step_scores")}
+        return _from_json(cls, {**data, **lists})
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -327,3 +340,17 @@ class SearchResult:
             "candidates": [c.to_json() for c in self.candidates],
             "usage": self.usage.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
+        """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
+        candidates = tuple(Candidate.from_json(item) for item in data.get("candidates", ()))
+        usage = Usage.from_json(data.get("usage", {}))
+        return _from_json(cls, {**data, "candidates": candidates, "usage": usage})
+
+
+def _from_json(kind: type[T], data: Mapping[str, Json]) -> T:
+    try:
+        return kind(**data)
+    except TypeError as error:
+        raise RecordError(f"not a {kind.__name__} record: {error}") from error

@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from PIL import Image
+from pydantic import Field
 
 from vprm_search.policy.capabilities import ModelCapabilities
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
@@ -38,7 +39,7 @@ class HashChatModel(BaseChatModel):
     fail: float = 0.0
     max_steps: int = 6
     spread: int = 40
-    calls: list[list[BaseMessage]] = []
+    calls: list[list[BaseMessage]] = Field(default_factory=list)
 
     @property
     def policy_capabilities(self) -> ModelCapabilities:
@@ -84,7 +85,8 @@ class HashChatModel(BaseChatModel):
         steps: list[str] = []
         while True:
             number = done + len(steps) + 1
-            if (number > 1 and chance("end", seed, number, prefix) < 0.3) or number >= self.max_steps:
+            ends = number > 1 and chance("end", seed, number, prefix) < 0.3
+            if ends or number >= self.max_steps:
                 steps.append(f"Answer: {int(chance('answer', seed, prefix) * 5)}")
                 break
             tile = int(chance("tile", seed, number, prefix) * self.spread)

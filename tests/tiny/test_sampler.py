@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny.small_models import small_sampler, small_tokenizer
 
+from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.errors import ConfigError, PromptTooLongError
+from vprm_search.tiny.draws import uniforms
 from vprm_search.tiny.pixels import pixel_values
-from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler, uniforms
+from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
 from vprm_search.tiny.tokenizer import policy_prompt
 from vprm_search.tiny.world import FAMILIES, generate, render
 

@@ -1,4 +1,4 @@
-"""Properties of the tiny tokenizer: one token per word, any text round-trips, no forged controls."""
+"""Properties of the tiny tokenizer: one token per word, any text round-trips, no forgery."""
 
 from __future__ import annotations
 

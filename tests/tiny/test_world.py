@@ -189,7 +189,11 @@ def test_families_have_their_sizes(family: str, values: set[int], operations: se
 
 @pytest.mark.parametrize(
     ("family", "split", "index", "part"),
-    [("cubes", "train", 0, "tiles-long"), ("bars", "dev", 0, "validation"), ("bars", "test", -1, "-1")],
+    [
+        ("cubes", "train", 0, "tiles-long"),
+        ("bars", "dev", 0, "validation"),
+        ("bars", "test", -1, "-1"),
+    ],
 )
 def test_bad_arguments_are_refused(family: str, split: str, index: int, part: str) -> None:
     with pytest.raises(ValueError, match=part):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from vprm_search import ids
 from vprm_search.budget import usage_of
 from vprm_search.graph.phases import Job, SearchRules, close_nodes, next_plan, propose, score
 from vprm_search.search.outcome import conclude
@@ -85,21 +86,30 @@ async def rescore(
     *,
     batch: int = 64,
 ) -> list[SearchTree]:
-    """Return copies of the trees whose steps are scored by another scorer, or on other images."""
+    """Return copies of the trees whose steps are scored by another scorer, or on other images.
+
+    `images` are those the scorer is shown; where they differ from a problem's own, the copy's
+    problem names them instead, so that no cache can answer for the original picture.
+    """
     trees = []
     for start in range(0, len(runs), batch):
         part = range(start, min(start + batch, len(runs)))
-        jobs = [Job(_unscored_copy(runs[i].tree), images[i]) for i in part]
+        jobs = [Job(unscored_copy(runs[i].tree, images[i]), images[i]) for i in part]
         await score(jobs, scorer, rules)
         trees += [job.tree for job in jobs]
     return trees
 
 
-def _unscored_copy(tree: SearchTree) -> SearchTree:
-    copy = SearchTree(tree.problem, tree.run_seed)
-    copy.merge(
-        replace(record, score=None, score_reason="", path_scores={}, scored_tokens=0)
-        for record in tree
-        if record.parent is not None
-    )
+def unscored_copy(tree: SearchTree, images: Sequence[ImageData]) -> SearchTree:
+    """Return the same steps without scores, as a search over the same question and `images`."""
+    problem = replace(tree.problem, images=tuple(image.digest for image in images))
+    copy = SearchTree(problem, tree.run_seed)
+    waiting = [(tree.root_id, copy.root_id)]
+    while waiting:
+        old, new = waiting.pop()
+        for child in tree.children(old):
+            node = ids.child_id(new, child.index, child.text)
+            blank = replace(child, id=node, parent=new, path_scores={}, scored_tokens=0)
+            copy.merge([replace(blank, score=None, score_reason="")])
+            waiting.append((child.id, node))
     return copy

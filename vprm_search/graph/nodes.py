@@ -108,7 +108,6 @@ class SearchNodes:
         plan = plan_from_json(state["search_plan"])
         with _unstreamed():
             (records,) = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
-        phases.check_progress(records, tree, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.expanded(tree, records)
 

@@ -86,21 +86,23 @@ def next_plan(tree: SearchTree, rules: SearchRules, *, seconds: float = 0.0) -> 
 
 
 def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
-    """Raise `SearchError` for a plan that neither expands nor ends: it would loop for ever."""
+    """Raise `SearchError` for a plan that would go on for ever.
+
+    That is one that neither expands nor ends, or that asks again for children which exist.
+    """
+    name = type(rules.strategy).__name__
     if not plan.finish and not plan.expand:
         raise SearchError(
-            f"{type(rules.strategy).__name__} planned neither an expansion nor an end after round "
-            f"{tree.rounds}; a plan must do one of them"
+            f"{name} planned neither an expansion nor an end after round {tree.rounds}; a plan "
+            "must do one of them"
         )
-
-
-def check_progress(records: Sequence[NodeRecord], tree: SearchTree, rules: SearchRules) -> None:
-    """Raise `SearchError` if a round proposed nothing new: the next one would be the same."""
-    if not records:
-        raise SearchError(
-            f"the round after round {tree.rounds} proposed nothing new: "
-            f"{type(rules.strategy).__name__} asked for nodes that the tree already has"
-        )
+    for expand in plan.expand:
+        known = tree.child_count(expand.node)
+        if expand.count < 1 or expand.first_index < known:
+            raise SearchError(
+                f"{name} asked for {expand.count} children of {expand.node} from index "
+                f"{expand.first_index} on, which has {known}; ask for at least one, at new indices"
+            )
 
 
 def close_nodes(tree: SearchTree, plan: Plan) -> list[NodeRecord]:

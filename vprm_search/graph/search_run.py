@@ -144,7 +144,6 @@ async def _round(
     jobs = [search.job for search in active]
     proposed = await phases.propose(jobs, [search.plan for search in active], policy, rules)
     for job, records in zip(jobs, proposed, strict=True):
-        phases.check_progress(records, job.tree, rules)
         _tell(tell, events.expanded(job.tree, records))
     scored: list[list[NodeRecord]] = await phases.score(jobs, scorer, rules)
     for job, records in zip(jobs, scored, strict=True):

@@ -1,4 +1,4 @@
-"""What the labelling pipeline writes: one line of JSON per problem, with all its labelled solutions.
+"""What the labelling pipeline writes: one line of JSON per problem, with its labelled solutions.
 
 The fields inside a solution are those of VisualPRM400K's raw records (`response`,
 `steps_with_score` with `step`, `score`, `num_mc_correct`, `num_mc_total`, and `num_mc_sequences`);
@@ -83,7 +83,7 @@ class LabelledSolution:
 
 @dataclass(frozen=True, slots=True)
 class ProblemRecord:
-    """All that was learned about one problem. `images` are digests; `failed` counts lost samples."""
+    """What was learned about one problem. `images` are digests; `failed` counts lost samples."""
 
     id: str
     question: str

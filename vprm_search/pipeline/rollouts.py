@@ -27,7 +27,7 @@ class LabelTask:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A distinct solution as steps; `copies` samples had this text; `finish` is "stop" or "length"."""
+    """A distinct solution; `copies` samples had this text; `finish` is "stop" or "length"."""
 
     response: str
     steps: tuple[str, ...]

@@ -139,7 +139,7 @@ class RewardTrainer:
         self.worker.train()
         batch = collate(rows, self.pad_id)
         losses = self.losses(batch)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         self._take_gradients()
         factor = self.config.schedule.factor(index)
         for optimiser, rates in zip(self.optimisers, self._rates, strict=True):

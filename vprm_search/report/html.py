@@ -47,7 +47,8 @@ dashed: pruned; click a step to read its path</span><span class="soft" id="hidde
 <aside><h2>Path</h2><p class="soft" id="where"></p><ol id="path"></ol></aside>
 </main>
 <section><h2>Candidates</h2><table><thead><tr><th>Answer</th><th>Path score</th><th>Votes</th>
-<th>Status</th><th>P('+') of each step</th></tr></thead><tbody id="candidates"></tbody></table></section>
+<th>Status</th><th>P('+') of each step</th></tr></thead><tbody id="candidates"></tbody></table>
+</section>
 <noscript><p>This page draws the search with its own script, which is switched off.</p></noscript>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
@@ -71,7 +72,7 @@ def html_page(view: SearchView, images: Sequence[ImageData] = ()) -> str:
 
 def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, Any]:
     """Return what the page's script draws, as plain JSON; all text is made printable."""
-    data = _clean(asdict(view))
+    data: dict[str, Any] = _clean(asdict(view))
     parents = {node.parent for node in view.nodes}
     for shown, node in zip(data["nodes"], view.nodes, strict=True):
         shown["colour"] = css(score_rgb(node.score))

@@ -32,9 +32,9 @@ _SCORE_WIDTH = 46
 class _Box:
     """Sizes of a drawn step and of the grid, in pixels."""
 
-    width: int = 224
+    width: int = 268
     height: int = 44
-    across: int = 256
+    across: int = 296
     down: int = 56
 
 
@@ -155,11 +155,13 @@ def _node(draw: ImageDraw.ImageDraw, node: NodeView, place: tuple[int, int]) -> 
 
 
 def _note(node: NodeView) -> str:
+    copies = f"proposed {node.copies} times" if node.copies > 1 else ""
+    state = f"{node.status}: {node.reason}" if node.reason else node.status
     if node.chosen and node.status in ("finished", "truncated"):
-        return "answer"
-    if node.status == "open":
-        return node.score_reason
-    return f"{node.status}: {node.reason}" if node.reason else node.status
+        state = "answer"
+    elif node.status == "open":
+        state = node.score_reason
+    return "; ".join(part for part in (state, copies) if part)
 
 
 def _fitted(

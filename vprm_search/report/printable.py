@@ -9,7 +9,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs"})
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return `text` without control, format (bidirectional overrides, tags) or surrogate characters.
+    """Return `text` without control, format (bidirectional overrides) and surrogate characters.
 
     Line breaks, tabs and runs of spaces become one space; with `lines` line breaks are kept.
     """

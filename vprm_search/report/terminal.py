@@ -22,7 +22,7 @@ _MARKS = {"open": "·", "finished": "●", "truncated": "…", "pruned": "✂", 
 def score_text(score: float | None) -> Text:
     """Return P('+') as a coloured number, "  – " if there is none."""
     shown = "  – " if score is None else f"{score:.2f}"
-    return Text(shown, style=f"bold {css(score_rgb(score))}")
+    return Text.assemble((shown, f"bold {css(score_rgb(score))}"))
 
 
 def tree_view(view: SearchView, *, width: int = 100) -> Tree:
@@ -39,9 +39,11 @@ def tree_view(view: SearchView, *, width: int = 100) -> Tree:
 
 def _line(node: NodeView, width: int) -> Text:
     line = score_text(node.score)
+    copies = f" ×{node.copies}" if node.copies > 1 else ""
     style = "dim" if node.status in ("pruned", "failed") else "bold" if node.chosen else ""
     line.append(f" {_MARKS[node.status]} ", style=style)
     line.append(shortened(node.text, width) or "(end)", style=style)
+    line.append(copies, style="dim")
     if node.status == "finished" and node.path_score is not None:
         line.append(f"  path {node.path_score:.2f}", style="dim")
     if node.reason and node.status != "open":
@@ -55,7 +57,7 @@ def _line(node: NodeView, width: int) -> Text:
 
 def answer_line(view: SearchView) -> Text:
     """Return the outcome of a search in one line: answer, score, why it ended, what it cost."""
-    line = Text("Answer: ", style="bold")
+    line = Text.assemble(("Answer: ", "bold"))
     line.append(shortened(view.answer, 200) if view.answer is not None else "none", style="bold")
     if view.expected is not None:
         right = view.answer == view.expected

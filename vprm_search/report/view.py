@@ -5,7 +5,8 @@ Terminal, HTML and PNG are drawn from the same view, so they cannot tell differe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vprm_search.tree import SearchTree
@@ -13,12 +14,15 @@ from vprm_search.types import Candidate, NodeId, NodeRecord, NodeStatus, SearchR
 
 DEFAULT_MAX_NODES = 2000
 
+_NODE_ID = re.compile(r"\b[0-9a-f]{24}\b")
+
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """One step as drawn: `column` is its depth (0: first step), `row` its vertical place.
 
-    `chosen` marks the path of the answer.
+    `copies` counts the identical siblings merged into this one, itself included; `chosen` marks
+    the path of the answer. Ids in `reason` are replaced by the text of their step.
     """
 
     id: NodeId
@@ -34,13 +38,15 @@ class NodeView:
     answer: str | None
     round: int
     chosen: bool
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SearchView:
     """A search as drawn: nodes in reading order (a parent before its children).
 
-    `hidden` counts the nodes left out of a large tree; `expected` is the right answer if known.
+    `hidden` counts the nodes left out of a large tree (merged copies are not counted);
+    `expected` is the right answer if known.
     """
 
     question: str
@@ -74,12 +80,14 @@ def view_of(
     earlier rounds.
     """
     chosen = set() if result.node is None else {record.id for record in tree.path(result.node)}
-    shown = _shown(tree, chosen, result.candidates, max_nodes)
-    nodes = _placed(tree, shown, chosen, aggregate)
+    copies = _copies(tree)
+    originals = [record for record in tree if record.id not in copies]
+    shown = _shown(tree, originals, chosen, result.candidates, max_nodes)
+    nodes = _with_copies(_placed(tree, shown, chosen, aggregate), copies)
     return SearchView(
         question=tree.problem.question,
         nodes=tuple(nodes),
-        hidden=len(tree) - 1 - len(nodes),
+        hidden=len(originals) - 1 - len(nodes),
         rows=1 + int(max((node.row for node in nodes), default=0)),
         columns=1 + max((node.column for node in nodes), default=0),
         aggregate=aggregate,
@@ -94,14 +102,36 @@ def view_of(
     )
 
 
+def _copies(tree: SearchTree) -> dict[NodeId, NodeId]:
+    """Return the pruned leaves that say the same as a sibling that stayed, with that sibling."""
+    copies: dict[NodeId, NodeId] = {}
+    kept: dict[tuple[NodeId | None, str], NodeId] = {}
+    for record in sorted(tree, key=lambda r: (r.status == "pruned", r.index)):
+        first = kept.setdefault((record.parent, record.text), record.id)
+        if first != record.id and record.status == "pruned" and not tree.child_count(record.id):
+            copies[record.id] = first
+    return copies
+
+
+def _with_copies(nodes: Sequence[NodeView], copies: Mapping[NodeId, NodeId]) -> list[NodeView]:
+    counts: dict[NodeId, int] = {}
+    for original in copies.values():
+        counts[original] = counts.get(original, 1) + 1
+    return [replace(node, copies=counts.get(node.id, 1)) for node in nodes]
+
+
 def _shown(
-    tree: SearchTree, chosen: set[NodeId], candidates: Sequence[Candidate], limit: int
+    tree: SearchTree,
+    originals: Sequence[NodeRecord],
+    chosen: set[NodeId],
+    candidates: Sequence[Candidate],
+    limit: int,
 ) -> Collection[NodeId]:
     """Return the ids to draw; whatever is drawn has its parent drawn too."""
-    if len(tree) - 1 <= limit:
-        return tree.records.keys()
+    if len(originals) - 1 <= limit:
+        return {record.id for record in originals}
     shown: dict[NodeId, None] = dict.fromkeys(chosen)
-    rest = sorted(tree, key=lambda record: (record.round, tree.depth(record.id), record.id))
+    rest = sorted(originals, key=lambda record: (record.round, tree.depth(record.id), record.id))
     for node in [*(candidate.node for candidate in candidates), *(record.id for record in rest)]:
         path = dict.fromkeys(record.id for record in tree.path(node))
         if len(shown | path) <= limit:
@@ -148,7 +178,7 @@ def _node(
         row=0.0,
         text=record.text,
         status=record.status,
-        reason=record.reason,
+        reason=_NODE_ID.sub(lambda match: _quoted(tree, match[0]), record.reason),
         score=record.score,
         score_reason=record.score_reason,
         path_score=tree.path_score(record.id, aggregate),
@@ -156,3 +186,7 @@ def _node(
         round=record.round,
         chosen=chosen,
     )
+
+
+def _quoted(tree: SearchTree, node: NodeId) -> str:
+    return f'"{tree[node].text}"' if node in tree else node

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
-  const BOX = { width: 200, height: 40, across: 232, down: 52 };
+  const BOX = { width: 250, height: 40, across: 280, down: 52 };
   const MARK = { open: "·", finished: "●", truncated: "…", pruned: "✂", failed: "✗" };
 
   const html = (tag, name, text) => {
@@ -47,7 +47,9 @@
       score.style.color = step.colour;
       item.append(score, html("span", "text", step.text || "(end)"));
       const why = step.reason || step.score_reason;
-      const status = step.status === "open" && !why ? "" : step.status + (why ? ": " + why : "");
+      const merged = step.copies > 1 ? `proposed ${step.copies} times` : "";
+      const state = step.status === "open" && !why ? "" : step.status + (why ? ": " + why : "");
+      const status = [merged, state].filter((part) => part).join("; ");
       if (status) item.append(html("div", "why", status));
       list.append(item);
     }
@@ -67,9 +69,10 @@
       svg("rect", { class: "box", width: BOX.width, height: BOX.height, rx: 6, stroke: node.colour }),
       svg("rect", { width: 40, height: BOX.height, rx: 6, fill: node.colour }),
       svg("text", { class: "badge", x: 20, y: 25, "text-anchor": "middle" }, number(node.score)),
-      svg("text", { x: 48, y: 17 }, cut(node.text || "(end)", 22)),
+      svg("text", { x: 48, y: 17 }, cut(node.text || "(end)", 30)),
       svg("text", { class: "note", x: 48, y: 32 },
-        cut(`${MARK[node.status]} ${node.chosen && node.leaf ? "answer" : node.reason || node.status}`, 28)),
+        cut(`${MARK[node.status]} ${node.chosen && node.leaf ? "answer" : node.reason || node.status}`
+          + (node.copies > 1 ? ` ×${node.copies}` : ""), 38)),
     );
     group.addEventListener("click", () => select(node));
     group.addEventListener("keydown", (event) => {

@@ -19,7 +19,7 @@ from vprm_search.errors import ConfigError, InputError
 from vprm_search.scoring.text_encoder import TextEncoder, Tokenizer
 
 VISUALPRM_SYSTEM_PROMPT = (
-    "你是书生·万象，英文名是InternVL，"  # noqa: RUF001 - the commas are part of the message
+    "你是书生·万象，英文名是InternVL，"
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 """The system message in force when VisualPRM's published scoring methods run."""

@@ -100,5 +100,7 @@ def step_keys(identity: str, request: ScoreRequest) -> list[str]:
     problem = request.problem
     text = (without_surrogates(problem.question), without_surrogates(problem.system))
     root = digest("score", _KEY_VERSION, identity, *text, len(problem.images), *problem.images)
-    chain = accumulate(request.steps, lambda key, step: digest(key, without_surrogates(step)), initial=root)
+    chain = accumulate(
+        request.steps, lambda key, step: digest(key, without_surrogates(step)), initial=root
+    )
     return [key.hex() for key in chain][1:]

@@ -136,9 +136,9 @@ def _parse(line: bytes) -> tuple[str, MemoEntry] | None:
         if check != _checksum(text):
             return None
         key, value, reason, prefix_tokens, step_tokens = json.loads(text)
-    except ValueError:
-        return None
-    if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+            return None
+    except (ValueError, TypeError):
         return None
     return key, MemoEntry(value, reason, prefix_tokens, step_tokens)
 

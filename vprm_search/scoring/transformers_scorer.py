@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,8 +148,29 @@ class TransformersScorer:
         computed = self._batcher.run(
             list(jobs), lambda chosen: self._forward([todo[i] for i in chosen])
         )
+        for number, values in enumerate(computed):
+            if values is not None and any(map(math.isnan, values)):
+                computed[number] = self._isolated(todo[number])
         self.meter.out_of_memory = self._batcher.out_of_memory
         return dict(zip(jobs, computed, strict=True))
+
+    def _isolated(self, job: PathJob) -> list[float]:
+        """Score one path step by step, each in a pass of its own, up to the first NaN.
+
+        A NaN spreads to every row of its pass, because a masked weight of 0 times NaN is NaN: only
+        so is it known which steps really are without a score.
+        """
+        values: list[float] = []
+        for read in job.reads:
+            path = TokenPath(job.path.group, job.path.ids[: read + 1])
+            values.append(self._alone(replace(job, path=path, reads=(read,))))
+            if math.isnan(values[-1]):
+                break
+        return values + [math.nan] * (len(job.reads) - len(values))
+
+    def _alone(self, job: PathJob) -> float:
+        found = self._batcher.run([job.path], lambda _: self._forward([job]))[0]
+        return math.nan if found is None else found[0]
 
     def _prompt(
         self, request: ScoreRequest, features: dict[str, Tensor | str]

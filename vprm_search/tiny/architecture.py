@@ -129,17 +129,6 @@ def deepen(
     return deeper
 
 
-@torch.no_grad()
-def transplant_sight(
-    source: InternVLForConditionalGeneration, target: InternVLForConditionalGeneration
-) -> None:
-    """Give `target` the vision tower and projector of `source`, in place."""
-    target.model.vision_tower.load_state_dict(source.model.vision_tower.state_dict())
-    target.model.multi_modal_projector.load_state_dict(
-        source.model.multi_modal_projector.state_dict()
-    )
-
-
 def count_parameters(model: torch.nn.Module) -> int:
     """Count the parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

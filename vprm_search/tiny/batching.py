@@ -139,11 +139,14 @@ class BatchedSampler:
 
 
 @lru_cache(maxsize=4)
-def _shared(path: Path) -> BatchedSampler:
+def _loaded(path: Path) -> BatchedSampler:
     try:
         return BatchedSampler(TinySampler.from_pretrained(path))
     except OSError as error:
         raise CheckpointError(f"{path} is not a tiny policy: {error}") from error
+
+
+_loading = threading.Lock()  # loading twice at a time leaves weights out, without an error
 
 
 def shared_sampler(path: Path) -> BatchedSampler:
@@ -155,8 +158,16 @@ def shared_sampler(path: Path) -> BatchedSampler:
     missing = [n for n in ("model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
     if missing:
         raise CheckpointError(f"{path} is not a tiny policy: {', '.join(missing)} missing")
-    return _shared(folder)
+    with _loading:
+        return _loaded(folder)
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has no worker thread
-    os.register_at_fork(after_in_child=_shared.cache_clear)
+def _start_afresh() -> None:
+    """Forget the samplers after a fork: their worker threads stayed in the parent."""
+    global _loading
+    _loading = threading.Lock()
+    _loaded.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)

@@ -95,8 +95,9 @@ class TinyChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._read_call(messages, stop, kwargs)
-        sampler = await asyncio.to_thread(lambda: self.sampler)  # it may have to load the weights
+        # Pictures to decode, and on first use weights to load: not on the event loop.
+        call = await asyncio.to_thread(self._read_call, messages, stop, kwargs)
+        sampler = await asyncio.to_thread(lambda: self.sampler)
         samples: list[Sample] = await asyncio.wrap_future(sampler.submit(call))
         return self._result(samples, call)
 

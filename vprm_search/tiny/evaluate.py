@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.bench.lockstep import SearchRun, rescore, search_many
+from vprm_search.bench.lockstep import SearchRun, rescore, search_many, unscored_copy
 from vprm_search.bench.statistics import auc, auc_interval, macro_f1
 from vprm_search.errors import ConfigError
 from vprm_search.graph.phases import SearchRules
@@ -226,21 +226,9 @@ def _sample_outcomes(
         ]
         # ties between answers are broken by node id, a hash: the scores must not help here
         outcomes[f"self-consistency@{size}"] = [
-            _choose(problem, _without_scores(run.tree), MajorityVote(), size)
-            for problem, run in zip(cell.problems, runs, strict=True)
+            _choose(problem, unscored_copy(run.tree, task[1]), MajorityVote(), size)
+            for problem, run, task in zip(cell.problems, runs, cell.tasks, strict=True)
         ]
-
-
-def _without_scores(tree: SearchTree) -> SearchTree:
-    from dataclasses import replace
-
-    copy = SearchTree(tree.problem, tree.run_seed)
-    copy.merge(
-        replace(record, score=None, path_scores={}, scored_tokens=0)
-        for record in tree
-        if record.parent is not None
-    )
-    return copy
 
 
 def _choose(problem: TinyProblem, tree: SearchTree, selector: Selector, size: int) -> float:

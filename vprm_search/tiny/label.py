@@ -1,8 +1,8 @@
-"""Monte Carlo labels for the tiny world: `python -m vprm_search.tiny.label --policy DIR --out FILE`.
+"""Monte Carlo labels in the tiny world: `python -m vprm_search.tiny.label --policy DIR --out FILE`.
 
-The policy's own solutions to problems of a split, labelled by the paper's recipe (`pipeline.labels`).
-Solutions are drawn at several temperatures in turn, so that the reward model also knows the texts of
-a hotter search; continuations are drawn at one temperature.
+The policy's own solutions to problems of a split, labelled by the paper's recipe
+(`pipeline.labels`). Solutions are drawn at several temperatures in turn, so that the reward model
+also knows the texts of a hotter search; continuations are drawn at one temperature.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from vprm_search.pipeline.labels import LabelConfig, label_problems
 from vprm_search.pipeline.records import ProblemRecord, read_records
 from vprm_search.pipeline.rollouts import LabelTask
 from vprm_search.tiny.policy import TinyPolicy
-from vprm_search.tiny.world import FAMILIES, TinyProblem, exact_labels, generate, parse_answer, render
+from vprm_search.tiny.world import (
+    FAMILIES,
+    TinyProblem,
+    exact_labels,
+    generate,
+    parse_answer,
+    render,
+)
 from vprm_search.types import Policy, Problem, Proposal, ProposeRequest
 
 TEMPERATURES = (0.7, 1.0, 0.7, 1.2)
@@ -48,7 +55,9 @@ class TemperatureMix:
             ]
             parts.append(await policy.propose(own))
         for place, request in enumerate(requests):
-            answers[place] = [parts[i % kinds][place][i // kinds] for i in range(len(request.seeds))]
+            answers[place] = [
+                parts[i % kinds][place][i // kinds] for i in range(len(request.seeds))
+            ]
         return answers
 
 
@@ -171,7 +180,7 @@ def main() -> None:
         first=arguments.first,
         report=report,
     )
-    print(json.dumps(statistics, indent=1))
+    sys.stdout.write(json.dumps(statistics, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def macro_f1(truth: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any]) -> fl
 
 
 @torch.inference_mode()
-def plus_probabilities(model: Any, rows: Sequence[TrainingRow], words: tuple[int, int]) -> list[Any]:
+def plus_probabilities(
+    model: Any, rows: Sequence[TrainingRow], words: tuple[int, int]
+) -> list[Any]:
     """Return P('+') at the read positions of each row, an array [reads] per row.
 
     `words` are the ids of '+' and '-'. A plain padded forward pass in the model's own dtype.

@@ -1,4 +1,4 @@
-"""The batches of the tiny reward models' training: what kind, which family, which length, per step."""
+"""The training batches of the tiny reward models: what kind, family and length at which step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from vprm_search.pipeline.records import LabelledSolution, ProblemRecord
 from vprm_search.pipeline.rows import TrainingRow
 from vprm_search.tiny.label import problem_of
 from vprm_search.tiny.reward_rows import RowWriter
-from vprm_search.tiny.world import FAMILIES, TinyProblem, corrupt, exact_labels, generate, parse_answer
+from vprm_search.tiny.world import (
+    FAMILIES,
+    TinyProblem,
+    corrupt,
+    exact_labels,
+    generate,
+    parse_answer,
+)
 
 LabelKind = Literal["monte_carlo", "exact", "outcome"]
-"""Labels of the policy's solutions: Monte Carlo ('+' iff score > 0), exact, or the final answer only."""
+"""Labels of the policy's solutions: Monte Carlo ("+" iff score > 0), exact, or the final answer."""
 ENDLESS = 1 << 40
 """Rule-made problems are drawn from this many indices of the training split: never repeated."""
 SHORT = 5

@@ -87,7 +87,7 @@ class RowWriter:
 
     @cached_property
     def _turn_end(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-type]
+        return int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
     @cached_property
     def _digits(self) -> frozenset[int]:

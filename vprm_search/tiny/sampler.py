@@ -1,10 +1,8 @@
 """Sampling from the tiny policy: many prompts at once, and every child drawn from its own seed.
 
-Child k of a request draws the numbers u(seed_k, 0), u(seed_k, 1), … from a counter-based hash and
-picks tokens by inverting the cumulative distribution. So a child's text depends on the prompt, its
-seed and the temperature alone: not on its siblings, the batch, or what was sampled before. (Up to
-float rounding: matrix products of different shapes differ in the last bits, which changes a token
-about once in a million draws.)
+A child's text depends on the prompt, its seed and the temperature alone (`draws`): not on its
+siblings, the batch, or what was sampled before. (Up to float rounding: matrix products of different
+shapes differ in the last bits, which changes a token about once in a million draws.)
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from torch import Tensor
 from vprm_search.errors import ConfigError, PromptTooLongError
 from vprm_search.tiny.architecture import load_checkpoint
 from vprm_search.tiny.decoder import LaneDecoder, Lanes
+from vprm_search.tiny.draws import draw_tokens, uniforms
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.stops import StopStrings
 from vprm_search.tiny.tokens import PolicyPrompts
@@ -178,7 +177,8 @@ class _Run:
         child_lane = torch.from_numpy(self.owner)
         for position in range(int(self.limit.max())):
             logits = self.sampler.decoder.logits(hidden)
-            tokens = self._draw(logits, lane_owner, alive, child_lane, position)
+            draws = torch.from_numpy(uniforms(self.seeds[alive], position))
+            tokens = draw_tokens(logits, self.temperature[lane_owner], draws, child_lane)
             going = self._record(alive, child_lane, tokens, position)
             alive, child_lane, tokens = alive[going], child_lane[going], tokens[going]
             if not len(alive):
@@ -200,27 +200,6 @@ class _Run:
             mask[row, length - len(prompt) :] = 1
         embeds = self.sampler.embed(ids, [r.image_features for r in self.requests])
         return self.sampler.decoder.prefill(embeds, mask, int(self.limit.max()))
-
-    def _draw(
-        self,
-        logits: Tensor,
-        lane_owner: Tensor,
-        alive: np.ndarray[Any, Any],
-        child_lane: Tensor,
-        position: int,
-    ) -> Tensor:
-        """Pick one token per living child: inverse of the cumulative distribution at u(seed, t)."""
-        temperature = self.temperature[lane_owner]
-        probabilities = (logits / temperature.clamp(min=1e-6)[:, None]).softmax(-1).double()
-        cumulative = probabilities.cumsum(-1)
-        draws = torch.from_numpy(uniforms(self.seeds[alive], position))
-        # One search for all children: lane i's distribution is moved to the interval (i, i + 1].
-        ladder = cumulative / cumulative[:, -1:] + torch.arange(len(logits))[:, None]
-        size = logits.shape[1]
-        found = torch.searchsorted(ladder.flatten(), draws + child_lane, right=True)
-        sampled = (found - child_lane * size).clamp(0, size - 1)
-        greedy = logits.argmax(-1)[child_lane]
-        return torch.where(temperature[child_lane] > 0, sampled, greedy)
 
     def _record(
         self, alive: np.ndarray[Any, Any], child_lane: Tensor, tokens: Tensor, position: int
@@ -272,17 +251,3 @@ class _Run:
             prompt_tokens = len(self.prompts[owner])
             grouped[owner].append(Sample(text, self.finish[child], len(written), prompt_tokens))
         return grouped
-
-
-def uniforms(seeds: np.ndarray[Any, Any], position: int) -> np.ndarray[Any, Any]:
-    """Return u(seed, position) in [0, 1) for every seed, [seeds] float64 (splitmix64 finaliser)."""
-    with np.errstate(over="ignore"):
-        step = np.uint64(((position + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
-        z = _mix(seeds) + step
-        return (_mix(z) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from vprm_search.tiny.architecture import save_checkpoint
 from vprm_search.tiny.language_stage import draw_batch
 from vprm_search.tiny.optimisation import Schedule, Stepper
 from vprm_search.tiny.policy_check import gold_probabilities, validation_problems
@@ -22,24 +21,23 @@ TEMPERATURE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class SolutionPlan:
-    """How long, on what mixture, and at which steps a checkpoint is kept."""
+    """How long, on what mixture, and how often the model is checked."""
 
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1200, vision_factor=0.25, decay_share=0.5)
+        default_factory=lambda: Schedule(
+            steps=650, matrix_rate=0.01, other_rate=1.5e-3, vision_factor=0.25, decay_share=0.7
+        )
     )
     kinds: dict[str, float] = field(
         default_factory=lambda: {"arithmetic": 0.1, "caption": 0.05, "solution": 0.85}
     )
-    families: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
+    families: dict[str, float] = field(
+        default_factory=lambda: {"tiles": 0.25, "tiles-long": 0.5, "bars": 0.25}
+    )
     rows: int = 28
     arithmetic_rows: int = 16
-    early_checkpoints: tuple[int, ...] = (5, 10, 20, 30, 40, 60, 80, 100, 150, 200)
-    checkpoint_every: int = 100
+    check_every: int = 100
     checked_problems: int = 96
-
-    def keeps(self, step: int) -> bool:
-        """Tell whether the model is saved and checked after `step` steps."""
-        return step in self.early_checkpoints or step % self.checkpoint_every == 0
 
 
 def train_solutions(
@@ -47,17 +45,16 @@ def train_solutions(
     tokenizer: PreTrainedTokenizerFast,
     plan: SolutionPlan,
     seed: int,
-    folder: Path,
+    log_folder: Path,
+    name: str = "solutions",
 ) -> None:
-    """Train the whole model in place; checkpoints go to ``folder/step-NNNN`` on the way."""
-    rng = random.Random(f"solutions|{seed}")
+    """Train the whole model in place."""
+    rng = random.Random(f"{name}|{seed}")
     stepper, maker = Stepper(model, plan.schedule), BatchMaker(tokenizer)
-    progress = Progress(folder, "solutions", plan.schedule.steps)
+    progress = Progress(log_folder, name, plan.schedule.steps)
     for step in range(plan.schedule.steps):
-        if plan.keeps(step):
+        if step % plan.check_every == 0:
             check(model, maker, plan.checked_problems, progress, step)
-            save_checkpoint(model, tokenizer, folder / f"step-{step:04d}")
-            model.train()
         (kind,) = rng.choices(list(plan.kinds), list(plan.kinds.values()))
         (family,) = rng.choices(list(plan.families), list(plan.families.values()))
         rows = plan.arithmetic_rows if kind == "arithmetic" else plan.rows
@@ -66,8 +63,8 @@ def train_solutions(
         loss = language_loss(model, batch, features)
         loss.backward()
         stepper.step(step)
-        name = kind if kind == "arithmetic" else f"{kind}_{family}"
-        progress.add(step, **{name: loss.item()})
+        label = kind if kind == "arithmetic" else f"{kind}_{family}"
+        progress.add(step, **{label: loss.item()})
     check(model, maker, plan.checked_problems, progress, plan.schedule.steps)
 
 

@@ -1,14 +1,16 @@
 """Train the tiny policy from nothing: ``python -m vprm_search.tiny.train_policy --out DIR``.
 
 Stages, each resumed from its saved result: language (on symbolic pictures), vision, solutions (both
-together, on rendered pictures). The last stage saves checkpoints along the way: an early one, as
-good as its pass@1 says, becomes the ``policy``; the last one the ``policy_strong``.
+together, on rendered pictures) and practice (more, of the long ones), which gives the
+``XX
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,9 +18,46 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 
 from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
 from vprm_search.tiny.language_stage import LanguagePlan, train_language
+from vprm_search.tiny.optimisation import Schedule
+from vprm_search.tiny.policy_selection import (
+    choose_policy,
+    install,
+    measure_pass_rates,
+    shortlist,
+)
 from vprm_search.tiny.solution_stage import SolutionPlan, train_solutions
 from vprm_search.tiny.tokenizer import build_tokenizer, save_tokenizer
 from vprm_search.tiny.vision_stage import VisionPlan, train_vision
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlan:
+    """The whole recipe: every stage, and how pass@1 is measured on validation problems."""
+
+    language: LanguagePlan = field(default_factory=LanguagePlan)
+    vision: VisionPlan = field(default_factory=VisionPlan)
+    solutions: SolutionPlan = field(default_factory=SolutionPlan)
+    practice: SolutionPlan = field(
+        default_factory=lambda: SolutionPlan(
+            Schedule(
+                steps=700, matrix_rate=0.015, other_rate=2e-3, vision_factor=0.25, decay_share=0.7
+            ),
+            families={"tiles": 0.2, "tiles-long": 0.65, "bars": 0.15},
+        )
+    )
+    sight: VisionPlan = field(
+        default_factory=lambda: VisionPlan(
+            Schedule(steps=341, decay_share=0.0),
+            families=("bars", "tiles", "bars", "tiles-long", "bars"),
+            kept=tuple(range(250, 341, 10)),
+        )
+    )
+    temperature: float = 0.7
+    shortlist_problems: int = 128
+    shortlist_length: int = 3
+    problems: int = 200
+    samples: int = 4
+
 
 Trainer = Callable[[InternVLForConditionalGeneration], None]
 
@@ -31,13 +70,14 @@ def run_stage(
 ) -> InternVLForConditionalGeneration:
     """Load a stage's saved float32 result, or train it from `start` and save it."""
     if not folder.exists():
-        model = start()
+        model = copy.deepcopy(start())
         train(model)
         save_checkpoint(model, tokenizer, folder, torch.float32)
     return load_checkpoint(folder)
 
 
-def train_policy(out: Path, seed: int = 1) -> None:
+def train_policy(out: Path, plan: PolicyPlan, seed: int) -> None:
+    """Run every stage that has no saved result yet; install ``policy`` and ``policy_strong``."""
     tokenizer = build_tokenizer()
     save_tokenizer(out / "tokenizer")
     stages = out / "policy_stages"
@@ -45,20 +85,68 @@ def train_policy(out: Path, seed: int = 1) -> None:
         stages / "language",
         tokenizer,
         lambda: build_model(tokenizer, seed=seed),
-        lambda model: train_language(model, tokenizer, LanguagePlan(), seed, stages),
+        lambda model: train_language(model, tokenizer, plan.language, seed, stages / "logs"),
     )
     vision = run_stage(
         stages / "vision",
         tokenizer,
         lambda: language,
-        lambda model: train_vision(model, tokenizer, VisionPlan(), seed, stages),
+        lambda model: train_vision(model, tokenizer, plan.vision, seed, stages / "logs"),
     )
-    run_stage(
-        stages / "final",
+    solutions = run_stage(
+        stages / "solutions",
         tokenizer,
         lambda: vision,
-        lambda model: train_solutions(model, tokenizer, SolutionPlan(), seed, stages / "solutions"),
+        lambda model: train_solutions(model, tokenizer, plan.solutions, seed, stages / "logs"),
     )
+    strong = run_stage(
+        stages / "practice",
+        tokenizer,
+        lambda: solutions,
+        lambda model: train_solutions(
+            model, tokenizer, plan.practice, seed, stages / "logs", "practice"
+        ),
+    )
+    install_strong_policy(out, plan)
+    run_stage(
+        stages / "sight",
+        tokenizer,
+        lambda: forget_sight(solutions, tokenizer, seed),
+        lambda model: train_vision(model, tokenizer, plan.sight, seed, stages / "sights"),
+    )
+    install_policy(out, plan)
+
+
+def forget_sight(
+    model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> InternVLForConditionalGeneration:
+    """Replace the vision tower and the projector by untrained ones, in place."""
+    untrained = build_model(tokenizer, seed=seed).state_dict()
+    parts = ("vision_tower", "multi_modal_projector")
+    sight = {name: value for name, value in untrained.items() if any(p in name for p in parts)}
+    model.load_state_dict(sight, strict=False)
+    return model
+
+
+def install_policy(out: Path, plan: PolicyPlan) -> None:
+    """Choose among the half-sighted checkpoints by measured pass@1, once."""
+    if (out / "policy").exists():
+        return
+    kept = sorted((out / "policy_stages" / "sights").glob("step-*"))
+    nearest = shortlist(kept, plan.shortlist_problems, plan.temperature, plan.shortlist_length)
+    checkpoint, rates = choose_policy(nearest, plan.problems, plan.samples, plan.temperature)
+    install(checkpoint, out / "policy", rates)
+
+
+def install_strong_policy(out: Path, plan: PolicyPlan) -> None:
+    """Save the last model in half precision, and measure it, once."""
+    destination = out / "policy_strong"
+    if destination.exists():
+        return
+    halved = out / "policy_stages" / "strong-fp16"
+    save_checkpoint(load_checkpoint(out / "policy_stages" / "practice"), build_tokenizer(), halved)
+    rates = measure_pass_rates(halved, plan.problems, plan.samples, plan.temperature)
+    install(halved, destination, rates)
 
 
 def main() -> None:
@@ -68,7 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train_policy(arguments.out, arguments.seed)
+    train_policy(arguments.out, PolicyPlan(), arguments.seed)
 
 
 if __name__ == "__main__":

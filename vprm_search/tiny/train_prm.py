@@ -1,9 +1,8 @@
-"""Train the tiny reward models: `python -m vprm_search.tiny.train_prm --out DIR --strong DIR ...`.
+"""Train the tiny reward models: `python -m vprm_search.tiny.train_prm --out DIR`.
 
-Two stages. The *bootstrap* starts from the strong policy with three new layers on top and learns
-from rule-made errors, with the local losses of `mismatch`. The *fine-tuning* starts from the
-bootstrap and learns from the weaker policy's own solutions: with Monte Carlo labels (`prm`, the one
-that ships), with exact labels (`prm_exact`) or with the final answer only (`orm`).
+`DIR` holds the two policies. Three models come out of one bootstrap (`reward_stages`), fine-tuned
+on the same solutions of the policy: `prm` with Monte Carlo labels (the one that ships), `prm_exact`
+with exact labels, and the outcome reward model `orm` with the final answer only.
 """
 
 from __future__ import annotations
@@ -11,195 +10,29 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shutil
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
-from torch.nn import Parameter
-from transformers import AutoTokenizer
 
-from vprm_search.pipeline.muon import Muon
+from vprm_search.pipeline.labels import LabelConfig
 from vprm_search.pipeline.records import read_records
-from vprm_search.pipeline.rows import collate
-from vprm_search.pipeline.schedule import Schedule
-from vprm_search.pipeline.train import Evaluation, Optimisers, RewardTrainer, TrainConfig
-from vprm_search.scoring.preprocess import PreprocessConfig
-from vprm_search.scoring.scorer_file import ScorerFile
-from vprm_search.tiny.architecture import deepen, load_checkpoint, save_checkpoint
-from vprm_search.tiny.label import problem_of
-from vprm_search.tiny.mismatch import LocalLosses
-from vprm_search.tiny.rendering import IMAGE_SIZE
-from vprm_search.tiny.reward_check import JudgedRow, check_rewards
-from vprm_search.tiny.reward_data import LabelKind, RewardBatches, labelled_texts
-from vprm_search.tiny.reward_rows import TINY_LAYOUT, RowWriter
-from vprm_search.tiny.tokenizer import token_id
+from vprm_search.tiny.label import label, problem_of
+from vprm_search.tiny.reward_check import JudgedRow
+from vprm_search.tiny.reward_data import LabelKind
+from vprm_search.tiny.reward_rows import RowWriter
+from vprm_search.tiny.reward_stages import Report, bootstrap, fine_tune
+from vprm_search.tiny.tokenizer import build_tokenizer
 from vprm_search.tiny.world import exact_labels
 
-NEW_LAYERS = 3
-HEADS_FILE = "heads.safetensors"
-SCORER_SETTINGS = ScorerFile(
-    layout=TINY_LAYOUT,
-    preprocess=PreprocessConfig(tile_size=IMAGE_SIZE, max_tiles=1, thumbnail=False),
-)
-"""What a scorer must know about a tiny reward model (`vprm.json`)."""
-_LOUDNESS = 25.0  # initial logit of both verdict words at the mean hidden state
-Report = Callable[[str], None]
-
-
-class RewardPlan(BaseModel):
-    """One stage: how long, how fast, and from what mixture of rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(ge=1)
-    verdicts: int = Field(default=264, ge=1)
-    short_until: int = Field(default=0, ge=0)
-    new_rate: float = 0.02
-    old_rate: float = 0.004
-    other_rate: float = 1e-3
-    head_rate: float = 3e-3
-    warmup_steps: int = 30
-    decay_share: float = Field(default=0.5, gt=0, le=1)
-    rule_share: float = Field(default=1.0, ge=0, le=1)
-    label_smoothing: float = 0.0
-    seed: int = 1
-
-    def train_config(self) -> TrainConfig:
-        """Return the trainer's configuration."""
-        return TrainConfig(
-            schedule=Schedule(
-                steps=self.steps,
-                warmup_share=min(1.0, self.warmup_steps / self.steps),
-                decay="linear",
-                decay_share=self.decay_share,
-                final_factor=0.01,
-            ),
-            label_smoothing=self.label_smoothing,
-            log_every=10,
-            evaluate_every=100,
-            save_every=100,
-        )
-
-
-BOOTSTRAP = RewardPlan(steps=700, short_until=300)
-FINE_TUNE = RewardPlan(
-    steps=400,
-    new_rate=0.012,
-    old_rate=0.003,
-    other_rate=7e-4,
-    decay_share=0.8,
-    rule_share=0.3,
-    seed=2,
-)
-
-
-def bootstrap(
-    strong_dir: Path,
-    out: Path,
-    plan: RewardPlan = BOOTSTRAP,
-    *,
-    dev: Sequence[JudgedRow] = (),
-    report: Report | None = None,
-) -> None:
-    """Train the rule-made stage into `out` (float32 checkpoint and the local losses' heads)."""
-    tokenizer = AutoTokenizer.from_pretrained(strong_dir, local_files_only=True)
-    policy = load_checkpoint(strong_dir)
-    old_layers = policy.config.text_config.num_hidden_layers
-    norm = policy.model.language_model.norm.weight
-    model = deepen(policy, NEW_LAYERS, seed=plan.seed)
-    writer = RowWriter(tokenizer)
-    batches = RewardBatches(writer, plan.seed, plan.verdicts, short_until=plan.short_until)
-    auxiliary = LocalLosses.on_top_of(norm, old_layers)
-    words = verdict_words(tokenizer)
-    trainer = _trainer(model, words, plan, old_layers, auxiliary)
-    if not (out / "state").exists():
-        start_verdict_words(trainer, words, batches, plan.seed)
-    _run(trainer, batches, out, dev, words, report)
-    heads = {name: value.detach() for name, value in auxiliary.parameters().items()}
-    save_file(heads, out / HEADS_FILE)
-    save_checkpoint(model, tokenizer, out / "model", torch.float32)
-
-
-def fine_tune(
-    bootstrap_dir: Path,
-    records: Path,
-    out: Path,
-    kind: LabelKind,
-    plan: RewardPlan = FINE_TUNE,
-    *,
-    dev: Sequence[JudgedRow] = (),
-    report: Report | None = None,
-) -> None:
-    """Train the second stage on labelled solutions; `out/model` gets the checkpoint (float16)."""
-    tokenizer = AutoTokenizer.from_pretrained(bootstrap_dir / "model", local_files_only=True)
-    model = load_checkpoint(bootstrap_dir / "model")
-    old_layers = model.config.text_config.num_hidden_layers - NEW_LAYERS
-    writer = RowWriter(tokenizer, "final_step" if kind == "outcome" else "every_step")
-    texts = labelled_texts(read_records(records), kind)
-    batches = RewardBatches(
-        writer, plan.seed, plan.verdicts, texts, plan.rule_share, local_targets=kind == "exact"
-    )
-    auxiliary = LocalLosses(
-        old_layers, **{k: Parameter(v) for k, v in load_file(bootstrap_dir / HEADS_FILE).items()}
-    )
-    words = verdict_words(tokenizer)
-    trainer = _trainer(model, words, plan, old_layers, auxiliary)
-    _run(trainer, batches, out, dev, words, report)
-    save_checkpoint(model, tokenizer, out / "model", torch.float16)
-    SCORER_SETTINGS.write(out / "model")
-
-
-def verdict_words(tokenizer: Any) -> tuple[int, int]:
-    """Return the ids of '+' and '-'."""
-    return token_id(tokenizer, TINY_LAYOUT.plus_word), token_id(tokenizer, TINY_LAYOUT.minus_word)
-
-
-@torch.no_grad()
-def start_verdict_words(
-    trainer: RewardTrainer, words: tuple[int, int], batches: RewardBatches, seed: int
-) -> None:
-    """Point the embeddings of '+' and '-', which the policy never learned, at the read positions.
-
-    Both become the mean hidden state there, scaled so that their logit is `_LOUDNESS`, and are told
-    apart by a little noise: the loss starts near ln 2 instead of about 20.
-    """
-    batch = collate(batches(0), trainer.pad_id)
-    hidden = trainer.hidden_states(batch)[-1][batch.reads[:, 0], batch.reads[:, 1]].float().mean(0)
-    direction = _LOUDNESS * hidden / hidden.pow(2).sum()
-    noise = 0.02 * torch.randn(len(hidden), generator=torch.Generator().manual_seed(seed))
-    embedding = trainer.model.get_input_embeddings().weight
-    embedding[words[0]], embedding[words[1]] = direction + noise, direction - noise
-
-
-def reward_optimisers(plan: RewardPlan, old_layers: int) -> Optimisers:
-    """Return Muon for matrices (new layers faster than old), AdamW for the rest and for the heads."""
-
-    def build(named: Sequence[tuple[str, Parameter]]) -> list[torch.optim.Optimizer]:
-        groups: dict[str, list[Parameter]] = {"new": [], "old": [], "other": [], "head": []}
-        for name, parameter in named:
-            if name.startswith("auxiliary."):
-                groups["head"].append(parameter)
-            elif parameter.ndim != 2 or "embed" in name:
-                groups["other"].append(parameter)
-            else:
-                layer = int(name.partition("layers.")[2].partition(".")[0])
-                groups["new" if layer >= old_layers else "old"].append(parameter)
-        rates = {"new": plan.new_rate, "old": plan.old_rate}
-        muon = [{"params": groups[k], "lr": rate} for k, rate in rates.items() if groups[k]]
-        adam = [
-            {"params": groups["other"], "lr": plan.other_rate},
-            {"params": groups["head"], "lr": plan.head_rate},
-        ]
-        return [
-            Muon(muon, lr=plan.new_rate, weight_decay=0.0),
-            torch.optim.AdamW(adam, lr=plan.other_rate, betas=(0.9, 0.97), weight_decay=0.0),
-        ]
-
-    return build
+KINDS: dict[str, LabelKind] = {"prm": "monte_carlo", "prm_exact": "exact", "orm": "outcome"}
+STAGES = ("dev", "labels", "bootstrap", *KINDS)
+LABELLED_PROBLEMS = 3000
+DEV_PROBLEMS = 120
+DEV_LABELS = LabelConfig(solutions=8, continuations=1, seed=1)
+"""Only the texts of the dev set are used, with exact labels: one continuation is enough."""
 
 
 def judged_rows(records: Path, tokenizer: Any) -> list[JudgedRow]:
@@ -216,23 +49,66 @@ def judged_rows(records: Path, tokenizer: Any) -> list[JudgedRow]:
     return rows
 
 
-def _trainer(
-    model: Any, words: tuple[int, int], plan: RewardPlan, old_layers: int, auxiliary: LocalLosses
-) -> RewardTrainer:
-    model.set_attn_implementation("sdpa")
-    optimisers = reward_optimisers(plan, old_layers)
-    return RewardTrainer(model, *words, plan.train_config(), optimisers, auxiliary)
+class RewardRun:
+    """All of it, in one folder: dev set, labels, bootstrap, and the three reward models.
+
+    `folder` must hold `policy` and `policy_strong`; it gets `reward/` (runs, labels, metrics) and
+    one folder per model. Every part is skipped when it is there, and continues where it was cut.
+    """
+
+    def __init__(self, folder: Path, report: Report | None = None) -> None:
+        self.folder, self.work = folder, folder / "reward"
+        self.report = report
+
+    def run(self, stage: str) -> None:
+        """Run one of `STAGES`."""
+        if stage == "dev":
+            self._label("dev", DEV_PROBLEMS, "validation", DEV_LABELS)
+        elif stage == "labels":
+            self._label("labels", LABELLED_PROBLEMS, "train", LabelConfig())
+        elif stage == "bootstrap":
+            strong = self.folder / "policy_strong"
+            bootstrap(strong, self.work / stage, dev=self._dev(), report=self.report)
+        else:
+            self._fine_tune(stage, KINDS[stage])
+
+    def _label(self, name: str, problems: int, split: str, config: LabelConfig) -> None:
+        statistics = label(
+            self.work / f"{name}.jsonl",
+            self.folder / "policy",
+            problems=problems,
+            split=split,
+            config=config,
+            report=self.report,
+        )
+        text = json.dumps(statistics, indent=1) + "\n"
+        (self.work / f"{name}.statistics.json").write_text(text, encoding="utf-8")
+
+    def _fine_tune(self, name: str, kind: LabelKind) -> None:
+        run = self.work / name
+        labels, start = self.work / "labels.jsonl", self.work / "bootstrap"
+        fine_tune(start, labels, run, kind, dev=self._dev(), report=self.report)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.copytree(run / "model", self.folder / name)
+
+    def _dev(self) -> list[JudgedRow]:
+        file = self.work / "dev.jsonl"
+        if not file.exists():
+            return []
+        return judged_rows(file, build_tokenizer())
 
 
-def _run(
-    trainer: RewardTrainer,
-    batches: RewardBatches,
-    out: Path,
-    dev: Sequence[JudgedRow],
-    words: tuple[int, int],
-    report: Report | None,
-) -> None:
-    evaluate: Evaluation | None = None
-    if dev:
-        evaluate = functools.partial(check_rewards, judged=dev, words=words)
-    trainer.run(batches, out, evaluate, report)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", action="append", choices=STAGES)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    run = RewardRun(arguments.out, functools.partial(print, file=sys.stderr, flush=True))
+    for stage in arguments.stage or STAGES:
+        run.run(stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,15 +32,15 @@ TRAINED = ("vision_tower", "multi_modal_projector")
 class VisionPlan:
     """How long the vision tower is pre-trained, and on which pictures, `pictures` a step.
 
-    `families` is gone through in turn, one family a step. With `keep_every` above 0, a checkpoint
-    is kept every so many steps.
+    `families` is gone through in turn, one family a step. After each number of steps in `kept`, a
+    checkpoint is kept: the same language model, with a sight that is still poor.
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=900, decay_share=0.5))
     families: tuple[str, ...] = ("tiles", "bars", "tiles-long", "bars")
     pictures: int = 64
     regression_weight: float = 0.5
-    keep_every: int = 0
+    kept: tuple[int, ...] = ()
 
 
 class CellReadout:
@@ -86,20 +86,19 @@ def train_vision(
     plan: VisionPlan,
     seed: int,
     folder: Path,
-    name: str = "vision",
 ) -> None:
     """Train the vision tower and the projector in place; the language model stays as it is.
 
     Kept checkpoints go to ``folder/step-NNNN``, progress to ``folder``.
     """
-    rng = random.Random(f"{name}|{seed}")
+    rng = random.Random(f"vision|{seed}")
     embedding = model.get_input_embeddings().weight.detach().clone()
     readout = CellReadout(embedding, SymbolIds(tokenizer))
     training = Stepper(model, plan.schedule, TRAINED, extra=(readout.scale,))
-    progress = Progress(folder, name, plan.schedule.steps)
+    progress = Progress(folder, "vision", plan.schedule.steps)
     for step in range(plan.schedule.steps):
-        if plan.keep_every and step and step % plan.keep_every == 0:
-            save_checkpoint(model, tokenizer, folder / f"step-{step:04d}", torch.float32)
+        if step in plan.kept:
+            save_checkpoint(model, tokenizer, folder / f"step-{step:04d}")
         family = plan.families[step % len(plan.families)]
         problems = [generate(family, "train", rng.getrandbits(40)) for _ in range(plan.pictures)]
         pixels = pixel_values([render(problem) for problem in problems])

@@ -1,0 +1,146 @@
+"""Searches that are killed with SIGKILL again and again, each time going on in a new process.
+
+    python -m tests.graph.kill_driver DIRECTORY KILLS SEED
+
+The processes are forked from this one, which imports the libraries but never runs a search. Every
+call to the model and the scorer is written to a log before it sleeps and answers; a search is
+killed a random moment after a random number of calls, so that kills land in the middle of calls,
+of checkpoints and between supersteps. Prints a JSON summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from tests.graph.fakes import HashChatModel, HashScorer, asked, noisy_png
+from vprm_search.graph import create_search_graph, tree_of_state
+from vprm_search.image_store import DiskImageStore
+from vprm_search.search import BeamSearch
+
+THREAD: Any = {"configurable": {"thread_id": "killed"}}
+SLEEP_S = 0.012
+
+
+class LoggedModel(HashChatModel):
+    """Writes a line to `log` before every call."""
+
+    log: str
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        _append(self.log, "propose")
+        return await super()._agenerate(*args, **kwargs)
+
+
+class LoggedScorer(HashScorer):
+    """Writes a line to `log` before every batch."""
+
+    def __init__(self, log: str) -> None:
+        super().__init__(sleep_s=SLEEP_S)
+        self.log = log
+
+    async def score(self, requests: Any) -> Any:
+        _append(self.log, "score")
+        return await super().score(requests)
+
+
+def run(folder: Path, *, delta: bool) -> None:
+    """Start the search in `folder`, or go on with it, to its end; write its tree."""
+    log = str(folder / "calls.log")
+    with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as saver:
+        app = create_search_graph(
+            policy=LoggedModel(sleep_s=SLEEP_S, log=log),
+            scorer=LoggedScorer(log),
+            strategy=BeamSearch(width=3, expand=3, stop=None),
+            image_store=DiskImageStore(folder / "images"),
+            delta_checkpoints=delta,
+        ).compile(checkpointer=saver)
+        begun = saver.get_tuple(THREAD) is not None
+        given = None if begun else asked(png=noisy_png(48))
+        state = app.invoke(given, THREAD, durability="sync")
+        saved = tree_of_state(app.get_state(THREAD).values).dumps()
+        assert saved == tree_of_state(state).dumps()
+        (folder / "result.json").write_text(json.dumps(state["search_result"]["node"]))
+        (folder / "tree.json").write_text(saved)
+
+
+def killed_search(folder: Path, chance: random.Random, *, kills: bool, delta: bool) -> int:
+    """Run one search to its end and return how often it was killed."""
+    folder.mkdir()
+    log = folder / "calls.log"
+    log.touch()
+    count = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            _child(folder, delta=delta)
+        after = _lines(log) + chance.randint(1, 14) if kills else 1 << 30
+        if _ended(child, log, after):
+            return count
+        time.sleep(chance.random() * 3 * SLEEP_S)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            return count  # it ended first
+        count += 1
+
+
+def _child(folder: Path, *, delta: bool) -> None:
+    code = 1
+    try:
+        run(folder, delta=delta)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _ended(child: int, log: Path, after: int) -> bool:
+    """Wait until the log has `after` lines; return whether the child ended before."""
+    while _lines(log) < after:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            if status:
+                raise SystemExit(f"the search failed with status {status}")
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def _append(path: str, line: str) -> None:
+    with open(path, "a") as file:
+        file.write(line + "\n")
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def main() -> None:
+    folder, wanted, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    chance = random.Random(seed)
+    killed_search(folder / "calm", chance, kills=False, delta=False)
+    summary: dict[str, Any] = {"kills": [], "calls": [], "trees": [], "results": []}
+    while sum(summary["kills"]) < wanted:
+        number = len(summary["kills"])
+        part = folder / f"killed-{number}"
+        kills = killed_search(part, chance, kills=True, delta=number % 2 == 1)
+        summary["kills"].append(kills)
+        summary["calls"].append(_lines(part / "calls.log"))
+        summary["trees"].append((part / "tree.json").read_text())
+        summary["results"].append((part / "result.json").read_text())
+    summary["calm_calls"] = _lines(folder / "calm" / "calls.log")
+    summary["calm_tree"] = (folder / "calm" / "tree.json").read_text()
+    summary["calm_result"] = (folder / "calm" / "result.json").read_text()
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

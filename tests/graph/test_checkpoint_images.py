@@ -1,0 +1,193 @@
+"""Pictures stay out of the state, whatever way they come in."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
+from vprm_search.errors import ImageError
+from vprm_search.graph import ImageIntake, create_search_graph, reference_images, tree_of_state
+from vprm_search.image_store import DiskImageStore, MemoryImageStore
+from vprm_search.images import normalise_image
+from vprm_search.search import BeamSearch, BestOfN
+
+PNG = noisy_png(64)
+B64 = base64.b64encode(PNG).decode()
+URI = f"data:image/png;base64,{B64}"
+DIGEST = normalise_image(PNG).digest
+THREAD: Any = {"configurable": {"thread_id": "one"}}
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "standard": {"type": "image", "base64": B64, "mime_type": "image/png"},
+    "data-uri": {"type": "image", "url": URI},
+    "openai": {"type": "image_url", "image_url": {"url": URI}},
+    "openai-text": {"type": "image_url", "image_url": URI},
+    "responses": {"type": "input_image", "image_url": URI},
+    "anthropic": {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": B64},
+    },
+    "older": {"type": "image", "source_type": "base64", "data": B64, "mime_type": "image/png"},
+}
+
+
+def compiled(store: Any, saver: Any, **options: Any) -> Any:
+    given = {"policy": HashChatModel(), "scorer": HashScorer(), **options}
+    return create_search_graph(image_store=store, **given).compile(checkpointer=saver)
+
+
+def stored(path: Path) -> bytes:
+    """Return everything a SQLite saver holds, every value of every table."""
+    with sqlite3.connect(path) as database:
+        tables = [
+            row[0] for row in database.execute("select name from sqlite_master where type='table'")
+        ]
+        rows = [row for table in tables for row in database.execute(f"select * from {table}")]
+    return b"\n".join(v if isinstance(v, bytes) else str(v).encode() for row in rows for v in row)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_format_of_a_picture_becomes_the_same_reference(kind: str) -> None:
+    store = MemoryImageStore()
+    scorer = HashScorer()
+    app = compiled(store, InMemorySaver(), scorer=scorer, strategy=BestOfN(2))
+    content = [{"type": "text", "text": QUESTION}, BLOCKS[kind]]
+    state = app.invoke({"messages": [HumanMessage(content)]}, THREAD)
+    reference = {"type": "image", "url": f"vprm-image://{DIGEST}"}
+    assert state["messages"][0].content == [{"type": "text", "text": QUESTION}, reference]
+    assert state["search_problem"] == {"question": QUESTION, "images": [DIGEST], "system": ""}
+    assert set(scorer.images) == {(DIGEST,)}
+    assert store.get(DIGEST).png == normalise_image(PNG).png
+
+
+def test_the_policy_sees_the_normalised_picture() -> None:
+    model = HashChatModel()
+    app = compiled(MemoryImageStore(), None, policy=model, strategy=BestOfN(2))
+    app.invoke(asked(png=PNG))
+    shown = model.calls[0][0].content[0]
+    assert isinstance(shown, dict)
+    assert base64.b64decode(shown["base64"]) == normalise_image(PNG).png
+
+
+@pytest.mark.parametrize("messages", [
+    ("user", QUESTION),
+    {"role": "user", "content": [{"type": "text", "text": QUESTION}, BLOCKS["openai"]]},
+    QUESTION,
+    [{"role": "system", "content": "Be brief."}, ("user", QUESTION)],
+], ids=["tuple", "dict", "text", "list"])  # fmt: skip
+def test_messages_come_in_every_form_langchain_takes(messages: Any) -> None:
+    given = messages if isinstance(messages, list) else [messages]
+    app = compiled(MemoryImageStore(), InMemorySaver(), strategy=BestOfN(2))
+    state = app.invoke({"messages": given}, THREAD)
+    assert state["search_problem"]["question"] == QUESTION
+    assert isinstance(state["messages"][-1], AIMessage)
+
+
+def test_other_messages_keep_their_blocks_ids_and_names() -> None:
+    tool = ToolMessage(
+        [{"type": "text", "text": "found"}, BLOCKS["openai"]], tool_call_id="t", id="2"
+    )
+    plain = HumanMessage([{"type": "text", "text": "no picture"}], id="3", name="ann")
+    store = MemoryImageStore()
+    first, second = reference_images([tool, plain], ImageIntake(store).name_image)
+    assert (first.id, first.type, first.tool_call_id) == ("2", "tool", "t")
+    assert first.content == [
+        {"type": "text", "text": "found"},
+        {"type": "image", "url": f"vprm-image://{DIGEST}"},
+    ]
+    assert second is plain
+    again: list[BaseMessage] = reference_images([first], ImageIntake(store).name_image)
+    assert again[0].content == first.content
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "url": "https://example.test/cat.png"},
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+        {"type": "image", "file_id": "file-1"},
+        {"type": "image", "base64": "bm90IGFuIGltYWdl", "mime_type": "image/png"},
+    ],
+    ids=["url", "file", "id", "broken"],
+)
+def test_a_picture_that_cannot_be_used_is_refused_before_anything_is_stored(
+    block: dict[str, Any],
+) -> None:
+    saver = InMemorySaver()
+    app = compiled(MemoryImageStore(), saver)
+    with pytest.raises(ImageError):
+        app.invoke({"messages": [HumanMessage([block, {"type": "text", "text": "?"}])]}, THREAD)
+    assert list(saver.list(THREAD)) == []
+
+
+def test_a_missing_picture_is_named_when_a_search_goes_on_without_its_store(tmp_path: Path) -> None:
+    saver = InMemorySaver()
+    first = create_search_graph(
+        policy=HashChatModel(), scorer=HashScorer(), image_store=DiskImageStore(tmp_path)
+    ).compile(checkpointer=saver, interrupt_before=["propose"])
+    first.invoke(asked(png=PNG), THREAD)
+    with pytest.raises(ImageError, match=f"{DIGEST}.*store the search was started with"):
+        compiled(MemoryImageStore(), saver).invoke(None, THREAD)
+    state = compiled(DiskImageStore(tmp_path), saver).invoke(None, THREAD)
+    assert state["search_result"]["text"]
+
+
+@pytest.mark.parametrize("strategy", [BestOfN(8), BeamSearch()], ids=["best-of-8", "beam"])
+async def test_a_search_over_a_megabyte_leaves_a_small_file(strategy: Any, tmp_path: Path) -> None:
+    png = noisy_png(600)
+    assert len(png) > 1_000_000
+    encoded = base64.b64encode(png)[1000:1040]
+    sizes = []
+    with SqliteSaver.from_conn_string(str(tmp_path / "sync.sqlite")) as saver:
+        app = compiled(DiskImageStore(tmp_path / "i"), saver, strategy=strategy)
+        app.invoke(asked(png=png), THREAD, durability="sync")
+    async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "async.sqlite")) as asaver:
+        app = compiled(DiskImageStore(tmp_path / "i"), asaver, strategy=strategy)
+        async for _ in app.astream(asked(png=png), THREAD, stream_mode="updates"):
+            pass
+    for path in tmp_path.glob("*.sqlite"):
+        data = stored(path)
+        assert b"vprm-image://sha256-" in data
+        assert encoded not in data
+        assert png[1000:1030] not in data
+        sizes.append(path.stat().st_size)
+    assert len(sizes) == 2
+    assert max(sizes) < 1_000_000
+
+
+def test_pictures_added_behind_the_graphs_back_are_taken_out_at_once() -> None:
+    app = compiled(MemoryImageStore(), InMemorySaver(), strategy=BestOfN(2))
+    app.update_state(THREAD, asked(png=PNG), as_node="__start__")
+    state = app.invoke(None, THREAD)
+    assert state["messages"][0].content[0]["url"] == f"vprm-image://{DIGEST}"
+    assert state["messages"][0].id == "question"
+    assert len(state["messages"]) == 2
+
+
+def test_no_checkpoint_of_any_kind_holds_a_picture(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    saver = InMemorySaver()
+    app = compiled(MemoryImageStore(), saver, strategy=BeamSearch(width=2, expand=2))
+    app.invoke(asked(png=PNG), THREAD)
+    app.invoke({"messages": [HumanMessage("And the blue ones?")]}, THREAD)
+    serializer = JsonPlusSerializer()
+    checkpoints = list(saver.list(THREAD))
+    assert len(checkpoints) > 20
+    for checkpoint in checkpoints:
+        for value in (checkpoint.checkpoint, checkpoint.pending_writes, checkpoint.metadata):
+            data = serializer.dumps_typed(value)[1]
+            assert B64[500:540].encode() not in data
+            assert PNG[500:530] not in data
+    assert tree_of_state(app.get_state(THREAD).values).problem.images == (DIGEST,)
+    assert B64[500:540] not in caplog.text

@@ -1,0 +1,180 @@
+"""The state's reducer is a join, and the memory of live trees never decides anything."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.graph.fakes import QUESTION, HashChatModel, HashScorer
+from vprm_search import ids
+from vprm_search.graph import run_search
+from vprm_search.graph.live_trees import LiveTrees
+from vprm_search.graph.state import (
+    merge_records,
+    plan_from_json,
+    plan_to_json,
+    record_table,
+    tree_of_state,
+)
+from vprm_search.search import BeamSearch, Plan
+from vprm_search.search.plan import Expand
+from vprm_search.types import NODE_STATUSES, NodeRecord, Problem
+
+PROBLEM = Problem(QUESTION)
+ROOT = ids.root_id(PROBLEM, 0)
+units = st.floats(0, 1, allow_nan=False)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> NodeRecord:
+    """Draw one of few nodes with any content that may change."""
+    index = draw(st.integers(0, 3))
+    return NodeRecord(
+        id=ids.child_id(ROOT, index, "step"),
+        parent=ROOT,
+        index=index,
+        text="step",
+        status=draw(st.sampled_from(NODE_STATUSES)),
+        reason=draw(st.sampled_from(["", "a", "b"])),
+        score=draw(st.none() | units),
+        score_reason=draw(st.sampled_from(["", "x", "y"])),
+        path_scores=draw(st.dictionaries(st.sampled_from(["mean", "last"]), units)),
+        answer=draw(st.none() | st.sampled_from(["1", "2"])),
+        round=draw(st.integers(0, 2)),
+        generated_tokens=draw(st.integers(0, 9)),
+    )
+
+
+tables = st.lists(records(), max_size=6).map(lambda drawn: {r.id: r.to_json() for r in drawn})
+
+
+@given(tables, tables, tables)
+def test_merging_is_a_join(a: Any, b: Any, c: Any) -> None:
+    ab = merge_records(a, b)
+    assert ab == merge_records(b, a)
+    assert merge_records(ab, c) == merge_records(a, merge_records(b, c))
+    assert merge_records(ab, a) == merge_records(ab, b) == merge_records(ab, ab) == ab
+    assert set(ab) == set(a) | set(b)
+    assert merge_records(a, {}) == merge_records({}, a) == a
+    assert json.loads(json.dumps(ab)) == ab
+
+
+@given(st.lists(tables, max_size=5), st.randoms())
+def test_writes_in_any_order_and_twice_give_one_table(writes: list[Any], chance: Any) -> None:
+    def merged(order: list[Any]) -> Any:
+        table: Any = {}
+        for write in order:
+            table = merge_records(table, write)
+        return table
+
+    shuffled = writes + writes[::2]
+    chance.shuffle(shuffled)
+    assert merged(shuffled) == merged(writes)
+
+
+@given(tables)
+def test_merging_leaves_its_arguments_alone_and_keeps_what_did_not_change(table: Any) -> None:
+    before = json.dumps(table)
+    merged = merge_records(table, json.loads(before))
+    assert json.dumps(table) == before
+    assert all(merged[node] is table[node] for node in table)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Expand,
+            st.text("0123456789abcdef", min_size=1),
+            st.integers(1, 99),
+            st.integers(0, 99),
+            st.sampled_from(["step", "end"]),
+        )
+    ),
+    st.text(),
+)
+def test_a_plan_survives_the_state(expand: list[Expand], finish: str) -> None:
+    plan = Plan(expand=tuple(expand), finish=finish)
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
+
+
+# --- live trees --------------------------------------------------------------------------------
+
+
+def searched(question: str = QUESTION) -> dict[str, Any]:
+    tree = run_search(
+        question,
+        policy=HashChatModel(),
+        scorer=HashScorer(),
+        strategy=BeamSearch(width=2, expand=2),
+    ).tree
+    return {
+        "search_problem": tree.problem.to_json(),
+        "search_run_seed": 0,
+        "search_nodes": record_table(list(tree)),
+    }
+
+
+def test_a_kept_tree_is_given_out_once() -> None:
+    trees, state = LiveTrees(), searched()
+    tree = trees.take(state, "t")
+    trees.give(state, "t", {}, tree)
+    assert trees.take(state, "t") is tree
+    assert trees.take(state, "t") is not tree
+
+
+def test_a_kept_tree_is_used_only_for_the_state_it_belongs_to() -> None:
+    trees, state = LiveTrees(), searched()
+    nodes = state["search_nodes"]
+    some = next(n for n, r in nodes.items() if r["parent"])
+    edited = {**state, "search_nodes": {**nodes, some: {**nodes[some], "score": 0.123}}}
+    fewer = {**state, "search_nodes": {n: r for n, r in nodes.items() if not r["parent"]}}
+    other = searched("Another question")
+    for changed in (edited, fewer, other, {**state, "search_run_seed": 0}):
+        trees.give(state, "t", {}, tree_of_state(state))
+        assert trees.take(changed, "t").dumps() == tree_of_state(changed).dumps()
+
+
+def test_equal_values_from_a_checkpoint_find_the_kept_tree() -> None:
+    trees, state = LiveTrees(), searched()
+    tree = tree_of_state(state)
+    trees.give(state, "t", {}, tree)
+    assert trees.take(json.loads(json.dumps(state)), "t") is tree
+
+
+def test_the_memory_is_bounded(monkeypatch: Any) -> None:
+    monkeypatch.setattr("vprm_search.graph.live_trees._KEPT_NODES", 60)
+    trees = LiveTrees()
+    states = [searched(f"Question {number}") for number in range(12)]
+    kept = []
+    for state in states:
+        kept.append(tree_of_state(state))
+        trees.give(state, "t", {}, kept[-1])
+    found = [trees.take(s, "t") is tree for s, tree in zip(states, kept, strict=True)]
+    assert found[-1] is True
+    assert sum(len(t) for t, there in zip(kept, found, strict=True) if there) <= 60 + len(kept[-1])
+    assert not found[0]
+
+
+def test_threads_may_share_the_memory() -> None:
+    trees, states = LiveTrees(), [searched(f"Question {number}") for number in range(3)]
+    expected = [tree_of_state(state).dumps() for state in states]
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for turn in range(30):
+            number = (turn + offset) % 3
+            tree = trees.take(states[number], "t")
+            if tree.dumps() != expected[number]:
+                wrong.append(number)
+            trees.give(states[number], "t", {}, tree)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []

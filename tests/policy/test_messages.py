@@ -1,0 +1,126 @@
+"""Every way to put a picture into a LangChain message, and every way that must not work."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+
+from tests.policy.models import BLUE, RED
+from vprm_search.errors import ImageError, InputError
+from vprm_search.image_store import MemoryImageStore
+from vprm_search.policy.messages import (
+    human_message,
+    images_from_content_blocks,
+    problem_from_messages,
+)
+from vprm_search.steps import StepLimits
+
+B64 = base64.b64encode(RED.png).decode()
+URI = f"data:image/png;base64,{B64}"
+GOOD: list[dict[str, Any]] = [
+    {"type": "image", "base64": B64, "mime_type": "image/png"},
+    {"type": "image", "url": URI},
+    {"type": "image", "source_type": "base64", "data": B64, "mime_type": "image/png"},
+    {"type": "image_url", "image_url": {"url": URI}},
+    {"type": "image_url", "image_url": {"url": URI, "detail": "low"}},
+    {"type": "image_url", "image_url": {"url": URI}, "uuid": "anything"},
+    {"type": "image_url", "image_url": URI},
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": B64}},
+    {"image": {"format": "png", "source": {"bytes": RED.png}}},
+    {"type": "media", "mime_type": "image/png", "data": B64},
+]
+BAD: list[dict[str, Any]] = [
+    {"type": "image", "url": "http://127.0.0.1:9/x.png"},
+    {"type": "image", "url": "file:///etc/passwd"},
+    {"type": "image", "url": "/etc/passwd"},
+    {"type": "image", "source_type": "url", "url": "https://127.0.0.1/x.png"},
+    {"type": "image", "file_id": "file-1"},
+    {"type": "image", "base64": "!!!", "mime_type": "image/png"},
+    {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
+    {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}},
+    {"type": "image_url", "image_url": {"url": "x.png"}},
+    {"type": "image_url", "image_url": "ftp://127.0.0.1/x.png"},
+    {"type": "image_url", "image_url": None},
+    {"type": "image_url", "image_url": None, "uuid": "known"},
+    {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x"}},
+    {"type": "image", "source": {"type": "file", "file_id": "1"}},
+    {"type": "input_image", "image_url": "http://127.0.0.1/x"},
+    {"type": "image"},
+]
+
+
+@pytest.mark.parametrize("block", GOOD, ids=repr)
+def test_every_format_is_the_same_picture(block: dict[str, Any]) -> None:
+    message = HumanMessage(content=["Look: ", block, {"type": "text", "text": "what is it?"}])
+    assert images_from_content_blocks(message) == ("Look: \nwhat is it?", [RED])
+
+
+@pytest.mark.parametrize("block", BAD, ids=repr)
+def test_addresses_and_rubbish_are_image_errors_without_io(
+    block: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_io(*_: Any, **__: Any) -> Any:
+        raise AssertionError("I/O")
+
+    monkeypatch.setattr(socket.socket, "connect", no_io)
+    monkeypatch.setattr("builtins.open", no_io)
+    monkeypatch.setattr("os.open", no_io)
+    with pytest.raises(ImageError):
+        images_from_content_blocks(HumanMessage(content=[block]))
+
+
+@pytest.mark.parametrize("kind", ["video", "audio", "file"])
+def test_other_media_are_refused(kind: str) -> None:
+    block = {"type": kind, "base64": "AAAA", "mime_type": "x/y"}
+    with pytest.raises(InputError, match=kind):
+        images_from_content_blocks(HumanMessage(content=[block]))
+
+
+def test_too_many_images_are_refused() -> None:
+    with pytest.raises(ImageError, match="16"):
+        images_from_content_blocks(HumanMessage(content=[GOOD[0]] * 17))
+
+
+def test_what_is_written_can_be_read() -> None:
+    message = human_message("How many?", [RED, BLUE])
+    assert images_from_content_blocks(message) == ("How many?", [RED, BLUE])
+    assert human_message("How many?", []).content == "How many?"
+
+
+def test_problem_of_a_conversation() -> None:
+    store = MemoryImageStore()
+    earlier = human_message("What is this?", [BLUE])
+    last = human_message("  And\r\nthis \ud800?  ", [RED, BLUE])
+    messages = [SystemMessage("Be exact."), earlier, AIMessage("A cat."), last]
+    problem = problem_from_messages(messages, store)
+    assert problem.question == "And\nthis \ufffd?"
+    assert problem.images == (RED.digest, BLUE.digest)
+    assert problem.system == "Be exact."
+    assert [store.get(digest) for digest in problem.images] == [RED, BLUE]
+
+
+def test_a_question_about_an_earlier_picture() -> None:
+    store = MemoryImageStore()
+    first, second = human_message("What is this?", [BLUE]), human_message("Or this?", [RED])
+    messages = [first, AIMessage("A cat."), second, AIMessage("A dog."), HumanMessage("Sure?")]
+    problem = problem_from_messages(messages, store)
+    assert (problem.question, problem.images) == ("Sure?", (RED.digest,))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [SystemMessage("x")], [AIMessage("x")], [human_message(" ", [RED])], [HumanMessage("")]],
+)
+def test_no_question_is_an_input_error(messages: list[BaseMessage]) -> None:
+    with pytest.raises(InputError, match="no question"):
+        problem_from_messages(messages, MemoryImageStore())
+
+
+def test_long_questions_are_refused() -> None:
+    limits = StepLimits(max_text_bytes=10)
+    with pytest.raises(InputError, match="10"):
+        problem_from_messages([HumanMessage("x" * 11)], MemoryImageStore(), text_limits=limits)

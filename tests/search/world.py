@@ -1,0 +1,162 @@
+"""A simulated world: a policy and a scorer decided by hashes, and the loop that drives a search.
+
+The policy and the scorer implement the real seams, and the loop is the one the graph runs, so what
+is tested here is the strategies together with the phases that carry out their plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+
+from vprm_search.budget import Budget
+from vprm_search.graph import phases
+from vprm_search.search import BestScore, Plan, Selector, Strategy
+from vprm_search.tree import SearchTree
+from vprm_search.types import (
+    Finish,
+    Problem,
+    Proposal,
+    ProposeRequest,
+    ScoreRequest,
+    ScoreResult,
+    StepScore,
+)
+
+PROBLEM = Problem("How many tiles?")
+
+
+def _draw(*parts: object) -> float:
+    """Return a number in [0, 1) that depends on `parts` alone."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+@dataclass(frozen=True)
+class World:
+    """Chances, each in [0, 1], of what a proposal or a score may be.
+
+    `words` is the number of different next steps: few words make many duplicates. Scores are
+    multiples of 1/16, so that ties are frequent and sums exact.
+    """
+
+    seed: int = 0
+    stop: float = 0.2
+    bare_stop: float = 0.0
+    length: float = 0.0
+    error: float = 0.0
+    unscored: float = 0.0
+    words: int = 5
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Answer as the `Policy` protocol asks."""
+        return [
+            [self._solution(r, seed) if r.until == "end" else self._step(r.steps, seed)
+             for seed in r.seeds]
+            for r in requests
+        ]  # fmt: skip
+
+    def _step(self, steps: tuple[str, ...], seed: int) -> Proposal:
+        kind = _draw(self.seed, "kind", steps, seed)
+        if kind < self.error:
+            return Proposal("", "error", requests=1, error="connection lost")
+        word = int(_draw(self.seed, "word", steps, seed) * self.words)
+        text = f"{len(steps)}: word {word}"
+        finish: Finish = "step"
+        if _draw(self.seed, "bare", steps, seed) < self.bare_stop:
+            return Proposal("", "stop", generated_tokens=1, requests=1)
+        if _draw(self.seed, "stop", steps, seed) < self.stop:
+            finish, text = "stop", f"{text}\nAnswer: {word % 3}"
+        elif _draw(self.seed, "length", steps, seed) < self.length:
+            finish = "length"
+        return Proposal(text, finish, generated_tokens=len(text), requests=1)
+
+    def _solution(self, request: ProposeRequest, seed: int) -> Proposal:
+        texts = [*request.steps]
+        while True:
+            last = self._step(tuple(texts), seed)
+            texts.append(last.text)
+            if last.finish == "error":
+                return last
+            if last.finish != "step" or len(texts) == 12:
+                text = "\n\n".join(texts[len(request.steps) :])
+                finish = "length" if last.finish == "step" else last.finish
+                return Proposal(text, finish, generated_tokens=len(text), requests=1)
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Answer as the `StepScorer` protocol asks."""
+        return [
+            ScoreResult(
+                tuple(self._score(r.steps[: i + 1]) for i in range(len(r.steps))),
+                prefix_tokens=100,
+                step_tokens=tuple(len(step) + 1 for step in r.steps),
+            )
+            for r in requests
+        ]
+
+    def _score(self, steps: tuple[str, ...]) -> StepScore:
+        if _draw(self.seed, "unscored", steps) < self.unscored:
+            return StepScore(None, "nan_logits")
+        return StepScore(int(_draw(self.seed, "score", steps) * 17) / 16)
+
+
+chances = st.sampled_from([0.0, 0.1, 0.5])
+worlds = st.builds(
+    World,
+    seed=st.integers(0, 10**6),
+    stop=st.sampled_from([0.0, 0.2, 0.6]),
+    bare_stop=chances,
+    length=chances,
+    error=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
+    unscored=chances,
+    words=st.sampled_from([1, 3, 50]),
+)
+
+
+@dataclass
+class Trace:
+    """A search that was run: the tree, and before each plan a copy of it as JSON text."""
+
+    tree: SearchTree
+    plans: list[Plan] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+
+    @property
+    def ended_by(self) -> str:
+        """Why the search ended."""
+        return self.plans[-1].finish
+
+
+def run(
+    world: World,
+    strategy: Strategy,
+    *,
+    selector: Selector | None = None,
+    budget: Budget | None = None,
+) -> Trace:
+    """Run a whole search in memory, as the graph does."""
+    rules = phases.SearchRules(strategy, selector or BestScore(), budget or Budget())
+    trace = Trace(SearchTree(PROBLEM))
+    job = phases.Job(trace.tree)
+
+    async def loop() -> None:
+        for _ in range(500):
+            trace.before.append(trace.tree.dumps())
+            plan = phases.next_plan(trace.tree, rules)
+            trace.plans.append(plan)
+            phases.check_plan(plan, trace.tree, rules)
+            phases.close_nodes(trace.tree, plan)
+            if plan.finish:
+                return
+            (new,) = await phases.propose([job], [plan], world, rules)
+            phases.check_progress(new, trace.tree, rules)
+            await phases.score([job], world, rules)
+        raise AssertionError("the search does not end")
+
+    asyncio.run(loop())
+    trace.tree.check()
+    return trace

@@ -1,0 +1,89 @@
+"""The program: its commands, and what becomes of an error.
+
+Exit codes: 0 done; 1 an error of this package (bad input, missing model or library); 2 wrong
+usage; 3 no answer was found; 70 a bug; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import vprm_search
+from vprm_search.cli import console
+from vprm_search.cli.demo import demo
+from vprm_search.cli.doctor import doctor
+from vprm_search.cli.score import score
+from vprm_search.cli.solve import solve
+from vprm_search.cli.tiny import tiny
+from vprm_search.errors import VprmError
+
+DEBUG = "--debug"
+
+app = typer.Typer(
+    name="vprm-search",
+    help="Reward-guided search for multimodal agents.",
+    epilog=(
+        "Exit codes: 0 done, 1 error, 2 wrong usage, 3 no answer found, 70 bug, 130 interrupted. "
+        "Errors are one line; --debug, anywhere, adds the traceback."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(demo)
+app.command()(solve)
+app.command()(score)
+app.command()(doctor)
+app.add_typer(tiny, name="tiny")
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks of errors.")] = False,
+) -> None:
+    if version:
+        console.OUT.print(f"vprm-search {vprm_search.__version__}", markup=False)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit the process with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in given
+    given = [argument for argument in given if argument != DEBUG]
+    if given == ["--version"]:
+        given = ["--version", "doctor"]  # typer wants a command; the callback exits before it
+    _quiet_libraries()
+    try:
+        app(args=given, prog_name="vprm-search")
+    except VprmError as error:
+        _give_up("error", error, debug, console.FAILED)
+    except KeyboardInterrupt as error:
+        _give_up("interrupted", error, debug, console.INTERRUPTED)
+    except Exception as error:
+        label = f"bug ({type(error).__name__}; --debug shows the traceback)"
+        _give_up(label, error, debug, console.INTERNAL)
+
+
+def _give_up(label: str, error: BaseException, debug: bool, code: int) -> None:
+    if debug:
+        raise error
+    console.complain(label, error)
+    sys.exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' progress bars and chatter out of the output, and off the network."""
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_OFFLINE", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)

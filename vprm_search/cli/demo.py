@@ -1,0 +1,219 @@
+"""`vprm-search demo`: rendered problems, the packaged models, every way to use their scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from vprm_search.cli import console, models
+from vprm_search.cli.searching import Searched, Searcher
+from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
+
+if TYPE_CHECKING:
+    from vprm_search.tiny.problem import TinyProblem
+    from vprm_search.types import ImageData
+
+FIRST_PROBLEM = 1_000_000
+"""Demo problems are counted from here: test problems that no measurement uses."""
+SAMPLES = 8
+BEAM = BeamSearch(width=2, expand=4, refill=0, stop=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """One problem, sampled and searched."""
+
+    problem: TinyProblem
+    images: tuple[ImageData, ...]
+    sampled: Searched
+    beam: Searched
+
+    def chosen_by(self, selector: Selector) -> bool:
+        """Tell whether a selector takes a right answer among the samples."""
+        tree = self.sampled.tree
+        node = selector.select(tree, tree.finished()).node
+        return node is not None and tree[node].answer == self.problem.answer
+
+    @property
+    def beam_right(self) -> bool:
+        """Whether beam search found the right answer."""
+        return self.beam.result.answer == self.problem.answer
+
+    @property
+    def pruned_wrong_turns(self) -> int:
+        """How many badly scored steps beam search put aside (merged copies not counted)."""
+        return sum(
+            1
+            for record in self.beam.tree
+            if record.status == "pruned"
+            and record.score is not None
+            and record.score < 0.5
+            and not record.reason.startswith("duplicate")
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """Right answers and generated tokens of one method over all problems."""
+
+    right: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+
+
+def demo(
+    problems: Annotated[int, typer.Option(min=3, max=600, help="How many problems.")] = 36,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Makes all draws.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the page and the picture of one search.")
+    ] = Path("demo-output"),
+) -> None:
+    """Solve rendered visual-maths problems with the packaged models.
+
+    Prints a table of methods, then one search as a tree, and writes its page and picture.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the models are tiny
+    solve_one = _solver(temperature, seed)
+    console.OUT.print(
+        Text(
+            f"{problems} rendered problems, policy at T = {temperature:g}: {SAMPLES} samples each, "
+            f"and beam search {BEAM.width}x{BEAM.expand}, both through the LangGraph search graph."
+        )
+    )
+    solved = [solve_one(problem) for problem in _with_progress(_draw(problems))]
+    console.OUT.print(results_table(solved))
+    console.OUT.print(
+        Text(
+            "A few dozen problems show the direction only; `vprm-search tiny evaluate` measures it."
+        ),
+        style="dim",
+    )
+    _show_search(shown_problem(solved), out)
+
+
+def _draw(count: int) -> list[TinyProblem]:
+    from vprm_search.tiny.world import FAMILIES, generate
+
+    places = range(count)
+    return [
+        generate(FAMILIES[i % len(FAMILIES)], "test", FIRST_PROBLEM + i // len(FAMILIES))
+        for i in places
+    ]
+
+
+def _with_progress(problems: list[TinyProblem]) -> Any:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console.ERR, transient=True) as progress:
+        yield from progress.track(problems, description="solving")
+
+
+def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
+    """Return what solves one problem twice: by sampling and by beam search."""
+    with console.ERR.status("loading the models"):
+        policy = models.load_policy(models.TINY, temperature=temperature)
+        scorer = models.load_scorer(models.TINY, "cpu")
+    sample = Searcher(policy, scorer, BestOfN(SAMPLES), BestScore(), run_seed=seed)
+    beam = Searcher(policy, scorer, BEAM, BestScore(), run_seed=seed)
+
+    def solve_one(problem: TinyProblem) -> Solved:
+        from vprm_search.images import normalise_image
+        from vprm_search.tiny.world import render
+
+        images = (normalise_image(render(problem)),)
+        question = problem.question
+        return Solved(problem, images, sample(question, images), beam(question, images))
+
+    return solve_one
+
+
+def tallies(solved: list[Solved]) -> dict[str, Tally]:
+    """Return what each method got right and spent, per problem."""
+    selectors: dict[str, Selector] = {
+        f"self-consistency@{SAMPLES}": MajorityVote(),
+        f"PRM best-of-{SAMPLES}": BestScore(),
+        f"PRM weighted vote@{SAMPLES}": WeightedVote(aggregate="last"),
+    }
+    beam_name = f"PRM beam search {BEAM.width}x{BEAM.expand}"
+    found = {"policy alone (pass@1)": Tally(), **{name: Tally() for name in selectors}}
+    found[beam_name] = Tally()
+    for item in solved:
+        spent = item.sampled.result.usage.generated_tokens
+        candidates = item.sampled.result.candidates
+        hits = sum(c.answer == item.problem.answer for c in candidates)
+        _add(found["policy alone (pass@1)"], hits / SAMPLES, spent / SAMPLES)
+        for name, selector in selectors.items():
+            _add(found[name], float(item.chosen_by(selector)), spent)
+        _add(found[beam_name], float(item.beam_right), item.beam.result.usage.generated_tokens)
+    return found
+
+
+def _add(tally: Tally, right: float, tokens: float) -> None:
+    tally.right.append(right)
+    tally.tokens.append(tokens)
+
+
+def results_table(solved: list[Solved]) -> Table:
+    """Return the accuracies with 95 % intervals, and the tokens generated per problem."""
+    from vprm_search.bench.statistics import bootstrap
+
+    table = Table(header_style="bold")
+    table.add_column("method")
+    table.add_column("right", justify="right")
+    table.add_column("95 %", justify="right", style="dim")
+    table.add_column("tokens / problem", justify="right")
+    for name, tally in tallies(solved).items():
+        share = bootstrap(tally.right)
+        tokens = sum(tally.tokens) / len(tally.tokens)
+        interval = f"{100 * share.low:.0f}-{100 * share.high:.0f} %"
+        table.add_row(name, f"{100 * share.mean:.0f} %", interval, f"{tokens:.0f}")
+    return table
+
+
+def shown_problem(solved: list[Solved]) -> Solved:
+    """Return the search that tells most: right where voting is wrong, with wrong turns pruned."""
+    return max(
+        solved,
+        key=lambda item: (
+            item.beam_right,
+            item.pruned_wrong_turns > 0,
+            not item.chosen_by(MajorityVote()),
+            -len(item.beam.tree),
+        ),
+    )
+
+
+def _show_search(item: Solved, out: Path) -> None:
+    from vprm_search.report.html import html_page
+    from vprm_search.report.picture import png_picture
+    from vprm_search.report.terminal import answer_line, tree_view
+    from vprm_search.report.view import view_of
+
+    majority = "right" if item.chosen_by(MajorityVote()) else "wrong"
+    view = view_of(
+        item.beam.tree,
+        item.beam.result,
+        title=f"Beam search {BEAM.width}x{BEAM.expand} on {item.problem.id}",
+        expected=item.problem.answer,
+    )
+    console.OUT.print()
+    console.OUT.print(
+        Text(f"{view.title} (self-consistency@{SAMPLES} is {majority} here)"), style="bold"
+    )
+    console.OUT.print(tree_view(view, width=60))
+    console.OUT.print(answer_line(view))
+    out.mkdir(parents=True, exist_ok=True)
+    console.write_file(out / "search.html", html_page(view, item.images))
+    console.write_file(out / "search.png", png_picture(view, item.images))

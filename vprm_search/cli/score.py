@@ -1,0 +1,90 @@
+"""`vprm-search score`: P('+') of every step of a written solution."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from vprm_search.aggregate import path_score
+from vprm_search.cli import console, models, options
+from vprm_search.errors import InputError
+from vprm_search.steps import DEFAULT_LIMITS, normalise_text, split_steps
+from vprm_search.types import Problem, ScoreRequest, ScoreResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def score(
+    image: options.Images,
+    question: options.Question,
+    solution: Annotated[
+        str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
+    ],
+    scorer: options.Scorer = "tiny",
+    device: options.Device = "auto",
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Merge steps into at most this many groups (VisualPRM: 12)."),
+    ] = None,
+    json: options.AsJson = False,
+) -> None:
+    """Score every step of a solution; steps are separated by blank lines.
+
+    Exits with 3 when no step could be scored.
+    """
+    steps = split_steps(_read(solution), max_steps=max_steps)
+    if not steps:
+        raise InputError("the solution has no steps: it is empty")
+    images = options.read_images(image)
+    problem = Problem(normalise_text(question).strip(), tuple(i.digest for i in images))
+    request = ScoreRequest(problem, tuple(steps), images)
+    (result,) = asyncio.run(models.load_scorer(scorer, device).score([request]))
+    values = [step.value for step in result.scores]
+    whole = {name: path_score(name, values) for name in ("mean", "min", "last", "product")}
+    if json:
+        console.print_json(_as_json(steps, result, whole))
+    else:
+        _show(steps, result, whole)
+    if all(value is None for value in values):
+        raise typer.Exit(console.NO_ANSWER)
+
+
+def _read(solution: str) -> str:
+    limit = DEFAULT_LIMITS.max_text_bytes or sys.maxsize - 1
+    try:
+        if solution == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(solution).open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{solution}: cannot be read ({error.strerror})") from error
+    if len(data) > limit:
+        raise InputError(f"the solution has more than {limit} bytes; shorten it")
+    return data.decode("utf-8", "replace")
+
+
+def _as_json(
+    steps: Sequence[str], result: ScoreResult, whole: dict[str, float | None]
+) -> dict[str, object]:
+    rows = [
+        {"step": step, "score": score.value, "reason": score.reason}
+        for step, score in zip(steps, result.scores, strict=True)
+    ]
+    return {"steps": rows, "path_scores": whole}
+
+
+def _show(steps: Sequence[str], result: ScoreResult, whole: dict[str, float | None]) -> None:
+    from vprm_search.report.terminal import score_text, step_table
+
+    console.OUT.print(step_table(steps, result.scores))
+    line = Text("path score ")
+    for name, value in whole.items():
+        line.append(f"  {name} ").append_text(score_text(value))
+    console.OUT.print(line)

@@ -1,0 +1,141 @@
+"""The two training stages of the tiny reward models: bootstrap and fine-tuning.
+
+The *bootstrap* starts from the strong policy with three new layers on top and learns from rule-made
+errors, with the local losses of `mismatch`. The *fine-tuning* starts from the bootstrap and learns
+from the weaker policy's own solutions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
+from transformers import AutoTokenizer
+
+from vprm_search.pipeline.records import read_records
+from vprm_search.pipeline.rows import collate
+from vprm_search.pipeline.train import Evaluation, RewardTrainer
+from vprm_search.scoring.preprocess import PreprocessConfig
+from vprm_search.scoring.scorer_file import ScorerFile
+from vprm_search.tiny.architecture import deepen, load_checkpoint, save_checkpoint
+from vprm_search.tiny.mismatch import LocalLosses
+from vprm_search.tiny.rendering import IMAGE_SIZE
+from vprm_search.tiny.reward_check import JudgedRow, check_rewards
+from vprm_search.tiny.reward_data import LabelKind, RewardBatches, labelled_texts
+from vprm_search.tiny.reward_plan import BOOTSTRAP, FINE_TUNE, RewardPlan, reward_optimisers
+from vprm_search.tiny.reward_rows import TINY_LAYOUT, RowWriter
+from vprm_search.tiny.tokenizer import token_id
+
+NEW_LAYERS = 3
+HEADS_FILE = "heads.safetensors"
+SCORER_SETTINGS = ScorerFile(
+    layout=TINY_LAYOUT,
+    preprocess=PreprocessConfig(tile_size=IMAGE_SIZE, max_tiles=1, thumbnail=False),
+)
+"""What a scorer must know about a tiny reward model (`vprm.json`)."""
+_LOUDNESS = 25.0  # initial logit of both verdict words at the mean hidden state
+Report = Callable[[str], None]
+
+
+def bootstrap(
+    strong_dir: Path,
+    out: Path,
+    plan: RewardPlan = BOOTSTRAP,
+    *,
+    dev: Sequence[JudgedRow] = (),
+    report: Report | None = None,
+) -> None:
+    """Train the rule-made stage into `out` (float32 checkpoint and the local losses' heads)."""
+    tokenizer = AutoTokenizer.from_pretrained(strong_dir, local_files_only=True)
+    policy = load_checkpoint(strong_dir)
+    old_layers = policy.config.text_config.num_hidden_layers
+    norm = policy.model.language_model.norm.weight
+    model = deepen(policy, NEW_LAYERS, seed=plan.seed)
+    writer = RowWriter(tokenizer)
+    batches = RewardBatches(writer, plan.seed, plan.verdicts, short_until=plan.short_until)
+    auxiliary = LocalLosses.on_top_of(norm, old_layers)
+    words = verdict_words(tokenizer)
+    trainer = _trainer(model, words, plan, old_layers, auxiliary)
+    if not (out / "state").exists():
+        start_verdict_words(trainer, words, batches, plan.seed)
+    _run(trainer, batches, out, dev, words, report)
+    heads = {name: value.detach() for name, value in auxiliary.parameters().items()}
+    save_file(heads, out / HEADS_FILE)
+    save_checkpoint(model, tokenizer, out / "model", torch.float32)
+
+
+def fine_tune(
+    bootstrap_dir: Path,
+    records: Path,
+    out: Path,
+    kind: LabelKind,
+    plan: RewardPlan = FINE_TUNE,
+    *,
+    dev: Sequence[JudgedRow] = (),
+    report: Report | None = None,
+) -> None:
+    """Train the second stage on labelled solutions; `out/model` gets the checkpoint (float16)."""
+    tokenizer = AutoTokenizer.from_pretrained(bootstrap_dir / "model", local_files_only=True)
+    model = load_checkpoint(bootstrap_dir / "model")
+    old_layers = model.config.text_config.num_hidden_layers - NEW_LAYERS
+    writer = RowWriter(tokenizer, "final_step" if kind == "outcome" else "every_step")
+    texts = labelled_texts(read_records(records), kind)
+    batches = RewardBatches(
+        writer, plan.seed, plan.verdicts, texts, plan.rule_share, local_targets=kind == "exact"
+    )
+    heads = {k: Parameter(v) for k, v in load_file(bootstrap_dir / HEADS_FILE).items()}
+    auxiliary = LocalLosses(old_layers, heads["norm"], heads["weight"], heads["bias"])
+    words = verdict_words(tokenizer)
+    trainer = _trainer(model, words, plan, old_layers, auxiliary)
+    _run(trainer, batches, out, dev, words, report)
+    save_checkpoint(model, tokenizer, out / "model", torch.float16)
+    SCORER_SETTINGS.write(out / "model")
+
+
+def verdict_words(tokenizer: Any) -> tuple[int, int]:
+    """Return the ids of '+' and '-'."""
+    return token_id(tokenizer, TINY_LAYOUT.plus_word), token_id(tokenizer, TINY_LAYOUT.minus_word)
+
+
+@torch.no_grad()
+def start_verdict_words(
+    trainer: RewardTrainer, words: tuple[int, int], batches: RewardBatches, seed: int
+) -> None:
+    """Point the embeddings of '+' and '-', which the policy never learned, at the read positions.
+
+    Both become the mean hidden state there, scaled so that their logit is `_LOUDNESS`, and are told
+    apart by a little noise: the loss starts near ln 2 instead of about 20.
+    """
+    batch = collate(batches(0), trainer.pad_id)
+    hidden = trainer.hidden_states(batch)[-1][batch.reads[:, 0], batch.reads[:, 1]].float().mean(0)
+    direction = _LOUDNESS * hidden / hidden.pow(2).sum()
+    noise = 0.02 * torch.randn(len(hidden), generator=torch.Generator().manual_seed(seed))
+    embedding = trainer.model.get_input_embeddings().weight
+    embedding[words[0]], embedding[words[1]] = direction + noise, direction - noise
+
+
+def _trainer(
+    model: Any, words: tuple[int, int], plan: RewardPlan, old_layers: int, auxiliary: LocalLosses
+) -> RewardTrainer:
+    model.set_attn_implementation("sdpa")
+    optimisers = reward_optimisers(plan, old_layers)
+    return RewardTrainer(model, *words, plan.train_config(), optimisers, auxiliary)
+
+
+def _run(
+    trainer: RewardTrainer,
+    batches: RewardBatches,
+    out: Path,
+    dev: Sequence[JudgedRow],
+    words: tuple[int, int],
+    report: Report | None,
+) -> None:
+    evaluate: Evaluation | None = None
+    if dev:
+        evaluate = functools.partial(check_rewards, judged=dev, words=words)
+    trainer.run(batches, out, evaluate, report)
