@@ -56,30 +56,7 @@ SIZES = {
         max_positions=8192,
     ),
 }
-WORDS = [
-    "the",
-    "base",
-    "height",
-    "area",
-    "bar",
-    "red",
-    "blue",
-    "so",
-    "is",
-    "=",
-    "+",
-    "-",
-    "*",
-    "3",
-    "7",
-    "12",
-    "x",
-    "y",
-    "and",
-    "of",
-    "we",
-    "compute",
-]
+VOCABULARY = "the base height area bar red blue so is = + - * 3 7 12 x y and of we compute"
 Scores = list[list[float]]
 
 
@@ -94,9 +71,9 @@ class Job:
 
 def text(draw: np.random.Generator, tokenizer: Any, tokens: int) -> str:
     """Return a random sentence of about `tokens` tokens."""
-    words = [str(draw.choice(WORDS))]
+    words = [str(draw.choice(VOCABULARY.split()))]
     while len(tokenizer(" ".join(words))["input_ids"]) < tokens:
-        words.append(str(draw.choice(WORDS)))
+        words.append(str(draw.choice(VOCABULARY.split())))
     return " ".join(words)
 
 
@@ -175,7 +152,7 @@ def run(name: str, args: argparse.Namespace, directory: Path) -> None:
     rule = PreprocessConfig(tile_size=size.tile, max_tiles=args.max_tiles)
     write_checkpoint(directory, size, preprocess=rule)
     loaded = TransformersScorer.from_pretrained(directory, device="cpu")
-    scorer = TransformersScorer(loaded.checkpoint, kept_image_tokens=0)
+    scorer = TransformersScorer(loaded.checkpoint, kept_image_tokens=0, kept_context_tokens=0)
     plain = InternVLForConditionalGeneration.from_pretrained(
         directory, attn_implementation="sdpa"
     ).eval()

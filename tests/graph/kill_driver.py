@@ -1,11 +1,12 @@
 """Searches that are killed with SIGKILL again and again, each time going on in a new process.
 
-    python -m tests.graph.kill_driver DIRECTORY KILLS SEED
+    python -m tests.graph.kill_driver DIRECTORY KILLS SEED hash|tiny
 
 The processes are forked from this one, which imports the libraries but never runs a search. Every
 call to the model and the scorer is written to a log before it sleeps and answers; a search is
 killed a random moment after a random number of calls, so that kills land in the middle of calls,
-of checkpoints and between supersteps. Prints a JSON summary.
+of checkpoints and between supersteps. "tiny" takes the trained models instead of the made-up ones.
+Prints a JSON summary.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.image_store import DiskImageStore
 from vprm_search.search import BeamSearch
+from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
 THREAD: Any = {"configurable": {"thread_id": "killed"}}
 SLEEP_S = 0.012
@@ -40,31 +45,73 @@ class LoggedModel(HashChatModel):
         return await super()._agenerate(*args, **kwargs)
 
 
-class LoggedScorer(HashScorer):
+class LoggedScorer:
     """Writes a line to `log` before every batch."""
 
-    def __init__(self, log: str) -> None:
-        super().__init__(sleep_s=SLEEP_S)
-        self.log = log
+    def __init__(self, inner: StepScorer, log: str) -> None:
+        self.inner, self.log = inner, log
 
-    async def score(self, requests: Any) -> Any:
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         _append(self.log, "score")
-        return await super().score(requests)
+        return await self.inner.score(requests)
 
 
-def run(folder: Path, *, delta: bool) -> None:
+@dataclass(frozen=True)
+class Models:
+    """What a search is made of; made once, before any process is forked."""
+
+    policy: Callable[[str], BaseChatModel]
+    scorer: StepScorer
+    question: dict[str, Any]
+
+
+def hash_models() -> Models:
+    def policy(log: str) -> BaseChatModel:
+        return LoggedModel(sleep_s=SLEEP_S, log=log)
+
+    return Models(policy, HashScorer(sleep_s=SLEEP_S), asked(png=noisy_png(48)))
+
+
+def tiny_models() -> Models:
+    from vprm_search.images import normalise_image
+    from vprm_search.policy.messages import human_message
+    from vprm_search.scoring.checkpoint import load_checkpoint
+    from vprm_search.scoring.transformers_scorer import TransformersScorer
+    from vprm_search.tiny.chat_model import TinyChatModel
+    from vprm_search.tiny.weights import weights_path
+    from vprm_search.tiny.world import generate, render
+
+    class LoggedTinyModel(TinyChatModel):
+        log: str
+
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            _append(self.log, "propose")
+            return await super()._agenerate(*args, **kwargs)
+
+    def policy(log: str) -> BaseChatModel:
+        return LoggedTinyModel(log=log, temperature=1.0)
+
+    # keys and values kept from earlier rounds change the last bits of a score, and a new process
+    # has none: without them a score depends on its own round alone
+    scorer = TransformersScorer(load_checkpoint(weights_path("prm")), kept_context_tokens=0)
+    problem = generate("tiles", "test", 0)
+    message = human_message(problem.question, [normalise_image(render(problem))])
+    return Models(policy, scorer, {"messages": [message]})
+
+
+def run(folder: Path, models: Models, *, delta: bool) -> None:
     """Start the search in `folder`, or go on with it, to its end; write its tree."""
     log = str(folder / "calls.log")
     with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as saver:
         app = create_search_graph(
-            policy=LoggedModel(sleep_s=SLEEP_S, log=log),
-            scorer=LoggedScorer(log),
+            policy=models.policy(log),
+            scorer=LoggedScorer(models.scorer, log),
             strategy=BeamSearch(width=3, expand=3, stop=None),
             image_store=DiskImageStore(folder / "images"),
             delta_checkpoints=delta,
         ).compile(checkpointer=saver)
         begun = saver.get_tuple(THREAD) is not None
-        given = None if begun else asked(png=noisy_png(48))
+        given = None if begun else models.question
         state = app.invoke(given, THREAD, durability="sync")
         saved = tree_of_state(app.get_state(THREAD).values).dumps()
         assert saved == tree_of_state(state).dumps()
@@ -72,7 +119,9 @@ def run(folder: Path, *, delta: bool) -> None:
         (folder / "tree.json").write_text(saved)
 
 
-def killed_search(folder: Path, chance: random.Random, *, kills: bool, delta: bool) -> int:
+def killed_search(
+    folder: Path, models: Models, chance: random.Random, *, kills: bool, delta: bool
+) -> int:
     """Run one search to its end and return how often it was killed."""
     folder.mkdir()
     log = folder / "calls.log"
@@ -81,7 +130,7 @@ def killed_search(folder: Path, chance: random.Random, *, kills: bool, delta: bo
     while True:
         child = os.fork()
         if child == 0:
-            _child(folder, delta=delta)
+            _child(folder, models, delta=delta)
         after = _lines(log) + chance.randint(1, 14) if kills else 1 << 30
         if _ended(child, log, after):
             return count
@@ -93,10 +142,10 @@ def killed_search(folder: Path, chance: random.Random, *, kills: bool, delta: bo
         count += 1
 
 
-def _child(folder: Path, *, delta: bool) -> None:
+def _child(folder: Path, models: Models, *, delta: bool) -> None:
     code = 1
     try:
-        run(folder, delta=delta)
+        run(folder, models, delta=delta)
         code = 0
     finally:
         os._exit(code)
@@ -125,13 +174,14 @@ def _lines(path: Path) -> int:
 
 def main() -> None:
     folder, wanted, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    models = tiny_models() if sys.argv[4] == "tiny" else hash_models()
     chance = random.Random(seed)
-    killed_search(folder / "calm", chance, kills=False, delta=False)
+    killed_search(folder / "calm", models, chance, kills=False, delta=False)
     summary: dict[str, Any] = {"kills": [], "calls": [], "trees": [], "results": []}
     while sum(summary["kills"]) < wanted:
         number = len(summary["kills"])
         part = folder / f"killed-{number}"
-        kills = killed_search(part, chance, kills=True, delta=number % 2 == 1)
+        kills = killed_search(part, models, chance, kills=True, delta=number % 2 == 1)
         summary["kills"].append(kills)
         summary["calls"].append(_lines(part / "calls.log"))
         summary["trees"].append((part / "tree.json").read_text())

@@ -156,7 +156,7 @@ async def test_a_search_over_a_megabyte_leaves_a_small_file(strategy: Any, tmp_p
         app = compiled(DiskImageStore(tmp_path / "i"), asaver, strategy=strategy)
         async for _ in app.astream(asked(png=png), THREAD, stream_mode="updates"):
             pass
-    for path in tmp_path.glob("*.sqlite"):
+    for path in (tmp_path / "sync.sqlite", tmp_path / "async.sqlite"):
         data = stored(path)
         assert b"vprm-image://sha256-" in data
         assert encoded not in data

@@ -121,7 +121,9 @@ def test_many_processes_may_share_a_store_and_restarts_lose_nothing(tmp_path: Pa
         "store = DiskImageStore(sys.argv[1]);"
         "[store.put(image(seed)) for _ in range(2) for seed in range(4)]"
     )
-    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2]) for _ in range(2)]
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    running = [subprocess.Popen(command, cwd=root) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     store = DiskImageStore(tmp_path)
     assert [store.get(image(seed).digest) for seed in range(4)] == [image(s) for s in range(4)]

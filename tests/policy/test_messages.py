@@ -7,17 +7,11 @@ import socket
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import HumanMessage
 
 from tests.policy.models import BLUE, RED
 from vprm_search.errors import ImageError, InputError
-from vprm_search.image_store import MemoryImageStore
-from vprm_search.policy.messages import (
-    human_message,
-    images_from_content_blocks,
-    problem_from_messages,
-)
-from vprm_search.steps import StepLimits
+from vprm_search.policy.messages import human_message, images_from_content_blocks
 
 B64 = base64.b64encode(RED.png).decode()
 URI = f"data:image/png;base64,{B64}"
@@ -89,38 +83,3 @@ def test_what_is_written_can_be_read() -> None:
     message = human_message("How many?", [RED, BLUE])
     assert images_from_content_blocks(message) == ("How many?", [RED, BLUE])
     assert human_message("How many?", []).content == "How many?"
-
-
-def test_problem_of_a_conversation() -> None:
-    store = MemoryImageStore()
-    earlier = human_message("What is this?", [BLUE])
-    last = human_message("  And\r\nthis \ud800?  ", [RED, BLUE])
-    messages = [SystemMessage("Be exact."), earlier, AIMessage("A cat."), last]
-    problem = problem_from_messages(messages, store)
-    assert problem.question == "And\nthis \ufffd?"
-    assert problem.images == (RED.digest, BLUE.digest)
-    assert problem.system == "Be exact."
-    assert [store.get(digest) for digest in problem.images] == [RED, BLUE]
-
-
-def test_a_question_about_an_earlier_picture() -> None:
-    store = MemoryImageStore()
-    first, second = human_message("What is this?", [BLUE]), human_message("Or this?", [RED])
-    messages = [first, AIMessage("A cat."), second, AIMessage("A dog."), HumanMessage("Sure?")]
-    problem = problem_from_messages(messages, store)
-    assert (problem.question, problem.images) == ("Sure?", (RED.digest,))
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [[], [SystemMessage("x")], [AIMessage("x")], [human_message(" ", [RED])], [HumanMessage("")]],
-)
-def test_no_question_is_an_input_error(messages: list[BaseMessage]) -> None:
-    with pytest.raises(InputError, match="no question"):
-        problem_from_messages(messages, MemoryImageStore())
-
-
-def test_long_questions_are_refused() -> None:
-    limits = StepLimits(max_text_bytes=10)
-    with pytest.raises(InputError, match="10"):
-        problem_from_messages([HumanMessage("x" * 11)], MemoryImageStore(), text_limits=limits)

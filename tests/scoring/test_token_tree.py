@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vprm_search.scoring.kept_context import KeptContext, KnownRows
 from vprm_search.scoring.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
 from vprm_search.scoring.tree_attention import plan_attention, tree_attention
 
@@ -62,13 +63,20 @@ def expected_mask(tree: TokenTree, given_paths: list[TokenPath]) -> np.ndarray:
     return mask
 
 
+def match(tree: TokenTree, given_paths: list[TokenPath], context: KeptContext) -> KnownRows:
+    groups = [given_paths[s.path].group for s in tree.segments]
+    return context.find(tree, ids_of_rows(tree, given_paths), groups, np.arange(0))
+
+
 @given(paths)
 def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[TokenPath]) -> None:
     tree = build_tree(given_paths)
     wanted = expected_mask(tree, given_paths)
     got = np.zeros_like(wanted)
     at = 0
-    for block in plan_attention(tree):
+    known = match(tree, given_paths, KeptContext(0))
+    assert known.count == 0
+    for block in plan_attention(tree, known).blocks:
         assert block.start == at
         at = block.stop
         keys = torch.arange(tree.size)[block.keys].numpy()
@@ -79,24 +87,57 @@ def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[Tok
     assert np.array_equal(got, wanted)
 
 
-@given(paths, st.integers(0, 9))
-@settings(max_examples=30)
-def test_block_attention_equals_dense_masked_attention(
-    given_paths: list[TokenPath], seed: int
-) -> None:
-    tree = build_tree(given_paths)
-    draw = torch.Generator().manual_seed(seed)
-    query = torch.randn(1, 2, tree.size, 4, generator=draw, dtype=torch.float64)
-    key, value = torch.randn(2, 1, 1, tree.size, 4, generator=draw, dtype=torch.float64)
-    got, _ = tree_attention(
-        torch.nn.Identity(), query, key, value, None, 0.3, attention_plan=plan_attention(tree)
-    )
-    scores = query @ key.repeat_interleave(2, 1).transpose(-1, -2) * 0.3
+def content(tree: TokenTree, given_paths: list[TokenPath]) -> torch.Tensor:
+    """Return made-up queries, keys and values that depend on the prefix only: `[3, rows, 4]`."""
+    seeds = torch.zeros(tree.size, dtype=torch.float64)
+    for number, path in enumerate(given_paths):
+        value = 1 if path.group == "a" else 2
+        for row, token in zip(tree.rows_of(number), path.ids, strict=True):
+            value = (value * 31 + token) % 10_007
+            seeds[row] = value
+    pitch = torch.arange(1, 13, dtype=torch.float64).reshape(3, 1, 4)
+    return torch.sin(seeds[None, :, None] * pitch) * 3
+
+
+def dense(tree: TokenTree, given_paths: list[TokenPath]) -> torch.Tensor:
+    query, key, value = content(tree, given_paths)
     mask = torch.from_numpy(expected_mask(tree, given_paths))
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    wanted = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
-    assert got.shape == wanted.shape
-    assert (got - wanted).abs().max() < 1e-12
+    weights = (query @ key.T * 0.3).masked_fill(~mask, float("-inf")).softmax(-1)
+    return weights @ value
+
+
+@given(rounds=st.lists(paths, min_size=1, max_size=3), limit=st.sampled_from([0, 300, 100_000]))
+@settings(max_examples=40)
+def test_blocks_and_kept_rows_equal_dense_masked_attention(
+    rounds: list[list[TokenPath]], limit: int
+) -> None:
+    context = KeptContext(limit)
+    before: list[TokenPath] = []
+    for given_paths in rounds:
+        tree = build_tree(given_paths)
+        known = match(tree, given_paths, context)
+        shared = prefixes(given_paths) & prefixes(before)
+        if limit == 0:
+            assert known.count == 0
+        elif limit == 100_000:
+            assert known.count >= len(shared)  # older groups may still be there
+        wanted = dense(tree, given_paths)
+        if len(known.new_rows):
+            plan = plan_attention(tree, known)
+            query, key, value = content(tree, given_paths)[:, known.new_rows, None, :]
+            parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
+            # two query heads share one pair of keys and values
+            heads = parts[0].repeat(1, 2, 1, 1)
+            got, _ = tree_attention(
+                torch.nn.Identity(), heads, *parts[1:], None, 0.3, attention_plan=plan
+            )
+            assert got.shape == (1, len(known.new_rows), 2, 4)
+            gap = got[0] - wanted[known.new_rows][:, None, :]
+            assert gap.abs().max() < 1e-12
+            groups = [given_paths[s.path].group for s in tree.segments]
+            ids = ids_of_rows(tree, given_paths)
+            context.keep(tree, ids, groups, known, plan.store, np.full(tree.size, 0.5))
+        before = given_paths
 
 
 def test_thousands_of_branches_need_no_recursion() -> None:

@@ -31,7 +31,7 @@ beams = st.builds(
     refill=st.integers(0, 2),
     stop=st.sampled_from([None, 1, 2, "width"]),
 )
-searches = settings(max_examples=80)
+searches = settings(max_examples=50)
 
 
 def aggregated(tree: SearchTree, node: str, name: str) -> float | None:
@@ -267,7 +267,11 @@ def test_a_budget_of_candidates_is_exact(world: World, beam: BeamSearch, limit: 
     spent = capped.tree.totals.candidates
     assert spent == min(limit, free.tree.totals.candidates)
     if free.tree.totals.candidates > limit:
-        assert capped.ended_by == f"budget: candidates {limit} of {limit}"
+        # The cut round may also have left the strategy without an open path.
+        assert capped.ended_by in (
+            f"budget: candidates {limit} of {limit}",
+            beam.plan(SearchTree.loads(capped.before[-1])).finish,
+        )
 
 
 @given(worlds, beams, st.integers(1, 5))

@@ -8,7 +8,7 @@ from fractions import Fraction
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -287,7 +287,7 @@ def test_an_empty_step_never_changes_a_score(
         ),
     ],
 )
-@settings(max_examples=50)
+@settings(max_examples=50, phases=[Phase.generate])
 @given(candidates=paths("finished").filter(bool), choice=st.integers(0, 20), score=st.floats(0, 1))
 def test_a_repeated_step_never_raises_a_score(
     name: str, candidates: list[Path], choice: int, score: float

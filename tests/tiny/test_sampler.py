@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny.small_models import small_sampler, small_tokenizer
-from vprm_search.errors import ConfigError, PromptTooLongError
+from vprm_search.errors import CheckpointError, ConfigError, PromptTooLongError
 from vprm_search.tiny.draws import uniforms
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
@@ -228,6 +229,11 @@ def test_unfit_requests_are_refused() -> None:
         sampler.sample([SampleRequest("What? " * 600, (1,))])
     with pytest.raises(ConfigError, match="temperature"):
         sampler.sample([SampleRequest("What?", (1,), temperature=-1.0)])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        TinySampler.from_pretrained(tmp_path / "nowhere")
 
 
 def test_no_requests_and_no_seeds() -> None:

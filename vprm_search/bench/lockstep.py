@@ -1,31 +1,21 @@
-"""Many searches in lockstep: one request to the policy and one to the scorer per round for all.
+"""Many searches in step, and the same searches scored again by another scorer.
 
-The same phases as in the LangGraph graph, without checkpoints: for measurements over hundreds of
-problems.
+For measurements over hundreds of problems; each search runs as `run_search` would run it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vprm_search import ids
-from vprm_search.budget import usage_of
-from vprm_search.graph.phases import Job, SearchRules, close_nodes, next_plan, propose, score
-from vprm_search.search.outcome import conclude
+from vprm_search.graph.phases import Job, SearchRules, score
+from vprm_search.graph.search_run import SearchRun, run_jobs
 from vprm_search.tree import SearchTree
-from vprm_search.types import ImageData, Policy, Problem, SearchResult, StepScorer
+from vprm_search.types import ImageData, Policy, Problem, StepScorer
 
 Progress = Callable[[int, int], None]
-"""Called with (searches ended, searches in all) after every round."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRun:
-    """A search that has ended: its result and its whole tree."""
-
-    result: SearchResult
-    tree: SearchTree
+"""Called with (searches ended, searches in all) after every batch."""
 
 
 async def search_many(
@@ -38,44 +28,15 @@ async def search_many(
     batch: int = 64,
     progress: Progress | None = None,
 ) -> list[SearchRun]:
-    """Search every problem under `rules`; `batch` problems at a time advance together.
-
-    Time budgets are not supported here, as the searches of a batch share their time.
-    """
+    """Search every problem under `rules`; `batch` problems at a time share their requests."""
     runs: list[SearchRun] = []
     for start in range(0, len(problems), batch):
         part = problems[start : start + batch]
         jobs = [Job(SearchTree(problem, run_seed), images) for problem, images in part]
-        ended = await _run_batch(jobs, policy, scorer, rules)
-        runs += [_concluded(job.tree, rules, reason) for job, reason in ended]
+        runs += await run_jobs(jobs, policy, scorer, rules)
         if progress is not None:
             progress(len(runs), len(problems))
     return runs
-
-
-async def _run_batch(
-    jobs: Sequence[Job], policy: Policy, scorer: StepScorer, rules: SearchRules
-) -> list[tuple[Job, str]]:
-    reasons = [""] * len(jobs)
-    active = list(range(len(jobs)))
-    while active:
-        plans = []
-        for number in active:
-            plan = next_plan(jobs[number].tree, rules)
-            close_nodes(jobs[number].tree, plan)
-            reasons[number] = plan.finish
-            plans.append(plan)
-        going = [pair for pair in zip(active, plans, strict=True) if not pair[1].finish]
-        active = [number for number, _ in going]
-        moving = [jobs[number] for number in active]
-        await propose(moving, [plan for _, plan in going], policy, rules)
-        await score(moving, scorer, rules)
-    return list(zip(jobs, reasons, strict=True))
-
-
-def _concluded(tree: SearchTree, rules: SearchRules, reason: str) -> SearchRun:
-    result = conclude(tree, rules.selector, usage=usage_of(tree), ended_by=reason)
-    return SearchRun(result, tree)
 
 
 async def rescore(

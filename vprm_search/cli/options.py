@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from vprm_search.search import Strategy
     from vprm_search.types import ImageData
+
+T = TypeVar("T")
 
 
 class StrategyName(StrEnum):
@@ -71,7 +74,9 @@ def strategy_of(name: StrategyName, given: dict[str, Any]) -> Strategy:
     if foreign:
         shown = ", ".join(f"--{key.replace('_', '-')}" for key in foreign)
         raise ConfigError(f"{shown} is no option of --strategy {name.value}")
-    return checked(BestOfN if name is StrategyName.best_of_n else BeamSearch, options)
+    if name is StrategyName.best_of_n:
+        return checked(BestOfN, options)
+    return checked(BeamSearch, options)
 
 
 def selector_of(name: SelectorName, aggregate: str) -> Selector:
@@ -79,7 +84,7 @@ def selector_of(name: SelectorName, aggregate: str) -> Selector:
     return checked(_SELECTORS[name], {"aggregate": aggregate})
 
 
-def checked(kind: type[Any], options: dict[str, Any]) -> Any:
+def checked(kind: Callable[..., T], options: dict[str, Any]) -> T:
     """Make a configuration; pydantic's report becomes a one-line `ConfigError`."""
     try:
         return kind(**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,7 +107,7 @@ def solve(
             base_url=base_url,
             temperature=temperature,
             max_tokens_per_step=step_tokens,
-            continuation=cast("models.Continuation", continuation.value),
+            continuation=continuation.value,
         ),
         models.load_scorer(scorer, device),
         options.strategy_of(strategy, {"n": n, **beam}),

@@ -6,7 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vprm_search.graph.image_references import ImageIntake, reference_images
+    from vprm_search.graph.image_references import (
+        ImageIntake,
+        reference_images,
+        restore_images,
+    )
     from vprm_search.graph.search_graph import (
         CompiledSearchGraph,
         SearchGraph,
@@ -28,6 +32,7 @@ _HOMES = {
     "create_search_graph": "search_graph",
     "create_verifier_node": "verifier",
     "reference_images": "image_references",
+    "restore_images": "image_references",
     "run_jobs": "search_run",
     "run_search": "search_run",
     "tree_of_state": "state",
@@ -45,6 +50,7 @@ __all__ = [
     "create_search_graph",
     "create_verifier_node",
     "reference_images",
+    "restore_images",
     "run_jobs",
     "run_search",
     "tree_of_state",

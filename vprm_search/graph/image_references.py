@@ -23,7 +23,7 @@ from langchain_core.messages import (
 
 from vprm_search.errors import ImageError
 from vprm_search.image_store import ImageStore
-from vprm_search.policy.messages import images_from_content_blocks
+from vprm_search.policy.messages import image_block, images_from_content_blocks
 from vprm_search.types import ImageData, Problem
 
 REFERENCE_SCHEME = "vprm-image://"
@@ -100,6 +100,29 @@ def _referenced(message: BaseMessage, name_image: NameImage) -> Any:
             blocks.append(block.get("value", block))
         else:
             blocks.append(block)
+    return message.model_copy(update={"content": blocks})
+
+
+def restore_images(messages: Any, store: ImageStore) -> list[AnyMessage]:
+    """Return `messages` with every reference replaced by the picture, as a base64 block.
+
+    For a chat model that reads the conversation after a search: it knows nothing of references.
+    Raises `ImageError` if a picture is not in `store`.
+    """
+    listed = messages if isinstance(messages, list | tuple) else [messages]
+    return [_restored(message, store) for message in convert_to_messages(listed)]
+
+
+def _restored(message: BaseMessage, store: ImageStore) -> Any:
+    if isinstance(message.content, str):
+        return message
+    digests = [isinstance(b, dict) and referenced_digest(b) for b in message.content]
+    if not any(digests):
+        return message
+    blocks = [
+        image_block(store.get(digest)) if digest else block
+        for block, digest in zip(message.content, digests, strict=True)
+    ]
     return message.model_copy(update={"content": blocks})
 
 

@@ -8,18 +8,16 @@ so a node may be killed, repeated or run twice without harm.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableLambda
-from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
+from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_stream_writer
-from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
 
 from vprm_search import ids
@@ -30,6 +28,7 @@ from vprm_search.graph.live_trees import LiveTrees
 from vprm_search.graph.questions import question_of, read_problem
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.graph.unstreamed import unstreamed
 from vprm_search.search.outcome import OnNoAnswer, conclude
 from vprm_search.search.plan import Plan
 from vprm_search.tree import SearchTree
@@ -106,7 +105,7 @@ class SearchNodes:
         started = time.monotonic()
         tree, job = await self._job(state)
         plan = plan_from_json(state["search_plan"])
-        with _unstreamed():
+        with unstreamed():
             (records,) = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.expanded(tree, records)
@@ -115,7 +114,7 @@ class SearchNodes:
         """Score all new steps of this round in one batch."""
         started = time.monotonic()
         tree, job = await self._job(state)
-        with _unstreamed():
+        with unstreamed():
             (records,) = await phases.score([job], self._parts.scorer, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.scored(tree, records)
@@ -212,15 +211,3 @@ def _seconds(state: State, started: float) -> Update:
 def _thread() -> str:
     """Return the name of the conversation this run belongs to."""
     return str(ensure_config().get("configurable", {}).get("thread_id"))
-
-
-@contextlib.contextmanager
-def _unstreamed() -> Iterator[None]:
-    """Keep the tokens of candidates out of `stream_mode="messages"`."""
-    config = ensure_config()
-    tags = [*(config.get("tags") or []), TAG_NOSTREAM]
-    token = var_child_runnable_config.set({**patch_config(config), "tags": tags})
-    try:
-        yield
-    finally:
-        var_child_runnable_config.reset(token)

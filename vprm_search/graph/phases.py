@@ -14,18 +14,17 @@ from vprm_search import ids
 from vprm_search.aggregate import path_score
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget, usage_of
-from vprm_search.errors import InputError, PolicyError, ScorerError, SearchError
+from vprm_search.errors import PolicyError, ScorerError, SearchError
+from vprm_search.graph.proposed_nodes import proposed_nodes
 from vprm_search.search.plan import Expand, Plan, Strategy
 from vprm_search.search.selectors import Selector
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, join_steps, normalise_text, split_steps
+from vprm_search.steps import DEFAULT_LIMITS, StepLimits, normalise_text, split_steps
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     ImageData,
     NodeId,
     NodeRecord,
-    NodeStatus,
     Policy,
-    Proposal,
     ProposeRequest,
     ScoreRequest,
     ScoreResult,
@@ -33,8 +32,6 @@ from vprm_search.types import (
     StepScorer,
     Usage,
 )
-
-_STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +136,7 @@ async def propose(
     for (job, expand, number), reply in zip(todo, replies, strict=True):
         for offset, proposal in enumerate(reply):
             index = expand.first_index + offset
-            new[id(job)] += _proposed(job.tree, expand, index, proposal, number, rules)
+            new[id(job)] += proposed_nodes(job.tree, expand, index, proposal, number, rules)
     return [_merged(job.tree, new[id(job)]) for job in jobs]
 
 
@@ -152,64 +149,6 @@ def _propose_request(job: Job, expand: Expand) -> ProposeRequest:
         until=expand.until,
         images=job.images,
     )
-
-
-def _proposed(
-    tree: SearchTree,
-    expand: Expand,
-    index: int,
-    proposal: Proposal,
-    number: int,
-    rules: SearchRules,
-) -> list[NodeRecord]:
-    """Return the records of one proposal: one step, or the chain of steps of a whole solution."""
-    first = NodeRecord(
-        id="",
-        parent=expand.node,
-        index=index,
-        seed=ids.child_seed(expand.node, index),
-        round=number,
-        generated_tokens=proposal.generated_tokens,
-        prompt_tokens=proposal.prompt_tokens,
-        requests=proposal.requests,
-    )
-    if proposal.finish == "error":
-        return [_failed(first, proposal.error or "the policy gave no reason")]
-    try:
-        texts = _step_texts(expand, proposal, rules)
-    except InputError as error:
-        return [_failed(first, str(error))]
-    if not texts:
-        if proposal.finish != "stop" or expand.node == tree.root_id:
-            return [_failed(first, "empty step")]
-        texts = [""]  # the policy ended its answer at the step before: an end marker
-    so_far = list(tree.steps(expand.node))
-    chain: list[NodeRecord] = []
-    for position, text in enumerate(texts):
-        parent = chain[-1].id if chain else expand.node
-        at = index if position == 0 else 0
-        record = first if position == 0 else NodeRecord(id="", parent=parent, index=at)
-        node = ids.child_id(parent, at, text)
-        chain.append(replace(record, id=node, parent=parent, text=text, round=number))
-        so_far += [text] if text else []
-    status = _STATUS[proposal.finish]
-    answer = rules.extract(join_steps(so_far)) if status != "open" else None
-    chain[-1] = replace(chain[-1], status=status, answer=answer)
-    return chain
-
-
-def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:
-    if expand.until == "end":
-        rules.limits.check_text(proposal.text, "the proposed solution")
-        return [text for step in rules.split(proposal.text) if (text := step.strip())]
-    text = normalise_text(proposal.text).strip()
-    rules.limits.check_steps([text])
-    return [text] if text else []
-
-
-def _failed(record: NodeRecord, reason: str) -> NodeRecord:
-    node = ids.child_id(record.parent or "", record.index, "")
-    return replace(record, id=node, status="failed", reason=normalise_text(reason)[:500])
 
 
 # --- score -------------------------------------------------------------------------------------

@@ -61,8 +61,9 @@ def create_search_graph(
 
     It takes a conversation under `messages_key` that ends with a question, with or without
     images, and appends the answer as an `AIMessage` whose `response_metadata["vprm"]` holds the
-    scores, the usage and all candidates. A new human message on the same thread starts a new
-    search. Compile it with a checkpointer and a killed search goes on where it was
+    scores, the usage and all candidates. Pictures are moved into `image_store`, and references
+    stay in the messages (`restore_images` brings them back for a model that needs them). A new
+    human message on the same thread starts a new search. Compile it with a checkpointer and a killed search goes on where it was
     (`invoke(None, config)`); with `durability="sync"` at most one node is repeated.
 
     Args:

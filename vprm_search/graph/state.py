@@ -28,7 +28,10 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
     merged = dict(known)
     for node, record in new.items():
         old = merged.get(node)
-        merged[node] = record if old is None or old == record else _joined(old, record)
+        if old is None:
+            merged[node] = record
+        elif old != record:
+            merged[node] = _joined(old, record)
     return merged
 
 

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END
 
 from vprm_search import ids
-from vprm_search.aggregate import aggregation, path_score
-from vprm_search.errors import ConfigError, InputError
+from vprm_search.aggregate import aggregation
+from vprm_search.errors import ConfigError, InputError, ScorerError
 from vprm_search.graph.image_references import image_of_block, referenced_digest
 from vprm_search.graph.questions import FEEDBACK_NAME, message_text, question_of, read_problem
 from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.graph.unstreamed import unstreamed
+from vprm_search.graph.verdict import Verdict, count_failures, feedback_on, weigh
 from vprm_search.image_store import DiskImageStore, ImageStore
 from vprm_search.steps import Splitter, split_at_blank_lines, split_steps
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
 
-Outcome = Literal["passed", "failed", "unscored"]
-
-
-class StepVerdict(TypedDict):
-    """One step of the judged message; `score` is None when `reason` says why."""
-
-    text: str
-    score: float | None
-    reason: str
-
-
-class Verdict(TypedDict):
-    """What the verifier found, as plain JSON.
-
-    `failures` counts the messages in a row that did not pass for the same question; `weak_step`
-    is the index of the first step below the threshold.
-    """
-
-    outcome: Outcome
-    message_id: str
-    question_id: str
-    score: float | None
-    aggregate: str
-    threshold: float
-    steps: list[StepVerdict]
-    weak_step: int | None
-    reason: str
-    failures: int
+_REMEMBERED = 1000  # ids of judged messages, only to find out that verdicts are not kept
 
 
 class VerifierState(TypedDict):
@@ -69,9 +46,9 @@ def create_verifier_node(
 ) -> VerifierNode:
     """Return a node that scores the last AI message against the question and images before it.
 
-    The verdict is written under `output_key` as plain JSON (see `Verdict`); messages are only
-    read. A message with pending tool calls, or a conversation without an AI message, is left
-    alone. A message that cannot be scored is "unscored", which is not "passed".
+    The verdict is written under `output_key` as plain JSON (see `verdict.Verdict`); messages are
+    only read. There is nothing to judge when the last AI message calls tools or a question comes
+    after it. A message that cannot be scored is "unscored", which is not "passed".
 
     Args:
         scorer: what gives each step P('+').
@@ -123,6 +100,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         self._messages_key = messages_key
         self._split = split
         self._store = store
+        self._judged: OrderedDict[str, None] = OrderedDict()
 
     def invoke(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -150,8 +128,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         A failed message goes to `on_fail` `max_retries` times, then to `on_exhausted` (default:
         `on_pass`), where the state still says "failed". `on_unscored` (default: like
         `on_exhausted`) takes messages the scorer could not score: a retry would not help them.
-        Nothing to judge counts as passed. Raises `ConfigError` for a negative `max_retries`, and
-        when the graph's state does not have `output_key`.
+        Nothing to judge counts as passed. Raises `ConfigError` for a negative `max_retries`.
         """
         if max_retries < 0:
             raise ConfigError(f"max_retries is {max_retries}; it must be at least 0")
@@ -170,35 +147,22 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
 
     def feedback(self, verdict: Mapping[str, Any]) -> str:
         """Return what to tell the author of a failed message: where it first went wrong."""
-        weak = verdict.get("weak_step")
-        if verdict["outcome"] != "failed":
-            return ""
-        score, threshold = verdict["score"], verdict["threshold"]
-        head = f"A verifier gave your last solution {score:.2f}; {threshold:.2f} is needed to pass."
-        if weak is None:
-            return f"{head} Solve the problem again, checking every step against the image."
-        step = verdict["steps"][weak]
-        quoted = " ".join(str(step["text"]).split())[:300]
-        return (
-            f"{head} Step {weak + 1} is the first that looks wrong "
-            f'(probability of being right {step["score"]:.2f}): "{quoted}". '
-            "Check it against the image and solve the problem again from there."
-        )
+        return feedback_on(verdict)
 
     def feedback_message(self, verdict: Mapping[str, Any]) -> HumanMessage:
         """Return the feedback as a message; its name keeps it from being read as a question."""
         return HumanMessage(self.feedback(verdict), name=FEEDBACK_NAME)
 
     def _verdict(self, state: Any) -> dict[str, Any] | None:
-        """Return the verdict on the state's last message, or None if there was nothing to judge."""
+        """Return the verdict on the last AI message, or None if there was nothing to judge."""
         message = _judged(_get(state, self._messages_key) or [])
         if message is None:
             return None
         verdict = _get(state, self.output_key)
         if not verdict or verdict["message_id"] != _identity(message):
             raise ConfigError(
-                f"the state has no verdict on its last message under {self.output_key!r}: declare "
-                "the key in the graph's state schema, and route after the verifier node"
+                f"the state has no verdict on its last AI message under {self.output_key!r}; "
+                "route after the verifier node"
             )
         return dict(verdict)
 
@@ -208,26 +172,52 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         if message is None:
             return {}
         before = messages[: next(i for i, other in enumerate(messages) if other is message)]
+        self._check_kept(state, before)
         steps, result = await self._scores(before, message)
-        verdict = self._weigh(steps, result)
+        verdict = weigh(steps, result, aggregate=self._aggregate, threshold=self._threshold)
         verdict["message_id"] = _identity(message)
         verdict["question_id"] = _identity(question_of(before)) if _asked(before) else ""
-        verdict["failures"] = _failures(verdict, _get(state, self.output_key))
+        verdict["failures"] = count_failures(verdict, _get(state, self.output_key))
+        self._remember(verdict)
         return {self.output_key: verdict}
+
+    def _check_kept(self, state: Any, before: Sequence[BaseMessage]) -> None:
+        """Raise `ConfigError` if LangGraph dropped an earlier verdict: retries would never end.
+
+        It drops what a node writes under a key the state does not declare, without a word.
+        """
+        if _has(state, self.output_key):
+            return
+        if any(_identity(m) in self._judged for m in before if isinstance(m, AIMessage)):
+            raise ConfigError(
+                f"the verdict written under {self.output_key!r} is gone: declare the key in the "
+                "graph's state schema (inherit VerifierState, or name another output_key)"
+            )
+
+    def _remember(self, verdict: Verdict) -> None:
+        self._judged[verdict["message_id"]] = None
+        while len(self._judged) > _REMEMBERED:
+            self._judged.popitem(last=False)
 
     async def _scores(
         self, before: Sequence[BaseMessage], message: AIMessage
     ) -> tuple[list[str], ScoreResult]:
         """Return the message's steps and their scores; what is wrong with them is a reason."""
         try:
-            problem, images = self._problem(before)
+            problem, images = await asyncio.to_thread(self._problem, before)
             steps = self._split(message_text(message))
         except InputError as error:
             return [], ScoreResult.failed(1, str(error))
         if not steps:
             return [], ScoreResult.failed(1, "the message has no text")
-        (result,) = await self._scorer.score([ScoreRequest(problem, tuple(steps), images)])
-        return steps, result
+        with unstreamed():
+            results = await self._scorer.score([ScoreRequest(problem, tuple(steps), images)])
+        if [len(result.scores) for result in results] != [len(steps)]:
+            raise ScorerError(
+                f"the scorer was given one message of {len(steps)} steps and returned "
+                f"{[len(result.scores) for result in results]} scores"
+            )
+        return steps, results[0]
 
     def _problem(self, before: Sequence[BaseMessage]) -> tuple[Problem, tuple[ImageData, ...]]:
         found: dict[str, ImageData] = {}
@@ -241,49 +231,15 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         problem = read_problem(before, name_image)
         return problem, tuple(found[digest] for digest in problem.images)
 
-    def _weigh(self, steps: Sequence[str], result: ScoreResult) -> Verdict:
-        values = [score.value for score in result.scores]
-        score = path_score(self._aggregate, values)
-        weak = (i for i, v in enumerate(values) if v is not None and v < self._threshold)
-        reasons = [score.reason for score in result.scores if score.value is None]
-        outcome: Outcome = "unscored"
-        if score is not None:
-            outcome = "passed" if score >= self._threshold else "failed"
-        return Verdict(
-            outcome=outcome,
-            message_id="",
-            question_id="",
-            score=score,
-            aggregate=self._aggregate,
-            threshold=self._threshold,
-            steps=[
-                StepVerdict(text=text, score=step.value, reason=step.reason)
-                for text, step in zip(steps, result.scores, strict=False)
-            ],
-            weak_step=next(weak, None),
-            reason=reasons[0] if reasons else "",
-            failures=0,
-        )
-
 
 def _judged(messages: Sequence[BaseMessage]) -> AIMessage | None:
-    """Return the message to judge: the last one, if it is an answer without pending tool calls."""
-    last = messages[-1] if messages else None
-    return last if isinstance(last, AIMessage) and not last.tool_calls else None
-
-
-def _failures(verdict: Verdict, previous: Mapping[str, Any] | None) -> int:
-    """Return how many messages in a row failed on this question, this one included.
-
-    Judging the same message twice (a node repeated after a crash) counts once.
-    """
-    same = bool(previous) and (previous or {}).get("question_id") == verdict["question_id"]
-    before = int((previous or {}).get("failures", 0)) if same else 0
-    if verdict["outcome"] == "passed":
-        return 0
-    if same and (previous or {}).get("message_id") == verdict["message_id"]:
-        return max(1, before)
-    return before + 1
+    """Return the last AI message, unless it calls tools or a human message comes after it."""
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            return None if message.tool_calls else message
+        if isinstance(message, HumanMessage):
+            return None
+    return None
 
 
 def _asked(messages: Sequence[BaseMessage]) -> bool:
@@ -297,3 +253,7 @@ def _identity(message: BaseMessage) -> str:
 
 def _get(state: Any, key: str) -> Any:
     return state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+
+
+def _has(state: Any, key: str) -> bool:
+    return key in state if isinstance(state, Mapping) else hasattr(state, key)

@@ -59,7 +59,7 @@ async def label_problems(
     config: LabelConfig | None = None,
     *,
     continuation_policy: Policy | None = None,
-    batch_size: int = 24,
+    batch_size: int = 72,
     settings: dict[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RecordFile:

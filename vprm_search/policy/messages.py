@@ -1,4 +1,4 @@
-"""From LangChain messages to a problem: the question's text, and its images by digest.
+"""Pictures in LangChain messages: read from every format, written in one.
 
 Images are read through `.content_blocks`, which brings every format LangChain knows (standard
 base64, OpenAI `image_url`, Anthropic `source`, the older `source_type`) to one shape. Addresses
@@ -8,13 +8,12 @@ are never fetched.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from vprm_search.errors import ImageError, InputError
-from vprm_search.image_store import ImageStore
 from vprm_search.images import (
     DEFAULT_LIMITS,
     ImageLimits,
@@ -22,8 +21,7 @@ from vprm_search.images import (
     image_from_data_uri,
     normalise_image,
 )
-from vprm_search.steps import StepLimits, normalise_text
-from vprm_search.types import ImageData, Problem
+from vprm_search.types import ImageData
 
 _NEVER_FETCHED = (
     "remote images are never fetched: download it yourself and pass the bytes as "
@@ -54,41 +52,6 @@ def images_from_content_blocks(
                 raise ImageError(f"a message has more than {MAX_IMAGES} images; pass fewer")
             images.append(_image(block, limits))
     return "\n".join(texts), images
-
-
-def problem_from_messages(
-    messages: Sequence[BaseMessage],
-    store: ImageStore,
-    *,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    text_limits: StepLimits | None = None,
-) -> Problem:
-    """Return the problem a conversation asks, with its images put into `store`.
-
-    The question is the last human message. Its images are the problem's images; if it has none,
-    those of the latest human message that has some (a question about a picture shown before).
-    System messages before it become `Problem.system`. Raises `InputError` when there is no human
-    message or no text in it, and `ImageError` for an image that cannot be used.
-    """
-    humans = [message for message in messages if isinstance(message, HumanMessage)]
-    if not humans:
-        raise InputError("the messages have no human message, so there is no question to solve")
-    text, images = images_from_content_blocks(humans[-1], limits=limits)
-    for earlier in reversed(humans[:-1]):
-        if images:
-            break
-        if any(_is_image(block) for block in _blocks(earlier)):
-            images = images_from_content_blocks(earlier, limits=limits)[1]
-    question = normalise_text(text).strip()
-    if not question:
-        raise InputError("the last human message has no text, so there is no question to solve")
-    if text_limits is not None:
-        text_limits.check_text(question, "the question")
-    system = "\n\n".join(
-        str(message.text) for message in messages if isinstance(message, SystemMessage)
-    )
-    digests = tuple(store.put(image) for image in images)
-    return Problem(question, digests, normalise_text(system))
 
 
 def human_message(text: str, images: Iterable[ImageData]) -> HumanMessage:

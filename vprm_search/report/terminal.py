@@ -27,7 +27,7 @@ def score_text(score: float | None) -> Text:
 
 def tree_view(view: SearchView, *, width: int = 100) -> Tree:
     """Return a search as a rich tree; `width` is the characters shown of a step."""
-    root = Tree(Text(shortened(view.question, width), style="bold"), guide_style="dim")
+    root = Tree(Text(shortened(view.question, 1000), style="bold"), guide_style="dim")
     branches: dict[NodeId, Tree] = {}
     for node in view.nodes:
         above = root if node.parent is None else branches[node.parent]

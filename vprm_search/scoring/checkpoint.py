@@ -126,7 +126,7 @@ def _load_tokenizer(directory: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions
         raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise CheckpointError(f"{directory}: the tokenizer is empty (it encodes 'a' to nothing)")
@@ -146,7 +146,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> Any:
             output_loading_info=True,
             attn_implementation={"text_config": TREE_ATTENTION, "vision_config": "sdpa"},
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"{directory}: the weights cannot be loaded: {error}") from error
     finally:
         if bars:

@@ -18,6 +18,7 @@ from vprm_search.errors import ConfigError, InputError
 from vprm_search.scoring.batching import TokenBatcher
 from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
 from vprm_search.scoring.image_features import ImageFeatures
+from vprm_search.scoring.kept_context import KeptContext
 from vprm_search.scoring.layout import PrmLayout, ScoringPrompt
 from vprm_search.scoring.meter import ScoringMeter
 from vprm_search.scoring.reasons import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_TOKENS = 32_768
+DEFAULT_CONTEXT_TOKENS = 16_384
 
 
 class TransformersScorer:
@@ -45,8 +47,10 @@ class TransformersScorer:
     All requests of a call are packed into one forward pass (or a few, beyond `max_batch_tokens`):
     an image is encoded once, every shared prefix of tokens is computed once, and each path attends
     along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
-    positions. `Problem.system` is not used: the system turn belongs to the layout, since the model
-    was trained with one.
+    positions. Keys and values of the latest tree and the embeddings of the latest images are kept
+    (`kept_context_tokens`, `kept_image_tokens`), so a round of a search computes its new steps
+    only. Images are known by their digests. `Problem.system` is not used: the system turn belongs
+    to the layout, since the model was trained with one.
 
     A request that cannot be scored (too long, a broken image, not finite, out of memory) is a
     failed result with a reason; the others are scored.
@@ -58,17 +62,18 @@ class TransformersScorer:
         *,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
+        kept_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
     ) -> None:
-        if max_batch_tokens < 1 or kept_image_tokens < 0:
+        if max_batch_tokens < 1 or min(kept_image_tokens, kept_context_tokens) < 0:
             raise ConfigError(
-                f"max_batch_tokens is {max_batch_tokens} and kept_image_tokens "
-                f"{kept_image_tokens}; they must be at least 1 and 0"
+                f"max_batch_tokens is {max_batch_tokens}, kept_image_tokens {kept_image_tokens}, "
+                f"kept_context_tokens {kept_context_tokens}; at least 1, 0 and 0 are needed"
             )
         self.checkpoint = checkpoint
         self.meter = ScoringMeter()
         self._batcher = TokenBatcher(max_batch_tokens)
         self._images = ImageFeatures(checkpoint, self.meter, kept_image_tokens)
-        self._forward = TreeForward(checkpoint, self.meter)
+        self._forward = TreeForward(checkpoint, self.meter, KeptContext(kept_context_tokens))
         self._lock = threading.Lock()  # the model and the tokenizer serve one thread at a time
 
     @classmethod

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from vprm_search.scoring.token_tree import Segment, TokenTree
+from vprm_search.scoring.kept_context import KnownRows, LayerStore
+from vprm_search.scoring.token_tree import Rows, Segment, TokenTree
 
 TREE_ATTENTION = "vprm_tree"
 _BLOCK_ROWS = 256  # below this, one call with some masked work is cheaper than several calls
@@ -26,9 +27,10 @@ _BLOCK_ROWS = 256  # below this, one call with some masked work is cheaper than 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """Queries `[start, stop)`, attending to the rows `keys` where `mask` is True.
+    """Queries `[start, stop)`, attending to `keys` where `mask` is True.
 
-    `mask` is `[queries, keys]`; None means plain causal attention of a block without ancestors.
+    Queries count the new rows only, keys the known rows and then the new ones. `mask` is
+    `[queries, keys]`; None means plain causal attention of a block without ancestors.
     """
 
     start: int
@@ -37,14 +39,23 @@ class AttentionBlock:
     mask: Tensor | None
 
 
-AttentionPlan = tuple[AttentionBlock, ...]
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """The blocks of one pass, the rows known before it, and a store for what it computes."""
+
+    blocks: tuple[AttentionBlock, ...]
+    known: KnownRows
+    store: LayerStore
 
 
-def plan_attention(tree: TokenTree, device: torch.device | str = "cpu") -> AttentionPlan:
+def plan_attention(
+    tree: TokenTree, known: KnownRows, device: torch.device | str = "cpu"
+) -> AttentionPlan:
     """Cut a tree into attention blocks, in row order, with keys and masks on `device`.
 
     A subtree of up to 256 rows is one block, together with as many of the siblings that follow it
-    as fit; a larger subtree gives one block for its first segment and is then cut further.
+    as fit; a larger subtree gives one block for its first segment and is then cut further. Rows
+    that are known ask nothing: they are keys only.
     """
     segments = tree.segments
     blocks = []
@@ -58,9 +69,10 @@ def plan_attention(tree: TokenTree, device: torch.device | str = "cpu") -> Atten
                 stop = segments[after].subtree_stop
                 while after < len(segments) and segments[after].start < stop:
                     after += 1
-        blocks.append(_block(tree, at, after, stop, device))
+        if (known.slots[first.start : stop] >= known.count).any():
+            blocks.append(_block(tree, at, after, known, device))
         at = after
-    return tuple(blocks)
+    return AttentionPlan(tuple(blocks), known, LayerStore())
 
 
 def _joins(segment: Segment, first: Segment) -> bool:
@@ -70,20 +82,28 @@ def _joins(segment: Segment, first: Segment) -> bool:
 
 
 def _block(
-    tree: TokenTree, at: int, after: int, stop: int, device: torch.device | str
+    tree: TokenTree, at: int, after: int, known: KnownRows, device: torch.device | str
 ) -> AttentionBlock:
-    start = tree.segments[at].start
+    """Return the block of the segments `[at, after)`."""
+    own = np.arange(tree.segments[at].start, max(s.stop for s in tree.segments[at:after]))
+    asking = known.slots[own] >= known.count
+    queries = known.slots[own][asking] - known.count
     above = tree.ancestor_rows(at)
-    if not len(above) and after == at + 1:
-        return AttentionBlock(start, stop, slice(start, stop), None)
-    mask = np.zeros((stop - start, len(above) + stop - start), dtype=np.bool_)
-    mask[:, : len(above)] = True
-    _mask_inside(tree, at, after, mask[:, len(above) :])
-    rows = np.concatenate([above, np.arange(start, stop, dtype=np.int64)])
-    keys: Tensor | slice = torch.from_numpy(rows).to(device)
-    if len(rows) == stop - int(rows[0]):
-        keys = slice(int(rows[0]), stop)  # contiguous: no copy
-    return AttentionBlock(start, stop, keys, torch.from_numpy(mask).to(device))
+    keys = known.slots[np.concatenate([above, own])]
+    mask = None
+    if len(above) or after > at + 1 or not asking.all():
+        allowed = np.zeros((len(own), len(keys)), dtype=np.bool_)
+        allowed[:, : len(above)] = True
+        _mask_inside(tree, at, after, allowed[:, len(above) :])
+        mask = torch.from_numpy(allowed[asking]).to(device)
+    return AttentionBlock(int(queries[0]), int(queries[-1]) + 1, _as_index(keys, device), mask)
+
+
+def _as_index(rows: Rows, device: torch.device | str) -> Tensor | slice:
+    """Return rows as a slice where they are contiguous, so that they need not be copied."""
+    if (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows).to(device)
 
 
 def _mask_inside(tree: TokenTree, at: int, after: int, mask: NDArray[np.bool_]) -> None:
@@ -112,14 +132,18 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attend block by block; called by transformers inside every layer of the language model.
 
-    `query` is `[1, heads, rows, head_dim]`, `key` and `value` `[1, kv_heads, rows, head_dim]`; the
-    result is `[1, rows, heads, head_dim]`. `attention_mask` is not used: the plan says it all.
+    `query` is `[1, heads, new rows, head_dim]`, `key` and `value` have `kv_heads`; the result is
+    `[1, new rows, heads, head_dim]`. `attention_mask` is not used: the plan says it all. Layers
+    must come in order, as they do, since each leaves its keys and values in the plan's store.
     """
+    key, value = attention_plan.known.prepend(len(attention_plan.store.keys), key, value)
+    attention_plan.store.keys.append(key)
+    attention_plan.store.values.append(value)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     parts = []
-    for block in attention_plan:
+    for block in attention_plan.blocks:
         parts.append(
             scaled_dot_product_attention(
                 query[:, :, block.start : block.stop],

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vprm_search.scoring.checkpoint import PrmCheckpoint
+from vprm_search.scoring.kept_context import KeptContext
 from vprm_search.scoring.meter import ScoringMeter
-from vprm_search.scoring.token_tree import TokenPath, TokenTree, build_tree
-from vprm_search.scoring.tree_attention import plan_attention
+from vprm_search.scoring.token_tree import Rows, TokenPath, TokenTree, build_tree
+from vprm_search.scoring.tree_attention import AttentionPlan, plan_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,12 @@ class PathJob:
 class TreeForward:
     """Computes P('+') at the read positions of many paths at once."""
 
-    def __init__(self, checkpoint: PrmCheckpoint, meter: ScoringMeter) -> None:
+    def __init__(
+        self, checkpoint: PrmCheckpoint, meter: ScoringMeter, context: KeptContext
+    ) -> None:
         self._checkpoint = checkpoint
         self._meter = meter
+        self._context = context
         words = [checkpoint.builder.plus_id, checkpoint.builder.minus_id]
         # two rows of the head in float32: bfloat16 logits would tie near 1
         self._head = checkpoint.model.lm_head.weight[words].detach().float()
@@ -42,45 +47,73 @@ class TreeForward:
     def __call__(self, jobs: Sequence[PathJob]) -> list[list[float]]:
         """Return P('+') for every read position of every job; NaN where logits are not finite."""
         tree = build_tree([job.path for job in jobs])
-        embeds = self._embed(tree, jobs)
-        device = self._checkpoint.device
-        self._meter.forward_passes += 1
-        self._meter.tokens_computed += tree.size
-        hidden = self._checkpoint.model.model.language_model(
-            inputs_embeds=embeds[None],
-            position_ids=torch.from_numpy(tree.positions())[None].to(device),
-            use_cache=False,
-            attention_plan=plan_attention(tree, device),
-        ).last_hidden_state[0]
-        return self._read(hidden, tree, jobs)
+        ids = _tokens(tree, jobs)
+        groups = [jobs[segment.path].path.group for segment in tree.segments]
+        reads = [tree.rows_of(i)[list(job.reads)] for i, job in enumerate(jobs)]
+        wanted = np.unique(np.concatenate(reads))
+        known = self._context.find(tree, ids, groups, wanted)
+        plus = known.plus
+        if len(known.new_rows):
+            plan = plan_attention(tree, known, self._checkpoint.device)
+            try:
+                hidden = self._run(tree, ids, jobs, plan)
+            except (RuntimeError, MemoryError):
+                self._context.clear()  # its memory may be what is missing
+                raise
+            new = wanted[known.slots[wanted] >= known.count]
+            plus[new] = self._read(hidden, known.slots[new] - known.count)
+            if np.isnan(plus[wanted]).any():
+                self._context.clear()
+            else:
+                self._context.keep(tree, ids, groups, known, plan.store, plus)
+        return [plus[rows].tolist() for rows in reads]
 
-    def _embed(self, tree: TokenTree, jobs: Sequence[PathJob]) -> Tensor:
+    def _run(
+        self, tree: TokenTree, ids: Rows, jobs: Sequence[PathJob], plan: AttentionPlan
+    ) -> Tensor:
+        """Return the last hidden state of the new rows, `[new rows, hidden]`."""
+        device = self._checkpoint.device
+        new = plan.known.new_rows
+        self._meter.forward_passes += 1
+        self._meter.tokens_computed += len(new)
+        hidden: Tensor = self._checkpoint.model.model.language_model(
+            inputs_embeds=self._embed(tree, ids, jobs)[None, torch.from_numpy(new).to(device)],
+            position_ids=torch.from_numpy(tree.positions()[new])[None].to(device),
+            use_cache=False,
+            attention_plan=plan,
+        ).last_hidden_state[0]
+        return hidden
+
+    def _embed(self, tree: TokenTree, ids: Rows, jobs: Sequence[PathJob]) -> Tensor:
         """Return the input embeddings, `[rows, hidden]`, with the images in their places."""
-        ids = np.empty(tree.size, dtype=np.int64)
-        places: list[tuple[int, int, Tensor]] = []
+        table = self._checkpoint.model.get_input_embeddings()
+        embeds: Tensor = table(torch.from_numpy(ids).to(self._checkpoint.device))
         for segment in tree.segments:
             job = jobs[segment.path]
             end = segment.depth + segment.stop - segment.start
-            ids[segment.start : segment.stop] = job.path.ids[segment.depth : end]
             used = 0
             for start, stop in job.image_spans:
                 first, last = max(start, segment.depth), min(stop, end)
                 if first < last and job.features is not None:
                     part = job.features[used + first - start : used + last - start]
-                    places.append((segment.start + first - segment.depth, last - first, part))
+                    row = segment.start + first - segment.depth
+                    embeds[row : row + last - first] = part.to(embeds.dtype)
                 used += stop - start
-        table = self._checkpoint.model.get_input_embeddings()
-        embeds: Tensor = table(torch.from_numpy(ids).to(self._checkpoint.device))
-        for row, count, part in places:
-            embeds[row : row + count] = part.to(embeds.dtype)
         return embeds
 
-    def _read(self, hidden: Tensor, tree: TokenTree, jobs: Sequence[PathJob]) -> list[list[float]]:
-        rows = [tree.rows_of(i)[list(job.reads)] for i, job in enumerate(jobs)]
-        unique, back = np.unique(np.concatenate(rows), return_inverse=True)
-        read = hidden[torch.from_numpy(unique).to(hidden.device)].float()
+    def _read(self, hidden: Tensor, rows: Rows) -> NDArray[np.float64]:
+        read = hidden[torch.from_numpy(rows).to(hidden.device)].float()
         logits = read @ self._head.T
         plus = logits.softmax(dim=-1)[:, 0]
         plus = plus.masked_fill(~logits.isfinite().all(dim=-1), float("nan"))
-        values = iter(plus.cpu().numpy()[back].tolist())
-        return [[next(values) for _ in job.reads] for job in jobs]
+        values: NDArray[np.float64] = plus.double().cpu().numpy()
+        return values
+
+
+def _tokens(tree: TokenTree, jobs: Sequence[PathJob]) -> Rows:
+    """Return the token of every row."""
+    ids = np.empty(tree.size, dtype=np.int64)
+    for segment in tree.segments:
+        end = segment.depth + segment.stop - segment.start
+        ids[segment.start : segment.stop] = jobs[segment.path].path.ids[segment.depth : end]
+    return ids

@@ -142,8 +142,10 @@ class BatchedSampler:
 def _loaded(path: Path) -> BatchedSampler:
     try:
         return BatchedSampler(TinySampler.from_pretrained(path))
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a tiny policy: {error}") from error
+    except VprmError:
+        raise
+    except Exception as error:  # the loaders raise their own kinds for damaged files
+        raise CheckpointError(f"{path} is not a readable tiny policy: {error}") from error
 
 
 _loading = threading.Lock()  # loading twice at a time leaves weights out, without an error

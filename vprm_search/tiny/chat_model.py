@@ -70,7 +70,7 @@ class TinyChatModel(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "vprm-search"
-        params["ls_model_name"] = self.model_name
+        params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
         return params
 
     @property

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.bench.lockstep import SearchRun, rescore, search_many, unscored_copy
+from vprm_search.bench.lockstep import rescore, search_many, unscored_copy
 from vprm_search.bench.statistics import auc, auc_interval, macro_f1
 from vprm_search.errors import ConfigError
 from vprm_search.graph.phases import SearchRules
+from vprm_search.graph.search_run import SearchRun
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.tiny.labels import exact_labels, parse_answer

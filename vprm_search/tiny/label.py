@@ -90,6 +90,7 @@ def label(
     out: Path,
     policy_dir: Path,
     *,
+    completer_dir: Path | None = None,
     problems: int = 3000,
     seed: int = 0,
     split: str = "train",
@@ -97,12 +98,20 @@ def label(
     config: LabelConfig | None = None,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Label `problems` problems of a split into `out` (JSONL); resume; return the statistics."""
+    """Label `problems` problems of a split into `out` (JSONL); resume; return the statistics.
+
+    The policy's own continuations label its steps, or those of the model in `completer_dir`: a
+    better reader calls fewer right steps wrong, because a step is '+' only if somebody can finish.
+    """
     config = config or LabelConfig(seed=seed)
-    policy = TinyPolicy.from_pretrained(policy_dir, temperature=CONTINUATION_TEMPERATURE)
+    policy = TinyPolicy.from_pretrained(policy_dir)
+    completer = TinyPolicy.from_pretrained(
+        completer_dir or policy_dir, temperature=CONTINUATION_TEMPERATURE
+    )
     mix: Policy = TemperatureMix(policy, TEMPERATURES)
     settings = {
         "policy": policy_dir.name,
+        "completer": (completer_dir or policy_dir).name,
         "temperatures": " ".join(map(str, TEMPERATURES)),
         "continuation_temperature": str(CONTINUATION_TEMPERATURE),
         "split": f"{split} from {first}",
@@ -111,7 +120,8 @@ def label(
 
     def progress(done: int) -> None:
         seconds = time.monotonic() - began
-        rate = policy.sampler.tokens_sampled / max(seconds, 1e-9)
+        tokens = policy.sampler.tokens_sampled + completer.sampler.tokens_sampled
+        rate = tokens / max(seconds, 1e-9)
         if report:
             report(f"labelled {done}/{problems} problems, {seconds:.0f} s, {rate:.0f} tokens/s")
 
@@ -122,7 +132,7 @@ def label(
             answer_is_right,
             out,
             config,
-            continuation_policy=policy,
+            continuation_policy=completer,
             settings=settings,
             progress=progress,
         )
@@ -164,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--completer", type=Path)
     parser.add_argument("--problems", type=int, default=3000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--split", default="train")
@@ -174,6 +185,7 @@ def main() -> None:
     statistics = label(
         arguments.out,
         arguments.policy,
+        completer_dir=arguments.completer,
         problems=arguments.problems,
         seed=arguments.seed,
         split=arguments.split,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vprm_search.tiny.muon import Muon
+from vprm_search.pipeline.muon import Muon
 
 MAX_GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01

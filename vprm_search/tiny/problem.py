@@ -103,8 +103,7 @@ class TinyProblem:
     def from_json(cls, record: dict[str, Any]) -> TinyProblem:
         """Rebuild a problem from `to_json`."""
         fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in record.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
         return cls(**fields)
 

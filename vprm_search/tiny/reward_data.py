@@ -11,6 +11,7 @@ from typing import Literal
 from vprm_search.pipeline.records import LabelledSolution, ProblemRecord
 from vprm_search.pipeline.rows import TrainingRow
 from vprm_search.tiny.label import problem_of
+from vprm_search.tiny.misread import misread_question
 from vprm_search.tiny.reward_rows import RowWriter
 from vprm_search.tiny.world import (
     FAMILIES,
@@ -25,6 +26,8 @@ LabelKind = Literal["monte_carlo", "exact", "outcome"]
 """Labels of the policy's solutions: Monte Carlo ("+" iff score > 0), exact, or the final answer."""
 ENDLESS = 1 << 40
 """Rule-made problems are drawn from this many indices of the training split: never repeated."""
+MISREAD_SHARE = 0.25
+"""Share of rule-made solutions that answer a slightly different question."""
 SHORT = 5
 """Steps of the shortest problems."""
 _SHORTEST = 2  # steps; shorter "solutions" are broken samples
@@ -66,7 +69,7 @@ def _labels(
 class RewardBatches:
     """Makes the rows of training step i, a function of `seed` and i alone.
 
-    A batch holds rows of one length (family and number of steps), so that nothing is padded, and
+    A batch holds problems of one length (family and number of steps), so that little is padded, and
     as many of them as give about `verdicts` steps, so that every batch costs the same. Its rows are
     either rule-made solutions to fresh problems (a share `rule_share` of the batches) or the
     policy's solutions from `texts`. Before step `short_until` only the shortest problems are used.
@@ -110,7 +113,9 @@ class RewardBatches:
         return generate(rng.choice(families), "train", rng.randrange(ENDLESS))
 
     def _rule_made_row(self, problem: TinyProblem, rng: random.Random) -> TrainingRow:
-        steps, labels = corrupt(problem, rng)
+        changed = rng.random() < MISREAD_SHARE
+        steps, _ = corrupt(misread_question(problem, rng) if changed else problem, rng)
+        labels = exact_labels(problem, steps)
         if self.writer.supervision == "final_step":
             labels = [parse_answer(steps[-1]) == problem.answer] * len(steps)
         return self.writer.write_local(problem, steps, list(map(float, labels)))

@@ -49,13 +49,16 @@ class RewardPlan(BaseModel):
 
 
 BOOTSTRAP = RewardPlan(steps=600, short_until=200)
+PRACTICE = RewardPlan(
+    steps=330, new_rate=0.015, old_rate=0.003, other_rate=8e-4, decay_share=0.8, seed=3
+)
 FINE_TUNE = RewardPlan(
     steps=400,
     new_rate=0.012,
     old_rate=0.003,
     other_rate=7e-4,
     decay_share=0.8,
-    rule_share=0.3,
+    rule_share=0.5,
     seed=2,
 )
 

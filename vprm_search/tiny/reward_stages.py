@@ -27,7 +27,13 @@ from vprm_search.tiny.mismatch import LocalLosses
 from vprm_search.tiny.rendering import IMAGE_SIZE
 from vprm_search.tiny.reward_check import JudgedRow, check_rewards
 from vprm_search.tiny.reward_data import LabelKind, RewardBatches, labelled_texts
-from vprm_search.tiny.reward_plan import BOOTSTRAP, FINE_TUNE, RewardPlan, reward_optimisers
+from vprm_search.tiny.reward_plan import (
+    BOOTSTRAP,
+    FINE_TUNE,
+    PRACTICE,
+    RewardPlan,
+    reward_optimisers,
+)
 from vprm_search.tiny.reward_rows import TINY_LAYOUT, RowWriter
 from vprm_search.tiny.tokenizer import token_id
 
@@ -64,13 +70,28 @@ def bootstrap(
     if not (out / "state").exists():
         start_verdict_words(trainer, words, batches, plan.seed)
     _run(trainer, batches, out, dev, words, report)
-    heads = {name: value.detach() for name, value in auxiliary.parameters().items()}
-    save_file(heads, out / HEADS_FILE)
-    save_checkpoint(model, tokenizer, out / "model", torch.float32)
+    _save_stage(model, tokenizer, auxiliary, out)
+
+
+def practise(
+    start: Path,
+    out: Path,
+    plan: RewardPlan = PRACTICE,
+    *,
+    dev: Sequence[JudgedRow] = (),
+    report: Report | None = None,
+) -> None:
+    """Train a second rule-made stage from the result of `bootstrap`; same kind of output."""
+    tokenizer, model, auxiliary = _resumed(start)
+    batches = RewardBatches(RowWriter(tokenizer), plan.seed, plan.verdicts)
+    words = verdict_words(tokenizer)
+    trainer = _trainer(model, words, plan, _old_layers(model), auxiliary)
+    _run(trainer, batches, out, dev, words, report)
+    _save_stage(model, tokenizer, auxiliary, out)
 
 
 def fine_tune(
-    bootstrap_dir: Path,
+    start: Path,
     records: Path,
     out: Path,
     kind: LabelKind,
@@ -79,22 +100,37 @@ def fine_tune(
     dev: Sequence[JudgedRow] = (),
     report: Report | None = None,
 ) -> None:
-    """Train the second stage on labelled solutions; `out/model` gets the checkpoint (float16)."""
-    tokenizer = AutoTokenizer.from_pretrained(bootstrap_dir / "model", local_files_only=True)
-    model = load_checkpoint(bootstrap_dir / "model")
-    old_layers = model.config.text_config.num_hidden_layers - NEW_LAYERS
+    """Train the last stage on labelled solutions; `out/model` gets the checkpoint (float16)."""
+    tokenizer, model, auxiliary = _resumed(start)
     writer = RowWriter(tokenizer, "final_step" if kind == "outcome" else "every_step")
     texts = labelled_texts(read_records(records), kind)
     batches = RewardBatches(
         writer, plan.seed, plan.verdicts, texts, plan.rule_share, local_targets=kind == "exact"
     )
-    heads = {k: Parameter(v) for k, v in load_file(bootstrap_dir / HEADS_FILE).items()}
-    auxiliary = LocalLosses(old_layers, heads["norm"], heads["weight"], heads["bias"])
     words = verdict_words(tokenizer)
-    trainer = _trainer(model, words, plan, old_layers, auxiliary)
+    trainer = _trainer(model, words, plan, _old_layers(model), auxiliary)
     _run(trainer, batches, out, dev, words, report)
     save_checkpoint(model, tokenizer, out / "model", torch.float16)
     SCORER_SETTINGS.write(out / "model")
+
+
+def _resumed(start: Path) -> tuple[Any, Any, LocalLosses]:
+    """Return the tokenizer, the model and the local losses' heads a stage left behind."""
+    tokenizer = AutoTokenizer.from_pretrained(start / "model", local_files_only=True)
+    model = load_checkpoint(start / "model")
+    heads = {k: Parameter(v) for k, v in load_file(start / HEADS_FILE).items()}
+    auxiliary = LocalLosses(_old_layers(model), heads["norm"], heads["weight"], heads["bias"])
+    return tokenizer, model, auxiliary
+
+
+def _old_layers(model: Any) -> int:
+    return int(model.config.text_config.num_hidden_layers) - NEW_LAYERS
+
+
+def _save_stage(model: Any, tokenizer: Any, auxiliary: LocalLosses, out: Path) -> None:
+    heads = {name: value.detach() for name, value in auxiliary.parameters().items()}
+    save_file(heads, out / HEADS_FILE)
+    save_checkpoint(model, tokenizer, out / "model", torch.float32)
 
 
 def verdict_words(tokenizer: Any) -> tuple[int, int]:

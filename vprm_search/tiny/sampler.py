@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprm_search.errors import ConfigError, PromptTooLongError
+from vprm_search.errors import CheckpointError, ConfigError, PromptTooLongError
 from vprm_search.tiny.architecture import load_checkpoint
 from vprm_search.tiny.decoder import LaneDecoder, Lanes
 from vprm_search.tiny.draws import draw_tokens, uniforms
@@ -79,6 +79,8 @@ class TinySampler:
         """Load a policy folder (weights and tokenizer). Raises `CheckpointError`."""
         from transformers import AutoTokenizer
 
+        if not (Path(path) / "config.json").is_file():
+            raise CheckpointError(f"{path} is no model folder (it has no config.json)")
         model = load_checkpoint(Path(path))
         return cls(model, AutoTokenizer.from_pretrained(path, local_files_only=True))
 

@@ -3,8 +3,9 @@
 Every word of the world's language is one token: digits, operators, ``Step 7:`` and, importantly, a
 colour with its equals sign (`` red =``), so the token that asks for a value also says whose. All
 opening brackets together are one token and a closing bracket goes with the operator after it, so
-the operands of a question stand at fixed places, two tokens apart. Any other text falls back to bytes. No word is a control token, so text encoded with
-``split_special_tokens=True`` cannot produce one.
+the operands of a question stand at fixed places, two tokens apart. Any other text falls back to
+bytes. No word is a control token, so text encoded with ``split_special_tokens=True`` cannot
+produce one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 Stages, each resumed from its saved result: language (on symbolic pictures), vision, solutions (both
 together, on rendered pictures) and practice (more, of the long ones), which gives the
-``XX
+``policy_strong``. The ``policy`` must err, and know how unsure it is: a new vision tower is trained
+for the language model before practice and stopped while its sight is poor (sight), then the
+language model learns how far to trust that sight (trust). Without the last stage it repeats the
+same wrong reading in every sample. Schedules count steps, never seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +22,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
 from vprm_search.tiny.language_stage import LanguagePlan, train_language
 from vprm_search.tiny.optimisation import Schedule
-from vprm_search.tiny.policy_selection import (
-    choose_policy,
-    install,
-    measure_pass_rates,
-    shortlist,
-)
+from vprm_search.tiny.policy_rates import install, measure_pass_rates
 from vprm_search.tiny.solution_stage import SolutionPlan, train_solutions
 from vprm_search.tiny.tokenizer import build_tokenizer, save_tokenizer
 from vprm_search.tiny.vision_stage import VisionPlan, train_vision
@@ -47,32 +45,38 @@ class PolicyPlan:
     )
     sight: VisionPlan = field(
         default_factory=lambda: VisionPlan(
-            Schedule(steps=341, decay_share=0.0),
+            Schedule(steps=250, decay_share=0.0),
             families=("bars", "tiles", "bars", "tiles-long", "bars"),
-            kept=tuple(range(250, 341, 10)),
+        )
+    )
+    trust: SolutionPlan = field(
+        default_factory=lambda: SolutionPlan(
+            Schedule(
+                steps=100, matrix_rate=0.006, other_rate=1e-3, vision_factor=0.0, decay_share=0.8
+            )
         )
     )
     temperature: float = 0.7
-    shortlist_problems: int = 128
-    shortlist_length: int = 3
     problems: int = 200
     samples: int = 4
 
 
+Start = Callable[[], InternVLForConditionalGeneration]
 Trainer = Callable[[InternVLForConditionalGeneration], None]
 
 
 def run_stage(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast,
-    start: Callable[[], InternVLForConditionalGeneration],
+    start: Start,
     train: Trainer,
+    dtype: torch.dtype = torch.float32,
 ) -> InternVLForConditionalGeneration:
-    """Load a stage's saved float32 result, or train it from `start` and save it."""
+    """Load a stage's saved result, or train it from `start` and save it."""
     if not folder.exists():
         model = copy.deepcopy(start())
         train(model)
-        save_checkpoint(model, tokenizer, folder, torch.float32)
+        save_checkpoint(model, tokenizer, folder, dtype)
     return load_checkpoint(folder)
 
 
@@ -80,41 +84,45 @@ def train_policy(out: Path, plan: PolicyPlan, seed: int) -> None:
     """Run every stage that has no saved result yet; install ``policy`` and ``policy_strong``."""
     tokenizer = build_tokenizer()
     save_tokenizer(out / "tokenizer")
-    stages = out / "policy_stages"
-    language = run_stage(
-        stages / "language",
-        tokenizer,
+    stages, logs = out / "policy_stages", out / "policy_stages" / "logs"
+
+    def stage(name: str, start: Start, train: Trainer) -> InternVLForConditionalGeneration:
+        return run_stage(stages / name, tokenizer, start, train)
+
+    language = stage(
+        "language",
         lambda: build_model(tokenizer, seed=seed),
-        lambda model: train_language(model, tokenizer, plan.language, seed, stages / "logs"),
+        lambda model: train_language(model, tokenizer, plan.language, seed, logs),
     )
-    vision = run_stage(
-        stages / "vision",
-        tokenizer,
+    vision = stage(
+        "vision",
         lambda: language,
-        lambda model: train_vision(model, tokenizer, plan.vision, seed, stages / "logs"),
+        lambda model: train_vision(model, tokenizer, plan.vision, seed, logs),
     )
-    solutions = run_stage(
-        stages / "solutions",
-        tokenizer,
+    solutions = stage(
+        "solutions",
         lambda: vision,
-        lambda model: train_solutions(model, tokenizer, plan.solutions, seed, stages / "logs"),
+        lambda model: train_solutions(model, tokenizer, plan.solutions, seed, logs),
     )
-    strong = run_stage(
-        stages / "practice",
-        tokenizer,
+    stage(
+        "practice",
         lambda: solutions,
-        lambda model: train_solutions(
-            model, tokenizer, plan.practice, seed, stages / "logs", "practice"
-        ),
+        lambda model: train_solutions(model, tokenizer, plan.practice, seed, logs, "practice"),
     )
-    install_strong_policy(out, plan)
-    run_stage(
+    sight = run_stage(
         stages / "sight",
         tokenizer,
         lambda: forget_sight(solutions, tokenizer, seed),
         lambda model: train_vision(model, tokenizer, plan.sight, seed, stages / "sights"),
+        torch.float16,
     )
-    install_policy(out, plan)
+    stage(
+        "trust",
+        lambda: sight,
+        lambda model: train_solutions(model, tokenizer, plan.trust, seed, logs, "trust"),
+    )
+    install_half_precision(out, "trust", "policy", plan)
+    install_half_precision(out, "practice", "policy_strong", plan)
 
 
 def forget_sight(
@@ -128,23 +136,13 @@ def forget_sight(
     return model
 
 
-def install_policy(out: Path, plan: PolicyPlan) -> None:
-    """Choose among the half-sighted checkpoints by measured pass@1, once."""
-    if (out / "policy").exists():
-        return
-    kept = sorted((out / "policy_stages" / "sights").glob("step-*"))
-    nearest = shortlist(kept, plan.shortlist_problems, plan.temperature, plan.shortlist_length)
-    checkpoint, rates = choose_policy(nearest, plan.problems, plan.samples, plan.temperature)
-    install(checkpoint, out / "policy", rates)
-
-
-def install_strong_policy(out: Path, plan: PolicyPlan) -> None:
-    """Save the last model in half precision, and measure it, once."""
-    destination = out / "policy_strong"
+def install_half_precision(out: Path, stage: str, name: str, plan: PolicyPlan) -> None:
+    """Save a stage's model in half precision as `name`, with its measured pass@1, once."""
+    destination = out / name
     if destination.exists():
         return
-    halved = out / "policy_stages" / "strong-fp16"
-    save_checkpoint(load_checkpoint(out / "policy_stages" / "practice"), build_tokenizer(), halved)
+    halved = out / "policy_stages" / f"{name}-fp16"
+    save_checkpoint(load_checkpoint(out / "policy_stages" / stage), build_tokenizer(), halved)
     rates = measure_pass_rates(halved, plan.problems, plan.samples, plan.temperature)
     install(halved, destination, rates)
 

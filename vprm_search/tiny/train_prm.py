@@ -1,8 +1,9 @@
 """Train the tiny reward models: `python -m vprm_search.tiny.train_prm --out DIR`.
 
-`DIR` holds the two policies. Three models come out of one bootstrap (`reward_stages`), fine-tuned
-on the same solutions of the policy: `prm` with Monte Carlo labels (the one that ships), `prm_exact`
-with exact labels, and the outcome reward model `orm` with the final answer only.
+`DIR` holds the two policies. Three models come out of the same two rule-made stages
+(`reward_stages`), fine-tuned on the same solutions of the policy: `prm` with Monte Carlo labels
+(the one that ships), `prm_exact` with exact labels, and the outcome reward model `orm` with the
+final answer only.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from vprm_search.tiny.label import label, problem_of
 from vprm_search.tiny.reward_check import JudgedRow
 from vprm_search.tiny.reward_data import LabelKind
 from vprm_search.tiny.reward_rows import RowWriter
-from vprm_search.tiny.reward_stages import Report, bootstrap, fine_tune
+from vprm_search.tiny.reward_stages import Report, bootstrap, fine_tune, practise
 from vprm_search.tiny.tokenizer import build_tokenizer
 from vprm_search.tiny.world import exact_labels
 
 KINDS: dict[str, LabelKind] = {"prm": "monte_carlo", "prm_exact": "exact", "orm": "outcome"}
-STAGES = ("dev", "labels", "bootstrap", *KINDS)
-LABELLED_PROBLEMS = 3000
+STAGES = ("dev", "labels", "bootstrap", "practice", *KINDS)
+LABELLED_PROBLEMS = 2100
 DEV_PROBLEMS = 120
 DEV_LABELS = LabelConfig(solutions=8, continuations=1, seed=1)
 """Only the texts of the dev set are used, with exact labels: one continuation is enough."""
@@ -69,6 +70,9 @@ class RewardRun:
         elif stage == "bootstrap":
             strong = self.folder / "policy_strong"
             bootstrap(strong, self.work / stage, dev=self._dev(), report=self.report)
+        elif stage == "practice":
+            start = self.work / "bootstrap"
+            practise(start, self.work / stage, dev=self._dev(), report=self.report)
         else:
             self._fine_tune(stage, KINDS[stage])
 
@@ -86,7 +90,7 @@ class RewardRun:
 
     def _fine_tune(self, name: str, kind: LabelKind) -> None:
         run = self.work / name
-        labels, start = self.work / "labels.jsonl", self.work / "bootstrap"
+        labels, start = self.work / "labels.jsonl", self.work / "practice"
         fine_tune(start, labels, run, kind, dev=self._dev(), report=self.report)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(run / "model", self.folder / name)

@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from vprm_search.tiny.architecture import save_checkpoint
 from vprm_search.tiny.optimisation import Schedule, Stepper
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.policy_data import EMPTY, Boards, boards
@@ -32,15 +31,13 @@ TRAINED = ("vision_tower", "multi_modal_projector")
 class VisionPlan:
     """How long the vision tower is pre-trained, and on which pictures, `pictures` a step.
 
-    `families` is gone through in turn, one family a step. After each number of steps in `kept`, a
-    checkpoint is kept: the same language model, with a sight that is still poor.
+    `families` is gone through in turn, one family a step.
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=900, decay_share=0.5))
     families: tuple[str, ...] = ("tiles", "bars", "tiles-long", "bars")
     pictures: int = 64
     regression_weight: float = 0.5
-    kept: tuple[int, ...] = ()
 
 
 class CellReadout:
@@ -97,8 +94,6 @@ def train_vision(
     training = Stepper(model, plan.schedule, TRAINED, extra=(readout.scale,))
     progress = Progress(folder, "vision", plan.schedule.steps)
     for step in range(plan.schedule.steps):
-        if step in plan.kept:
-            save_checkpoint(model, tokenizer, folder / f"step-{step:04d}")
         family = plan.families[step % len(plan.families)]
         problems = [generate(family, "train", rng.getrandbits(40)) for _ in range(plan.pictures)]
         pixels = pixel_values([render(problem) for problem in problems])

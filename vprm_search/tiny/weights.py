@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
 
 from vprm_search.errors import CheckpointError
 
-WeightName = Literal["policy", "policy_strong", "prm", "prm_exact", "orm"]
-WEIGHT_NAMES: tuple[WeightName, ...] = get_args(WeightName)
+WEIGHT_NAMES = ("policy", "policy_strong", "prm", "prm_exact", "orm")
 WEIGHTS_VARIABLE = "VPRM_SEARCH_TINY_WEIGHTS"
 
 _PACKAGED = Path(__file__).parent / "weights"
@@ -21,7 +19,7 @@ def weights_root() -> Path:
     return Path(configured) if configured else _PACKAGED
 
 
-def weights_path(name: WeightName) -> Path:
+def weights_path(name: str) -> Path:
     """Return the folder of one model. Raises `CheckpointError` if it is unknown or not there."""
     if name not in WEIGHT_NAMES:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Choose which checkpoint becomes the policy, by sampling solutions of validation problems."""
+"""Measure a policy by sampling solutions of validation problems, and put it in its place."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vprm_search.tiny.architecture import load_checkpoint
-from vprm_search.tiny.policy_check import gold_probabilities, validation_problems
-from vprm_search.tiny.policy_data import BatchMaker
+from vprm_search.tiny.policy_check import validation_problems
 from vprm_search.tiny.sampler import SampleRequest, TinySampler
-from vprm_search.tiny.tokenizer import build_tokenizer
 from vprm_search.tiny.world import FAMILIES, TinyProblem, parse_answer, render
-
-WANTED_FAMILY, WANTED_RATE = "tiles", 0.46
-"""Pass@1 that leaves room on both sides: for voting to help and for a critic to help more."""
-ALLOWED_RATES = (0.27, 0.58)
-"""Where every family should lie."""
-
-
-def distance_from_wanted(rates: dict[str, float]) -> float:
-    """Say how far pass rates per family are from what a policy to be criticised should have."""
-    low, high = ALLOWED_RATES
-    outside = sum(max(0.0, low - rate, rate - high) for rate in rates.values())
-    return abs(rates[WANTED_FAMILY] - WANTED_RATE) + 2 * outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,33 +57,6 @@ def measure_pass_rates(
         ]
         rates[family] = sum(hits) / len(hits)
     return PassRates(checkpoint.name, temperature, problems, samples, rates)
-
-
-def shortlist(
-    checkpoints: Sequence[Path], problems: int, temperature: float, length: int
-) -> list[Path]:
-    """Order checkpoints by the closed-form probability of the gold solutions; keep the nearest."""
-    maker = BatchMaker(build_tokenizer())
-    chosen = {family: validation_problems(family, problems) for family in FAMILIES}
-    distances: dict[Path, float] = {}
-    for path in checkpoints:
-        model = load_checkpoint(path)
-        rates = {
-            family: gold_probabilities(model, maker, chosen[family], temperature).solution
-            for family in FAMILIES
-        }
-        distances[path] = distance_from_wanted(rates)
-    return sorted(checkpoints, key=distances.__getitem__)[:length]
-
-
-def choose_policy(
-    checkpoints: Sequence[Path], problems: int, samples: int, temperature: float
-) -> tuple[Path, PassRates]:
-    """Sample from every checkpoint; return the one nearest to the wanted rates, and its rates."""
-    measured = [measure_pass_rates(path, problems, samples, temperature) for path in checkpoints]
-    distances = [distance_from_wanted(rates.pass_at_1) for rates in measured]
-    best = distances.index(min(distances))
-    return checkpoints[best], measured[best]
 
 
 def install(checkpoint: Path, destination: Path, rates: PassRates) -> None:

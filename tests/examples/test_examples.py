@@ -1,0 +1,85 @@
+"""The examples run, and do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VPRM_SEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_every_example_is_tested_here() -> None:
+    tested = set(re.findall(r'_load\("(\w+)"\)', Path(__file__).read_text()))
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_search_finds_an_answer_and_scores_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    tree = _load("01_search_tiny").search()
+    tree.check()
+    assert tree.finished()
+    scored = [r for r in tree if r.text and r.status != "failed"]
+    assert all(r.score is not None and 0 <= r.score <= 1 for r in scored)
+    out = capsys.readouterr().out
+    assert "round 1: 8 steps" in out
+    assert "input_tokens" in out
+
+
+def test_the_agent_retries_until_the_verifier_is_content_or_retries_are_used_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = _load("02_verifier_in_agent")
+    verdict = module.main()
+    retries = capsys.readouterr().out.count("retry: ")
+    assert verdict["outcome"] in ("passed", "failed")
+    assert verdict["outcome"] == "passed" or retries == 3
+    assert all(0 <= step["score"] <= 1 for step in verdict["steps"])
+
+
+def test_the_agent_gives_up_on_an_unreachable_threshold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = _load("02_verifier_in_agent")
+    problem = module.generate("tiles", "test", 1)
+    image = module.normalise_image(module.render(problem))
+    agent = module.build_agent(threshold=1.0, max_retries=2)
+    state = agent.invoke({"messages": [module.human_message(problem.question, [image])]})
+    assert state["vprm"]["outcome"] == "failed"
+    assert capsys.readouterr().out.count("retry: ") == 2
+
+
+def test_a_resumed_search_grows_the_undisturbed_tree(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    resumed, undisturbed = _load("03_resume_after_crash").main(folder)
+    assert resumed == undisturbed
+    assert (folder / "search.sqlite").stat().st_size < 1_000_000
+
+
+def test_the_served_policy_is_built_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    _load("04_openai_server_policy").main()
+    out = capsys.readouterr().out
+    for node in ("ingest", "plan", "propose", "score", "answer"):
+        assert node in out

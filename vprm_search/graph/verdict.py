@@ -1,0 +1,100 @@
+"""What a verifier says about one message: plain JSON, and the words to tell its author."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from vprm_search.aggregate import path_score
+from vprm_search.types import ScoreResult
+
+Outcome = Literal["passed", "failed", "unscored"]
+
+
+class StepVerdict(TypedDict):
+    """One step of the judged message; `score` is None when `reason` says why."""
+
+    text: str
+    score: float | None
+    reason: str
+
+
+class Verdict(TypedDict):
+    """What the verifier found, as plain JSON.
+
+    `failures` counts the messages in a row that did not pass for the same question; `weak_step`
+    is the index of the first step below the threshold.
+    """
+
+    outcome: Outcome
+    message_id: str
+    question_id: str
+    score: float | None
+    aggregate: str
+    threshold: float
+    steps: list[StepVerdict]
+    weak_step: int | None
+    reason: str
+    failures: int
+
+
+def weigh(
+    steps: Sequence[str], result: ScoreResult, *, aggregate: str, threshold: float
+) -> Verdict:
+    """Return the verdict on a message with these steps and scores, not yet tied to a message."""
+    values = [score.value for score in result.scores]
+    score = path_score(aggregate, values)
+    weak = (i for i, value in enumerate(values) if value is not None and value < threshold)
+    reasons = [score.reason for score in result.scores if score.value is None]
+    outcome: Outcome = "unscored"
+    if score is not None:
+        outcome = "passed" if score >= threshold else "failed"
+    return Verdict(
+        outcome=outcome,
+        message_id="",
+        question_id="",
+        score=score,
+        aggregate=aggregate,
+        threshold=threshold,
+        steps=[
+            StepVerdict(text=text, score=step.value, reason=step.reason)
+            for text, step in zip(steps, result.scores, strict=False)
+        ],
+        weak_step=next(weak, None),
+        reason=reasons[0] if reasons else "",
+        failures=0,
+    )
+
+
+def count_failures(verdict: Verdict, previous: Mapping[str, Any] | None) -> int:
+    """Return how many messages in a row did not pass for this question, this one included.
+
+    Judging the same message twice (a node repeated after a crash) counts once.
+    """
+    if verdict["outcome"] == "passed":
+        return 0
+    if not previous or previous["question_id"] != verdict["question_id"]:
+        return 1
+    counted = int(previous["failures"])
+    same = previous["message_id"] == verdict["message_id"]
+    return max(1, counted) if same else counted + 1
+
+
+def feedback_on(verdict: Mapping[str, Any]) -> str:
+    """Return what to tell the author of a failed message; "" if it did not fail."""
+    if verdict["outcome"] != "failed":
+        return ""
+    head = (
+        f"A verifier gave your last solution {verdict['score']:.2f}; "
+        f"{verdict['threshold']:.2f} is needed to pass."
+    )
+    weak = verdict["weak_step"]
+    if weak is None:  # with a product, steps that are all good can make a weak path
+        return f"{head} Solve the problem again, checking every step against the image."
+    step = verdict["steps"][weak]
+    quoted = " ".join(str(step["text"]).split())[:300]
+    return (
+        f"{head} Step {weak + 1} is the first that looks wrong "
+        f'(probability of being right {step["score"]:.2f}): "{quoted}". '
+        "Check it against the image and solve the problem again from there."
+    )
