@@ -42,6 +42,7 @@ def test_help_names_every_command(run: Run) -> None:
         ("tiny", "label"),
         ("tiny", "train-prm"),
         ("tiny", "evaluate"),
+        ("tiny", "install"),
     ],
 )
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -44,9 +45,9 @@ def test_a_path_score_is_a_probability_between_the_extremes(name: str, values: l
 
 
 @given(names, scores, st.randoms(use_true_random=False))
-def test_only_last_depends_on_the_order(name: str, values: list[float], rng: object) -> None:
+def test_only_last_depends_on_the_order(name: str, values: list[float], rng: Random) -> None:
     shuffled = list(values)
-    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+    rng.shuffle(shuffled)
     if name != "last":
         assert path_score(name, shuffled) == pytest.approx(path_score(name, values), rel=1e-12)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,15 +22,15 @@ limits = st.fixed_dictionaries({name: st.none() | st.integers(1, 5) for name in 
 def test_a_budget_ends_the_search_at_the_first_limit_met(
     limit: dict[str, int | None], spent: dict[str, int]
 ) -> None:
-    met = [name for name in LIMITED if limit[name] is not None and spent[name] >= limit[name]]
+    met = [name for name in LIMITED if (bound := limit[name]) is not None and spent[name] >= bound]
     message = Budget(**limit).exhausted(Usage(**spent))
     if not met:
         assert message is None
     else:
         assert message is not None
-        name, value, of, bound = message.split()
+        name, value, of, shown = message.split()
         assert (name, of) == (met[0], "of")
-        assert (float(value), float(bound)) == (spent[met[0]], limit[met[0]])
+        assert (float(value), float(shown)) == (spent[met[0]], limit[met[0]])
 
 
 @given(st.none() | st.integers(1, 9), st.integers(0, 20))
@@ -52,11 +54,11 @@ def test_limits_are_positive(name: str) -> None:
 @given(record_lists, st.randoms(use_true_random=False))
 @settings(max_examples=30)
 def test_usage_is_the_sum_over_the_records_however_often_they_arrive(
-    records: list[NodeRecord], rng: object
+    records: list[NodeRecord], rng: Random
 ) -> None:
     tree = tree_from(records)
     again = [*records, *records[::2]]
-    rng.shuffle(again)  # type: ignore[attr-defined]
+    rng.shuffle(again)
     replayed = tree_from(again)
     usage = usage_of(tree, seconds=1.5)
     assert usage == usage_of(replayed, seconds=1.5)

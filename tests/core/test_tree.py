@@ -187,8 +187,15 @@ def test_a_score_of_one_has_one_spelling() -> None:
 
 
 FIELDS = ["id", "parent", "index", "text", "status", "score", "path_scores", "seed", "answer"]
-junk = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
-junk |= st.lists(st.integers(), max_size=1) | st.dictionaries(st.text(max_size=2), st.floats())
+junk: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=1),
+    st.dictionaries(st.text(max_size=2), st.floats()),
+)
 
 
 @given(record_lists, st.data())
@@ -262,7 +269,7 @@ def test_broken_invariants_are_found() -> None:
         tree_from([below]).check()
     for status in ("finished", "truncated", "failed"):
         with pytest.raises(RecordError, match=f"its parent is {status}"):
-            tree_from([replace(a, status=status), below]).check()  # type: ignore[arg-type]
+            tree_from([replace(a, status=status), below]).check()
     other = NodeRecord(child_id(ROOT, 0, "x"), ROOT, 0, "x")
     for pair in ([a, other], [other, a]):
         with pytest.raises(RecordError, match="two different children at index 0"):

@@ -17,7 +17,13 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.errors import ImageError
-from vprm_search.graph import ImageIntake, create_search_graph, reference_images, tree_of_state
+from vprm_search.graph import (
+    ImageIntake,
+    create_search_graph,
+    reference_images,
+    restore_images,
+    tree_of_state,
+)
 from vprm_search.image_store import DiskImageStore, MemoryImageStore
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN
@@ -109,6 +115,22 @@ def test_other_messages_keep_their_blocks_ids_and_names() -> None:
     assert second is plain
     again: list[BaseMessage] = reference_images([first], ImageIntake(store).name_image)
     assert again[0].content == first.content
+
+
+def test_references_are_turned_back_for_a_model_that_needs_the_picture() -> None:
+    store = MemoryImageStore()
+    given = [
+        HumanMessage([{"type": "text", "text": "?"}, BLOCKS["openai"]], id="1"),
+        AIMessage("2"),
+    ]
+    light = reference_images(given, ImageIntake(store).name_image)
+    human, ai = restore_images(light, store)
+    assert (human.id, human.content[0]) == ("1", {"type": "text", "text": "?"})
+    assert base64.b64decode(human.content[1]["base64"]) == normalise_image(PNG).png
+    assert ai.content == "2"
+    assert reference_images([human], ImageIntake(MemoryImageStore()).name_image)[0] == light[0]
+    with pytest.raises(ImageError, match=DIGEST):
+        restore_images(light, MemoryImageStore())
 
 
 @pytest.mark.parametrize(

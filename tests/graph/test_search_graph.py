@@ -137,7 +137,7 @@ def test_a_schema_that_does_not_fit_is_refused() -> None:
         graph(state_schema=Mine)
     with pytest.raises(ConfigError, match="search_nodes"):
         graph(state_schema=SearchState, delta_checkpoints=True)
-    with pytest.raises(ConfigError, match="policy is a str"):
+    with pytest.raises(ConfigError, match="not str"):
         graph(policy="gpt")
 
 
@@ -402,6 +402,55 @@ def test_a_policy_or_scorer_that_miscounts_is_named() -> None:
         graph(scorer=Miscounting()).compile().invoke(asked())
 
 
+def test_a_search_inside_a_larger_graph_goes_on_where_it_was() -> None:
+    class Parent(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    scorer = BrokenScorer(ValueError("no model"), times=1)
+    model = HashChatModel()
+    parent = StateGraph(Parent)
+    parent.add_node("search", graph(policy=model, scorer=scorer).compile())
+    parent.add_edge(START, "search")
+    app = parent.compile(checkpointer=InMemorySaver())
+    with pytest.raises(ValueError, match="no model"):
+        app.invoke(asked(), THREAD)
+    out = app.invoke(None, THREAD)
+    whole = HashChatModel()
+    expected = graph(policy=whole).compile().invoke(asked())
+    assert out["messages"][-1].content == expected["messages"][-1].content
+    assert len(model.calls) == len(whole.calls)
+
+
+async def test_a_cancelled_search_leaves_no_task_and_goes_on_later() -> None:
+    model = HashChatModel(sleep_s=0.02)
+    app = graph(policy=model).compile(checkpointer=InMemorySaver())
+    before = asyncio.all_tasks()
+    for _ in range(4):
+        begun = len(model.calls)
+        given = None if begun else asked()
+        running = asyncio.create_task(app.ainvoke(given, THREAD))
+        while len(model.calls) == begun and not running.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert asyncio.all_tasks() == before
+    state = await app.ainvoke(None, THREAD)
+    assert tree_of_state(state).dumps() == tree_of_state(graph().compile().invoke(asked())).dumps()
+
+
+def test_copies_of_the_compiled_graph_are_as_careful_with_pictures() -> None:
+    saver = InMemorySaver()
+    app = graph().compile(checkpointer=saver)
+    assert app.name == "vprm-search"
+    for other in (app.with_config(tags=["x"]), app.copy({"name": "mine"})):
+        assert type(other) is type(app)
+        other.invoke(asked(png=PNG), THREAD)
+    held = repr([checkpoint.checkpoint for checkpoint in saver.list(THREAD)])
+    assert "vprm-image://" in held
+    assert "base64" not in held
+
+
 # --- checkpoints -------------------------------------------------------------------------------
 
 
@@ -432,6 +481,39 @@ def test_a_paused_search_may_be_edited(delta: bool) -> None:
     tree = tree_of_state(app.get_state(THREAD).values)
     assert tree[best.id].reason == "vetoed by hand"
     assert not tree.children(best.id)
+
+
+class Garbling(HashChatModel):
+    """Writes text that no database keeps as it is: NUL, and half of a surrogate pair."""
+
+    def _answer(self, *args: Any) -> Any:
+        generation = super()._answer(*args)
+        generation.message.content = f"\x00{generation.message.content}\ud83d"
+        return generation
+
+
+def test_text_that_a_checkpoint_would_change_is_changed_before(tmp_path: Path) -> None:
+    question = f"\ud83d\x00 {QUESTION}"
+    trees = []
+    for pause in ([], ["plan", "propose", "score", "answer"]):
+        with SqliteSaver.from_conn_string(str(tmp_path / f"{len(pause)}.sqlite")) as saver:
+            waiting = True
+            while waiting:
+                app = graph(policy=Garbling()).compile(checkpointer=saver, interrupt_before=pause)
+                app.invoke(None if saver.get_tuple(THREAD) else asked(question), THREAD)
+                waiting = bool(app.get_state(THREAD).next)
+                values = app.get_state(THREAD).values
+            trees.append(tree_of_state(values))
+    assert trees[0].dumps() == trees[1].dumps()
+    assert trees[0].problem.question == f"\ufffd\ufffd {QUESTION}"
+    assert sum("\ufffd" in record.text for record in trees[0]) > 6
+
+
+def test_a_server_can_show_the_schemas_of_the_graph() -> None:
+    app = graph().compile()
+    for schema in (app.get_input_jsonschema(), app.get_output_jsonschema()):
+        assert {"messages", "search_problem", "search_result"} <= set(schema["properties"])
+    assert app.get_context_jsonschema() is None
 
 
 def test_a_damaged_state_is_refused() -> None:

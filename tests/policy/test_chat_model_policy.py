@@ -91,6 +91,28 @@ async def test_prefill_without_trailing_white_space_nor_blank_stops() -> None:
     assert model.calls[0]["stop"] is None
 
 
+async def test_continuation_can_be_chosen() -> None:
+    model = Script(lambda *_, **__: "Step 2: b")
+    for continuation, known, last in (
+        ("prefill", ModelCapabilities(), "ai"),
+        ("instruct", PREFILL, "human"),
+        ("auto", PREFILL, "ai"),
+        ("auto", ModelCapabilities(), "human"),
+    ):
+        policy = ChatModelPolicy(model, continuation=continuation, capabilities=known)  # type: ignore[arg-type]
+        assert (await one(policy, "Step 1: a")).text == "Step 2: b"
+        assert model.calls[-1]["messages"][-1].type == last
+
+
+async def test_a_token_limit_under_another_name() -> None:
+    model = Script(lambda *_, **__: "a")
+    for key in ("max_output_tokens", None):
+        policy = ChatModelPolicy(model, capabilities=ModelCapabilities(max_tokens_key=key))
+        await one(policy)
+    assert [call.get("max_output_tokens") for call in model.calls] == [512, None]
+    assert not any("max_tokens" in call for call in model.calls)
+
+
 async def test_the_rest_is_asked_without_a_stop_string() -> None:
     model = Script(lambda *_, **__: "b\n\nc\n\nAnswer: 3")
     for capabilities in (PREFILL, ModelCapabilities()):

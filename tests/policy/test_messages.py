@@ -17,6 +17,7 @@ B64 = base64.b64encode(RED.png).decode()
 URI = f"data:image/png;base64,{B64}"
 GOOD: list[dict[str, Any]] = [
     {"type": "image", "base64": B64, "mime_type": "image/png"},
+    {"type": "image", "base64": RED.png, "mime_type": "image/png"},
     {"type": "image", "url": URI},
     {"type": "image", "source_type": "base64", "data": B64, "mime_type": "image/png"},
     {"type": "image_url", "image_url": {"url": URI}},
@@ -72,6 +73,17 @@ def test_other_media_are_refused(kind: str) -> None:
     block = {"type": kind, "base64": "AAAA", "mime_type": "x/y"}
     with pytest.raises(InputError, match=kind):
         images_from_content_blocks(HumanMessage(content=[block]))
+
+
+@pytest.mark.parametrize("block", [{"type": "cache_point"}, {"type": "x", "value": 1}, {"a": 1}])
+def test_blocks_nobody_knows_are_skipped(block: dict[str, Any]) -> None:
+    assert images_from_content_blocks(HumanMessage(content=["hi", block])) == ("hi", [])
+
+
+@pytest.mark.parametrize("blocks", [[{"type": "image", "source": 3}], [{"type": "image_url"}]])
+def test_malformed_blocks_are_input_errors(blocks: list[Any]) -> None:
+    with pytest.raises(InputError):
+        images_from_content_blocks(HumanMessage(content=blocks))
 
 
 def test_too_many_images_are_refused() -> None:

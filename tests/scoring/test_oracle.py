@@ -180,3 +180,36 @@ def test_cuda_agrees_with_cpu(tmp_path: Path) -> None:
     for x, y in zip(cpu, gpu.score_sync(requests), strict=True):
         for a, b in zip(x.scores, y.scores, strict=True):
             assert a.value == pytest.approx(b.value, abs=1e-3)
+
+
+def test_the_shipped_model_equals_one_forward_per_step() -> None:
+    """The trained tiny reward model, if the package has it, on its own problems."""
+    from vprm_search.errors import CheckpointError
+    from vprm_search.tiny.weights import weights_path
+    from vprm_search.tiny.world import generate, render
+
+    try:
+        path = weights_path("prm")
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    scorer = TransformersScorer.from_pretrained(path, device="cpu")
+    rule, layout = scorer.checkpoint.preprocess, scorer.layout
+    oracle = Oracle(
+        path,
+        side=rule.tile_size,
+        max_tiles=rule.max_tiles,
+        mean=rule.mean,
+        std=rule.std,
+        thumbnail=rule.thumbnail,
+        system=layout.system_prompt,
+    )
+    requests = []
+    for number in range(3):
+        problem = generate("tiles", "validation", number)
+        image = normalise_image(render(problem))
+        right = tuple(problem.solution.split("\n\n"))
+        wrong = (right[0].replace("=", "= 9", 1), *right[1:])
+        for steps in (right, wrong, right[:1]):
+            requests.append(as_request(problem.question, (image,), steps))
+    assert largest_difference(scorer, oracle, requests) <= TOLERANCE
+    assert scorer.meter.forward_passes == 1

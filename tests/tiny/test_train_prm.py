@@ -17,7 +17,7 @@ from vprm_search.tiny.reward_check import area_under_curve, macro_f1, plus_proba
 from vprm_search.tiny.reward_data import RewardBatches
 from vprm_search.tiny.reward_plan import RewardPlan
 from vprm_search.tiny.reward_rows import RowWriter
-from vprm_search.tiny.reward_stages import bootstrap, fine_tune, verdict_words
+from vprm_search.tiny.reward_stages import bootstrap, fine_tune, practise, verdict_words
 from vprm_search.tiny.train_prm import judged_rows
 
 PLAN = RewardPlan(steps=12, verdicts=22, warmup_steps=2)
@@ -51,6 +51,17 @@ def test_bootstrap_is_a_function_of_its_seed(folder: Path, tmp_path: Path) -> No
     first = load_checkpoint(folder / "boot" / "model").state_dict()
     again = load_checkpoint(tmp_path / "again" / "model").state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_practice_goes_on_from_the_bootstrap(folder: Path, tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"steps": 3, "seed": 3})
+    practise(folder / "boot", tmp_path / "practice", plan)
+    before = load_checkpoint(folder / "boot" / "model").state_dict()
+    after = load_checkpoint(tmp_path / "practice" / "model").state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert not [name for name in changed if "vision_tower" in name or "projector" in name]
+    assert (tmp_path / "practice" / "heads.safetensors").is_file()
 
 
 @pytest.mark.parametrize("kind", ["monte_carlo", "exact", "outcome"])

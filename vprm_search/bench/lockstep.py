@@ -45,9 +45,12 @@ async def rescore(
     rules: SearchRules,
     images: Sequence[tuple[ImageData, ...]],
     *,
+    first: int | None = None,
     batch: int = 64,
 ) -> list[SearchTree]:
     """Return copies of the trees whose steps are scored by another scorer, or on other images.
+
+    With `first`, only the first so many candidates of each search are copied.
 
     `images` are those the scorer is shown; where they differ from a problem's own, the copy's
     problem names them instead, so that no cache can answer for the original picture.
@@ -55,20 +58,26 @@ async def rescore(
     trees = []
     for start in range(0, len(runs), batch):
         part = range(start, min(start + batch, len(runs)))
-        jobs = [Job(unscored_copy(runs[i].tree, images[i]), images[i]) for i in part]
+        jobs = [Job(unscored_copy(runs[i].tree, images[i], first), images[i]) for i in part]
         await score(jobs, scorer, rules)
         trees += [job.tree for job in jobs]
     return trees
 
 
-def unscored_copy(tree: SearchTree, images: Sequence[ImageData]) -> SearchTree:
-    """Return the same steps without scores, as a search over the same question and `images`."""
+def unscored_copy(
+    tree: SearchTree, images: Sequence[ImageData], first: int | None = None
+) -> SearchTree:
+    """Return the same steps without scores, as a search over the same question and `images`.
+
+    With `first`, only the root's first so many children and what is below them.
+    """
     problem = replace(tree.problem, images=tuple(image.digest for image in images))
     copy = SearchTree(problem, tree.run_seed)
     waiting = [(tree.root_id, copy.root_id)]
     while waiting:
         old, new = waiting.pop()
-        for child in tree.children(old):
+        children = tree.children(old)
+        for child in children if old != tree.root_id else children[:first]:
             node = ids.child_id(new, child.index, child.text)
             blank = replace(child, id=node, parent=new, path_scores={}, scored_tokens=0)
             copy.merge([replace(blank, score=None, score_reason="")])

@@ -45,7 +45,7 @@ class ContinuationName(StrEnum):
     instruct = "instruct"
 
 
-_SELECTORS: dict[SelectorName, type[WeightedVote | BestScore | MajorityVote]] = {
+_SELECTORS: dict[SelectorName, Callable[..., Selector]] = {
     SelectorName.weighted_vote: WeightedVote,
     SelectorName.best_score: BestScore,
     SelectorName.majority: MajorityVote,

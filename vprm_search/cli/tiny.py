@@ -10,9 +10,11 @@ import typer
 from rich.text import Text
 
 from vprm_search.cli import console
+from vprm_search.errors import ConfigError
+from vprm_search.report.printable import printable
 
 tiny = typer.Typer(
-    help="Make and measure the packaged models: train-policy, label, train-prm, evaluate.",
+    help="Make and measure the packaged models: train-policy, label, train-prm, install, evaluate.",
     no_args_is_help=True,
 )
 
@@ -35,8 +37,11 @@ def train_policy(out: Out, seed: Seed = 1, threads: Threads = 1) -> None:
 
 @tiny.command()
 def label(
-    policy: Annotated[Path, typer.Option(help="Folder of the policy.")],
+    policy: Annotated[Path, typer.Option(help="Folder of the policy that writes the solutions.")],
     out: Annotated[Path, typer.Option(help="JSONL file; a stopped run is taken up again.")],
+    completer: Annotated[
+        Path | None, typer.Option(help="Folder of the policy that continues them; default: it too.")
+    ] = None,
     problems: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3000,
     first: FirstIndex = 0,
     split: Split = "train",
@@ -48,28 +53,53 @@ def label(
     from vprm_search.tiny.label import label as make_labels
 
     statistics = make_labels(
-        out, policy, problems=problems, seed=seed, split=split, first=first, report=_report
+        out,
+        policy,
+        completer_dir=completer,
+        problems=problems,
+        seed=seed,
+        split=split,
+        first=first,
+        report=_report,
     )
     console.print_json(statistics)
 
 
 @tiny.command("train-prm")
 def train_prm(
-    strong: Annotated[Path, typer.Option(help="Folder of the strong policy.")],
-    labels: Annotated[Path, typer.Option(help="Labelled solutions (JSONL).")],
     out: Out,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; repeatable. Default: all in turn.")
+    ] = None,
     threads: Threads = 1,
 ) -> None:
-    """Train the reward models: the rule-made stage, then prm, prm_exact and orm on the labels."""
-    _use_threads(threads)
-    from vprm_search.tiny.train_prm import bootstrap, fine_tune
+    """Train the reward models in the folder that holds the two policies.
 
-    base = out / "bootstrap"
-    if not (base / "model" / "model.safetensors").is_file():
-        bootstrap(strong, base, report=_report)
-    fine_tune(base, labels, out / "prm", "monte_carlo", report=_report)
-    fine_tune(base, labels, out / "prm_exact", "exact", report=_report)
-    fine_tune(base, labels, out / "orm", "outcome", report=_report)
+    In turn: labels, the rule-made stages, then prm, prm_exact and orm on the labels.
+    """
+    _use_threads(threads)
+    from vprm_search.tiny.train_prm import STAGES, RewardRun
+
+    unknown = sorted(set(stage or ()) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"no stage {', '.join(unknown)}; there are: {', '.join(STAGES)}")
+    run = RewardRun(out, _report)
+    for name in stage or STAGES:
+        run.run(name)
+
+
+@tiny.command()
+def install(
+    source: Annotated[Path, typer.Option("--from", help="Folder with all five models.")],
+) -> None:
+    """Put trained models into the package, each with a model card.
+
+    `VPRM_SEARCH_TINY_WEIGHTS` names another place to put them.
+    """
+    from vprm_search.tiny.packaging import install_weights
+
+    for folder in install_weights(source):
+        _report(f"installed {folder}")
 
 
 @tiny.command()
@@ -103,7 +133,7 @@ def evaluate(
         run_seed=seed,
     )
     text = run_evaluation(config, out, jobs=jobs, report=_report, readme=readme)
-    console.OUT.file.write(text)
+    console.OUT.file.write(printable(text, lines=True) + "\n")
 
 
 def _use_threads(count: int) -> None:

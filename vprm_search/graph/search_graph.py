@@ -63,8 +63,11 @@ def create_search_graph(
     images, and appends the answer as an `AIMessage` whose `response_metadata["vprm"]` holds the
     scores, the usage and all candidates. Pictures are moved into `image_store`, and references
     stay in the messages (`restore_images` brings them back for a model that needs them). A new
-    human message on the same thread starts a new search. Compile it with a checkpointer and a killed search goes on where it was
-    (`invoke(None, config)`); with `durability="sync"` at most one node is repeated.
+    human message on the same thread starts a new search.
+
+    Compile it with a checkpointer and a killed search goes on where it was
+    (`invoke(None, config)`); with `durability="sync"` at most one node is repeated. The tree is
+    then the same, byte for byte, if policy and scorer answer equal requests equally.
 
     Args:
         policy: what proposes steps: any LangChain chat model, or a `Policy`.

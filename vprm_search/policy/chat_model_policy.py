@@ -30,7 +30,7 @@ from vprm_search.policy.replies import (
     read_usage,
     share_tokens,
 )
-from vprm_search.policy.retry import DEFAULT_RETRY, Outcome, RetryRules, status_of
+from vprm_search.policy.retry import DEFAULT_RETRY, Outcome, RetryRules
 from vprm_search.steps import DEFAULT_LIMITS, STEP_SEPARATOR
 from vprm_search.types import Proposal, ProposeRequest
 
@@ -190,10 +190,8 @@ class ChatModelPolicy:
         return replace(self._rules, stopped=bool(stop), suffix_tells=told)
 
     def _explain(self, outcome: Outcome[LLMResult]) -> str:
-        if outcome.error is None:
-            return "the model gave no answer"
-        text = self._caller.explain(outcome.error)
-        if self._style.prefill != "none" and status_of(outcome.error) in (400, 422):
+        text = self._caller.explain(outcome.error) if outcome.error else "no answer"
+        if self._style.prefill != "none" and outcome.status in (400, 422):
             text += "; if the model cannot continue a partial answer, use continuation='instruct'"
         return text
 

@@ -11,7 +11,7 @@ import base64
 from collections.abc import Iterable
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 
 from vprm_search.errors import ImageError, InputError
 from vprm_search.images import (
@@ -70,8 +70,6 @@ def image_block(image: ImageData) -> dict[str, Any]:
 
 def _blocks(message: BaseMessage) -> list[dict[str, Any]]:
     """Return the message's standard blocks; what LangChain does not know is unwrapped."""
-    if isinstance(message, AIMessage):
-        return [{"type": "text", "text": str(message.text)}]
     try:
         blocks: list[Any] = [dict(block) for block in message.content_blocks]
     except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -69,6 +69,11 @@ class Outcome(Generic[T]):
     error: Exception | None
     attempts: int
 
+    @property
+    def status(self) -> int | None:
+        """The HTTP status of the error, if it has one."""
+        return None if self.error is None else status_of(self.error)
+
 
 async def call_with_retries(
     attempt: Callable[[], Awaitable[T]], rules: RetryRules, *, jitter: float = 1.0

@@ -31,12 +31,18 @@
     return path;
   };
 
-  const select = (node) => {
+  const noteOf = (node) => {
+    const word = node.chosen && node.leaf ? "answer" : node.reason || node.status;
+    const state = node.status === "open" ? "" : `${MARK[node.status]} ${word}`;
+    return state + (node.copies > 1 ? ` ×${node.copies}` : "");
+  };
+
+  const select = (node, scroll = true) => {
     for (const group of drawn.values()) group.classList.remove("here");
     const group = drawn.get(node.id);
     if (group) {
       group.classList.add("here");
-      group.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (scroll) group.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
     const list = at("path");
     list.replaceChildren();
@@ -70,9 +76,7 @@
       svg("rect", { width: 40, height: BOX.height, rx: 6, fill: node.colour }),
       svg("text", { class: "badge", x: 20, y: 25, "text-anchor": "middle" }, number(node.score)),
       svg("text", { x: 48, y: 17 }, cut(node.text || "(end)", 30)),
-      svg("text", { class: "note", x: 48, y: 32 },
-        cut(`${MARK[node.status]} ${node.chosen && node.leaf ? "answer" : node.reason || node.status}`
-          + (node.copies > 1 ? ` ×${node.copies}` : ""), 38)),
+      svg("text", { class: "note", x: 48, y: 32 }, cut(noteOf(node), 38)),
     );
     group.addEventListener("click", () => select(node));
     group.addEventListener("keydown", (event) => {
@@ -155,5 +159,5 @@
   drawTree();
   drawCandidates();
   const first = data.nodes.filter((node) => node.chosen).pop() || data.nodes[0];
-  if (first) select(first);
+  if (first) select(first, false);
 })();

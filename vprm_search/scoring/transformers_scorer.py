@@ -49,7 +49,9 @@ class TransformersScorer:
     along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
     positions. Keys and values of the latest tree and the embeddings of the latest images are kept
     (`kept_context_tokens`, `kept_image_tokens`), so a round of a search computes its new steps
-    only. Images are known by their digests. `Problem.system` is not used: the system turn belongs
+    only. What is kept changes the last bits of a float32 score (about 1e-7): a search that must
+    resume to the same bits sets `kept_context_tokens=0` or remembers its scores (`MemoScorer`).
+    Images are known by their digests. `Problem.system` is not used: the system turn belongs
     to the layout, since the model was trained with one.
 
     A request that cannot be scored (too long, a broken image, not finite, out of memory) is a
@@ -83,12 +85,18 @@ class TransformersScorer:
         *,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
-        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         layout: PrmLayout | None = None,
+        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
+        kept_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
     ) -> TransformersScorer:
         """Load a local checkpoint directory; see `load_checkpoint` for the options and errors."""
-        checkpoint = load_checkpoint(path, device=device, dtype=dtype, layout=layout)
-        return cls(checkpoint, max_batch_tokens=max_batch_tokens)
+        return cls(
+            load_checkpoint(path, device=device, dtype=dtype, layout=layout),
+            max_batch_tokens=max_batch_tokens,
+            kept_image_tokens=kept_image_tokens,
+            kept_context_tokens=kept_context_tokens,
+        )
 
     @property
     def identity(self) -> str:

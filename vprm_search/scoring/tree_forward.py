@@ -106,7 +106,7 @@ class TreeForward:
         logits = read @ self._head.T
         plus = logits.softmax(dim=-1)[:, 0]
         plus = plus.masked_fill(~logits.isfinite().all(dim=-1), float("nan"))
-        values: NDArray[np.float64] = plus.double().cpu().numpy()
+        values: NDArray[np.float64] = plus.cpu().double().numpy()
         return values
 
 

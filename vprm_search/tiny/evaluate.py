@@ -34,7 +34,10 @@ Outcomes = dict[str, list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What to measure. `first_index` shifts the problems, so that a draw is never used twice."""
+    """What to measure. `first_index` shifts the problems, so that a draw is never used twice.
+
+    The blank-image and other-image ablations are measured at `ablation_temperature` only.
+    """
 
     split: str = "test"
     families: tuple[str, ...] = FAMILIES
@@ -43,6 +46,7 @@ class Evaluation:
     first_index: int = 0
     sizes: tuple[int, ...] = (8, 16)
     run_seed: int = 0
+    ablation_temperature: float = 0.7
     batch: int = 50
 
     def __post_init__(self) -> None:
@@ -141,7 +145,9 @@ async def _measure(
     steps: dict[str, Any] = {}
     for name, trees in (await _all_scores(config, cell, runs, models, report)).items():
         kinds = ("last",) if name == "oracle" else models.scorers.get(name, (None, ("mean",)))[1]
-        _selector_outcomes(cell, name, trees, kinds, config.sizes, outcomes)
+        whole = name in ("prm", "orm", "oracle")
+        sizes = config.sizes if whole else (min(config.sizes),)
+        _selector_outcomes(cell, name, trees, kinds, sizes, outcomes)
         if name not in ("oracle", "orm"):
             steps[name] = _step_metrics(cell, trees)
     for name, (beam, _) in BEAMS.items():
@@ -165,20 +171,29 @@ def _rules(strategy: Any, selector: Selector) -> SearchRules:
 async def _all_scores(
     config: Evaluation, cell: Cell, runs: Sequence[SearchRun], models: Models, report: Report
 ) -> dict[str, list[SearchTree]]:
-    """Return the sampled trees as each scorer scores them, ablations of the PRM included."""
+    """Return the sampled trees as each scorer scores them, ablations of the PRM included.
+
+    Only the PRM and the ORM score all samples; the others score as many as the smallest N.
+    """
     images = [task[1] for task in cell.tasks]
+    few = min(config.sizes)
     rules = _rules(BestOfN(1), BestScore())
+
+    async def scored_by(scorer: StepScorer, shown: Any, first: int | None) -> list[SearchTree]:
+        return await rescore(runs, scorer, rules, shown, first=first, batch=config.batch)
+
     scored = {"prm": [run.tree for run in runs]}
     for name, (scorer, _) in models.scorers.items():
         if name != "prm":
-            scored[name] = await rescore(runs, scorer, rules, images, batch=config.batch)
+            scored[name] = await scored_by(scorer, images, None if name == "orm" else few)
             report(f"{cell.name}: scored by {name}")
     truths = {task[0]: problem for task, problem in zip(cell.tasks, cell.problems, strict=True)}
-    scored["oracle"] = await rescore(runs, ExactScorer(truths), rules, images)
+    scored["oracle"] = await scored_by(ExactScorer(truths), images, None)
     prm, _ = models.scorers["prm"]
-    for name, others in (("prm, blank image", _blank(images)), ("prm, other image", images[::-1])):
-        scored[name] = await rescore(runs, prm, rules, others, batch=config.batch)
-        report(f"{cell.name}: scored by {name}")
+    if cell.temperature == config.ablation_temperature:
+        for name, others in (("blank image", _blank(images)), ("other image", images[::-1])):
+            scored[f"prm, {name}"] = await scored_by(prm, others, few)
+            report(f"{cell.name}: scored by prm, {name}")
     return scored
 
 

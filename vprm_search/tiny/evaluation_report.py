@@ -59,7 +59,8 @@ def accuracy_table(cells: Cells, sizes: Sequence[int] = (8, 16)) -> str:
     head = "| method | " + " | ".join(f"N={n} | vs self-consistency" for n in sizes) + " |"
     lines = [head, "|---|" + "---|---|" * len(sizes)]
     known = set.intersection(*(set(cell["outcomes"]) for cell in cells))
-    for label, pattern in ROWS:
+    rows = [row for row in ROWS if any(row[1].format(n=n) in known for n in sizes)]
+    for label, pattern in rows:
         entries = []
         for n in sizes:
             name = pattern.format(n=n)

@@ -65,7 +65,7 @@ def run_evaluation(
     out.mkdir(parents=True, exist_ok=True)
     cells = [
         replace(config, families=(family,), temperatures=(temperature,))
-        for family in reversed(config.families)
+        for family in sorted(config.families, key=len, reverse=True)  # the longest cells first
         for temperature in config.temperatures
     ]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork

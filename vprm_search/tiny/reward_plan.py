@@ -53,7 +53,7 @@ PRACTICE = RewardPlan(
     steps=330, new_rate=0.015, old_rate=0.003, other_rate=8e-4, decay_share=0.8, seed=3
 )
 FINE_TUNE = RewardPlan(
-    steps=400,
+    steps=320,
     new_rate=0.012,
     old_rate=0.003,
     other_rate=7e-4,

@@ -1,0 +1,101 @@
+"""Put trained models into the package's weights folder, each with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vprm_search.errors import CheckpointError
+from vprm_search.tiny.weights import WEIGHT_NAMES, WeightName, weights_root
+
+MAX_BYTES = 24_000_000
+"""All weights of the package together."""
+
+_WHAT: Mapping[WeightName, str] = {
+    "policy": "The policy: proposes steps, and errs often enough for a search to matter.",
+    "policy_strong": "The strong policy: the start of the reward models and a reference verifier.",
+    "prm": "The process reward model: P('+') of every step. Final stage on Monte Carlo labels.",
+    "prm_exact": "The same with exact labels in the final stage, for comparison.",
+    "orm": "The outcome reward model: same start, trained on the final verdict only.",
+}
+_HOW: Mapping[WeightName, str] = {
+    "policy": "vprm-search tiny train-policy --out DIR",
+    "policy_strong": "vprm-search tiny train-policy --out DIR",
+    "prm": "vprm-search tiny train-prm --out DIR",
+    "prm_exact": "vprm-search tiny train-prm --out DIR",
+    "orm": "vprm-search tiny train-prm --out DIR",
+}
+
+
+def install_weights(source: Path, destination: Path | None = None) -> list[Path]:
+    """Copy the five models of `source`; return their new folders.
+
+    Raises `CheckpointError` if one is missing or they are larger than `MAX_BYTES` together;
+    nothing is changed then.
+    """
+    target = destination or weights_root()
+    missing = [n for n in WEIGHT_NAMES if not (source / n / "model.safetensors").is_file()]
+    if missing:
+        raise CheckpointError(f"{source}: no trained model {', '.join(missing)}; train it first")
+    size = sum((source / name / "model.safetensors").stat().st_size for name in WEIGHT_NAMES)
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{source}: the weights take {size} bytes, the limit is {MAX_BYTES}")
+    installed = []
+    for name in WEIGHT_NAMES:
+        folder = target / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source / name, folder)
+        (folder / "README.md").write_text(model_card(source, name), encoding="utf-8")
+        installed.append(folder)
+    return installed
+
+
+def model_card(source: Path, name: WeightName) -> str:
+    """Return the card of a model: what it is, what it was made of and how, and what it measured."""
+    weights = source / name / "model.safetensors"
+    parts = [
+        f"# {name}",
+        _WHAT[name],
+        "InternVL architecture (`InternVLForConditionalGeneration`), float16 safetensors, "
+        f"{weights.stat().st_size / 1e6:.2f} MB. Licence: MIT, like the package.",
+        "## Data and seeds",
+        "Rendered problems of `vprm_search.tiny.world`, training split only; the splits share no "
+        "problem. Policies: seed 1. Reward models: seed 1 (rule-made stages 1 and 3), labels seed "
+        "0, final stage seed 2.",
+        f"Made by: `{_HOW[name]}`",
+        "## Measured on validation problems",
+        "```json\n" + json.dumps(_measured(source, name), indent=2) + "\n```",
+        "The figures on test problems are in the README and in docs/evaluation.md "
+        "(`vprm-search tiny evaluate`).",
+        "## Limits",
+        "It knows the tiny world only: 64x64 pictures of number tiles or bars, and questions in "
+        "its grammar. It says nothing about other images.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(source: Path, name: WeightName) -> dict[str, Any]:
+    own = source / name / "validation.json"
+    if own.is_file():
+        measured: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
+        return measured
+    figures = {"last check of the final stage": _last_check(source / "reward" / name)}
+    labels = source / "reward" / "labels.statistics.json"
+    if labels.is_file():
+        figures["Monte Carlo labels"] = json.loads(labels.read_text(encoding="utf-8"))
+    return figures
+
+
+def _last_check(run: Path) -> dict[str, Any]:
+    """Return the last line of a training run's metrics that holds a check, without its losses."""
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    for line in reversed(file.read_text(encoding="utf-8").splitlines()):
+        record: dict[str, Any] = json.loads(line)
+        if any("auc" in key for key in record):
+            return {k: round(v, 4) for k, v in record.items() if "." in k or k == "step"}
+    return {}
