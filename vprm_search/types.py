@@ -306,7 +306,7 @@ class Candidate:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Candidate:
         """Read a candidate written by `to_json`. Raises `RecordError` on a wrong shape."""
-        lists = {name: tuple(data.get(name, ())) for name in ("steps", "step_scores")}
+        lists = {name: _items(data, name) for name in ("steps", "step_scores")}
         return _from_json(cls, {**data, **lists})
 
 
@@ -344,9 +344,16 @@ class SearchResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
         """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
-        candidates = tuple(Candidate.from_json(item) for item in data.get("candidates", ()))
+        candidates = tuple(Candidate.from_json(item) for item in _items(data, "candidates"))
         usage = Usage.from_json(data.get("usage", {}))
         return _from_json(cls, {**data, "candidates": candidates, "usage": usage})
+
+
+def _items(data: Mapping[str, Json], name: str) -> tuple[Json, ...]:
+    items = data.get(name, ()) if isinstance(data, Mapping) else None
+    if not isinstance(items, list | tuple):
+        raise RecordError(f"not a record: expected a JSON object with a list {name!r}")
+    return tuple(items)
 
 
 def _from_json(kind: type[T], data: Mapping[str, Json]) -> T:

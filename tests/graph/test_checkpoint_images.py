@@ -14,11 +14,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.store.memory import InMemoryStore
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.errors import ImageError
 from vprm_search.graph import (
     ImageIntake,
+    LangGraphImageStore,
     create_search_graph,
     reference_images,
     restore_images,
@@ -27,6 +29,7 @@ from vprm_search.graph import (
 from vprm_search.image_store import DiskImageStore, MemoryImageStore
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN
+from vprm_search.types import ImageData
 
 PNG = noisy_png(64)
 B64 = base64.b64encode(PNG).decode()
@@ -117,6 +120,26 @@ def test_other_messages_keep_their_blocks_ids_and_names() -> None:
     assert again[0].content == first.content
 
 
+def test_images_may_live_in_langgraphs_own_store() -> None:
+    inner = InMemoryStore()
+    app = compiled(LangGraphImageStore(inner), InMemorySaver(), strategy=BestOfN(2))
+    state = app.invoke(asked(png=PNG), THREAD)
+    assert state["search_problem"]["images"] == [DIGEST]
+    another = LangGraphImageStore(inner)  # as another process would open it
+    image = normalise_image(PNG)
+    assert another.get(DIGEST) == image
+    assert another.put(image) == DIGEST
+    assert len(inner.search(("vprm-search", "images"))) == 1
+    with pytest.raises(ImageError, match="not in the LangGraph store"):
+        another.get("sha256-" + "0" * 64)
+    with pytest.raises(ImageError, match="damaged"):
+        another.put(ImageData("sha256-" + "0" * 64, image.png))
+    for value in ({"png": "@"}, {}, {"png": base64.b64encode(noisy_png(40)).decode()}):
+        inner.put(("vprm-search", "images"), DIGEST, value)
+        with pytest.raises(ImageError, match="damaged"):
+            another.get(DIGEST)
+
+
 def test_references_are_turned_back_for_a_model_that_needs_the_picture() -> None:
     store = MemoryImageStore()
     given = [
@@ -186,6 +209,27 @@ async def test_a_search_over_a_megabyte_leaves_a_small_file(strategy: Any, tmp_p
         sizes.append(path.stat().st_size)
     assert len(sizes) == 2
     assert max(sizes) < 1_000_000
+
+
+@pytest.mark.parametrize("how", ["invoke", "batch", "abatch", "events", "stream"])
+async def test_no_way_in_stores_the_picture_first(how: str) -> None:
+    saver = InMemorySaver()
+    app = compiled(MemoryImageStore(), saver, strategy=BestOfN(2))
+    given = asked(png=PNG)
+    if how == "invoke":
+        app.invoke(given, THREAD)
+    elif how == "batch":
+        app.batch([given], THREAD)
+    elif how == "abatch":
+        await app.abatch([given], THREAD)
+    elif how == "events":
+        _ = [event async for event in app.astream_events(given, THREAD, version="v2")]
+    else:
+        _ = list(app.stream(given, THREAD, stream_mode="debug"))
+    held = repr([(c.checkpoint, c.pending_writes) for c in saver.list(THREAD)])
+    assert "vprm-image://" in held
+    assert "base64" not in held
+    assert given == asked(png=PNG)  # the caller's own messages are left alone
 
 
 def test_pictures_added_behind_the_graphs_back_are_taken_out_at_once() -> None:

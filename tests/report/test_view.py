@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -76,6 +76,7 @@ def test_a_large_tree_is_cut_but_keeps_the_answer(
     assert sum(node.chosen for node in view.nodes) == length
 
 
+@settings(max_examples=25)
 @given(searches())
 def test_a_picture_is_a_png_as_large_as_its_tree(search: tuple[SearchTree, SearchResult]) -> None:
     view = view_of(*search)

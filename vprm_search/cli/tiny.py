@@ -115,7 +115,10 @@ def evaluate(
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
     readme: Annotated[
-        Path | None, typer.Option(help="File whose results section is replaced.")
+        Path | None, typer.Option(help="File whose results section gets the short tables.")
+    ] = None,
+    details: Annotated[
+        Path | None, typer.Option(help="File whose results section gets the whole report.")
     ] = None,
 ) -> None:
     """Measure the packaged models: all methods, ablations, intervals; prints the report."""
@@ -132,7 +135,7 @@ def evaluate(
         first_index=first,
         run_seed=seed,
     )
-    text = run_evaluation(config, out, jobs=jobs, report=_report, readme=readme)
+    text = run_evaluation(config, out, jobs=jobs, report=_report, readme=readme, details=details)
     console.OUT.file.write(printable(text, lines=True) + "\n")
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         reference_images,
         restore_images,
     )
+    from vprm_search.graph.langgraph_image_store import LangGraphImageStore
     from vprm_search.graph.search_graph import (
         CompiledSearchGraph,
         SearchGraph,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CompiledSearchGraph": "search_graph",
     "ImageIntake": "image_references",
+    "LangGraphImageStore": "langgraph_image_store",
     "SearchGraph": "search_graph",
     "SearchRun": "search_run",
     "SearchState": "state",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "CompiledSearchGraph",
     "ImageIntake",
+    "LangGraphImageStore",
     "SearchGraph",
     "SearchRun",
     "SearchState",

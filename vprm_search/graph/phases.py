@@ -193,13 +193,15 @@ def _store(tree: SearchTree, node: NodeId, result: ScoreResult) -> None:
             f"the scorer was given {len(path)} steps and returned {len(result.scores)} scores"
         )
     tokens = result.step_tokens or (0,) * len(path)
+    if len(tokens) != len(path):
+        raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {len(path)}")
     changed = [
         _with_score(record, step, spent)
         for record, step, spent in zip(path, result.scores, tokens, strict=True)
         if record.score is None and not record.score_reason and not tree.scored_twin(record.id)
     ]
     root = tree[tree.root_id]
-    tree.merge([*changed, replace(root, scored_tokens=result.prefix_tokens)])
+    tree.merge([*changed, replace(root, scored_tokens=int(result.prefix_tokens))])
 
 
 def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:
@@ -208,7 +210,7 @@ def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:
         return replace(record, score_reason=reason)
     if not 0.0 <= step.value <= 1.0:
         return replace(record, score_reason=f"score {step.value!r} is not a probability")
-    return replace(record, score=float(step.value), scored_tokens=tokens)
+    return replace(record, score=float(step.value), scored_tokens=int(tokens))
 
 
 def _copy_twins(tree: SearchTree) -> None:

@@ -57,10 +57,12 @@ def run_evaluation(
     jobs: int = 2,
     report: Report = _say,
     readme: Path | None = None,
+    details: Path | None = None,
 ) -> str:
     """Measure all missing cells with `jobs` processes; return the report, also in `out/report.md`.
 
-    With `readme`, the section between its `results` marks is replaced by the short tables.
+    The section between the `results` marks of `readme` is replaced by the short tables, that of
+    `details` by the whole report.
     """
     out.mkdir(parents=True, exist_ok=True)
     cells = [
@@ -79,4 +81,6 @@ def run_evaluation(
     (out / "report.md").write_text(text)
     if readme is not None:
         fill_section(readme, readme_section(measured))
+    if details is not None:
+        fill_section(details, text)
     return text
