@@ -63,7 +63,7 @@ format: $(STAMP)  ## Write the code in the project's style
 	$(BIN)/ruff check --fix .
 
 docs: $(DOCS_STAMP)  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict -f .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,6 @@ from vprm_search import (
 )
 from vprm_search.images import normalise_image
 from vprm_search.policy.messages import human_message
-from vprm_search.scoring.checkpoint import load_checkpoint
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import generate, render
@@ -39,7 +38,7 @@ def repeatable_scorer() -> TransformersScorer:
     again, in another batch, and floating-point sums then differ by about 1e-7. Without that memory
     every round is computed alike, and the resumed tree is the same to the last bit.
     """
-    return TransformersScorer(load_checkpoint(weights_path("prm")), kept_context_tokens=0)
+    return TransformersScorer.from_pretrained(weights_path("prm"), kept_context_tokens=0)
 
 
 @contextmanager

@@ -50,6 +50,21 @@ def aggregation(name: str) -> Aggregation:
         raise ConfigError(f"unknown aggregation {name!r}; choose one of: {known}") from None
 
 
+def counted_scores(
+    steps: Sequence[str], scores: Sequence[float | None]
+) -> tuple[float | None, ...]:
+    """Return the scores that count: a step repeated word for word counts once.
+
+    It counts where it first stands, with the lowest score of its repeats (None if one of them has
+    none), so that no aggregation can be raised by saying the same thing again.
+    """
+    counted: dict[str, float | None] = {}
+    for text, score in zip(steps, scores, strict=True):
+        known = counted.get(text, score)
+        counted[text] = None if score is None or known is None else min(known, score)
+    return tuple(counted.values())
+
+
 def path_score(name: str, scores: Sequence[float | None]) -> float | None:
     """Aggregate the step scores of a path; None if it has no steps or one has no score."""
     known = [score for score in scores if score is not None]

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vprm_search import ids
-from vprm_search.aggregate import path_score
+from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.errors import RecordError
 from vprm_search.types import NODE_STATUSES, Json, NodeId, NodeRecord, Problem
 
@@ -235,9 +235,16 @@ class SearchTree:
         return tuple(record.score for record in self.path(node) if record.text)
 
     def path_score(self, node: NodeId, aggregate: str) -> float | None:
-        """Return the aggregated score of the path; None if a step has no score."""
+        """Return the aggregated score of the path; None if a step has no score.
+
+        A step repeated word for word counts once (`aggregate.counted_scores`).
+        """
         stored = self[node].path_scores.get(aggregate)
-        return stored if stored is not None else path_score(aggregate, self.step_scores(node))
+        return stored if stored is not None else path_score(aggregate, self.counted_scores(node))
+
+    def counted_scores(self, node: NodeId) -> tuple[float | None, ...]:
+        """Return the step scores that make the path score: each distinct step's, once."""
+        return counted_scores(self.steps(node), self.step_scores(node))
 
     def scored_twin(self, node: NodeId) -> NodeRecord | None:
         """Return a scored node with the very same steps before and at it, or None.

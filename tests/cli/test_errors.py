@@ -144,6 +144,19 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert "Everything needed" not in ran.out
 
 
+def test_models_are_not_installed_over_themselves(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "policy" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"weights")
+    monkeypatch.setenv("VPRM_SEARCH_TINY_WEIGHTS", str(tmp_path))
+    ran = run("tiny", "install", "--from", str(tmp_path / "policy" / ".."))
+    assert ran.code == 1
+    assert "--from" in ran.err
+    assert kept.read_bytes() == b"weights"
+
+
 def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys\n"

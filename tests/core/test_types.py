@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -47,9 +48,17 @@ def test_a_record_comes_back_unchanged(record: Problem | Candidate | Usage | Sea
 def test_another_shape_is_refused(
     kind: type[Problem] | type[Candidate] | type[SearchResult] | type[Usage],
 ) -> None:
-    for data in ({"colour": 1}, [], 7, None, "text", {"steps": 5, "images": 5, "candidates": 5}):
+    shapes: list[Any] = [
+        {"colour": 1},
+        [],
+        7,
+        None,
+        "text",
+        {"steps": 5, "images": 5, "candidates": 5},
+    ]
+    for data in shapes:
         with pytest.raises(RecordError):
-            kind.from_json(data)  # type: ignore[arg-type]
+            kind.from_json(data)
 
 
 def test_a_failed_result_says_why_for_every_step() -> None:

@@ -97,7 +97,10 @@ def install(
     `VPRM_SEARCH_TINY_WEIGHTS` names another place to put them.
     """
     from vprm_search.tiny.packaging import install_weights
+    from vprm_search.tiny.weights import weights_root
 
+    if source.resolve() == weights_root().resolve():  # the old models are removed first
+        raise ConfigError(f"--from {source} is the very folder the models are installed into")
     for folder in install_weights(source):
         _report(f"installed {folder}")
 

@@ -227,7 +227,7 @@ def _settle(tree: SearchTree, aggregates: Sequence[str]) -> list[NodeRecord]:
         tree.merge([_inherited(tree, record)])
     fresh = []
     for record in tree.round_nodes(tree.rounds):
-        scores = tree.step_scores(record.id)
+        scores = tree.counted_scores(record.id)
         paths = {name: path_score(name, scores) for name in aggregates}
         known = {name: value for name, value in paths.items() if value is not None}
         fresh.append(replace(record, path_scores=known))

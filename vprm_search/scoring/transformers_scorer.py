@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_TOKENS = 32_768
-DEFAULT_CONTEXT_TOKENS = 16_384
+DEFAULT_CONTEXT_TOKENS = 0
+"""Nothing is kept: a search that is killed and resumed then gets the very same scores."""
 
 
 class TransformersScorer:
@@ -47,10 +48,10 @@ class TransformersScorer:
     All requests of a call are packed into one forward pass (or a few, beyond `max_batch_tokens`):
     an image is encoded once, every shared prefix of tokens is computed once, and each path attends
     along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
-    positions. Keys and values of the latest tree and the embeddings of the latest images are kept
-    (`kept_context_tokens`, `kept_image_tokens`), so a round of a search computes its new steps
-    only. What is kept changes the last bits of a float32 score (about 1e-7): a search that must
-    resume to the same bits sets `kept_context_tokens=0` or remembers its scores (`MemoScorer`).
+    positions. The embeddings of the latest images are kept (`kept_image_tokens`). With
+    `kept_context_tokens` above 0 the keys and values of the latest tree are kept too, so a round
+    of a search computes its new steps only; that changes the last bits of a float32 score (below
+    1e-6), and a search resumed in another process is then no longer equal bit for bit.
     Images are known by their digests. `Problem.system` is not used: the system turn belongs
     to the layout, since the model was trained with one.
 

@@ -62,8 +62,14 @@ def _fallback(
             "on_no_answer='best_truncated'"
         )
     cut = [record for record in tree.ended() if record.status == "truncated"]
-    cut += [leaf for leaf in tree.open_leaves() if leaf.parent is not None]
+    cut += [record for record in tree if record.parent is not None and _is_stuck(tree, record)]
     return selector.select(tree, cut)
+
+
+def _is_stuck(tree: SearchTree, record: NodeRecord) -> bool:
+    """Whether a path was still open when the search ended: no step behind it came about."""
+    below = tree.children(record.id)
+    return record.status == "open" and all(child.status == "failed" for child in below)
 
 
 def _candidate(

@@ -320,7 +320,7 @@ async def _beam_outcomes(
     outcomes[f"tokens {name}"] = [float(run.result.usage.generated_tokens) for run in runs]
     selectors: dict[str, Selector] = {
         f"prm {name}": BestScore(),
-        f"prm {name}, weighted vote": WeightedVote(aggregate="last"),
+        f"prm {name}, weighted vote": WeightedVote(aggregate="product"),
     }
     for label, selector in selectors.items():
         outcomes[label] = [

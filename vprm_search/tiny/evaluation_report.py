@@ -19,7 +19,10 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("**PRM best-of-N (mean)**", "prm best-of-{n} (mean)"),
     ("PRM best-of-N (min)", "prm best-of-{n} (min)"),
     ("PRM best-of-N (last)", "prm best-of-{n} (last)"),
-    ("**PRM weighted vote (last)**", "prm weighted vote@{n} (last)"),
+    ("PRM best-of-N (product)", "prm best-of-{n} (product)"),
+    ("PRM weighted vote (mean)", "prm weighted vote@{n} (mean)"),
+    ("PRM weighted vote (last)", "prm weighted vote@{n} (last)"),
+    ("**PRM weighted vote (product)**", "prm weighted vote@{n} (product)"),
     ("PRM trained on exact labels, best-of-N (mean)", "prm_exact best-of-{n} (mean)"),
     ("ORM best-of-N", "orm best-of-{n} (last)"),
     ("ORM weighted vote", "orm weighted vote@{n} (last)"),
@@ -101,7 +104,7 @@ def beam_table(cells: Cells) -> str:
             allowed = bootstrap(outcome([cell], f"tokens best-of-{n}"), resamples=1).mean
             plain = difference([cell], f"prm {name}", f"prm best-of-{n} (mean)")
             voted = difference(
-                [cell], f"prm {name}, weighted vote", f"prm weighted vote@{n} (last)"
+                [cell], f"prm {name}, weighted vote", f"prm weighted vote@{n} (product)"
             )
             lines.append(
                 f"| {_title(cell)} | {name} vs N={n} | {spent:.0f} / {allowed:.0f} "

@@ -11,6 +11,8 @@ from vprm_search.tiny.evaluate import Evaluation, Models, Report, evaluate
 from vprm_search.tiny.evaluation_report import fill_section, full_report, read_cells, readme_section
 from vprm_search.tiny.weights import weights_path
 
+_KEPT_TOKENS = 300_000  # of the searches that advance together; nothing is resumed here
+
 
 def packaged_models() -> Models:
     """Load the policy, the reward models and the likelihood reference from the packaged weights.
@@ -25,13 +27,15 @@ def packaged_models() -> Models:
     policy = TinyPolicy.from_pretrained(weights_path("policy"))
 
     def scorer(name: str) -> TransformersScorer:
-        return TransformersScorer.from_pretrained(weights_path(name), device="cpu")
+        return TransformersScorer.from_pretrained(
+            weights_path(name), device="cpu", kept_context_tokens=_KEPT_TOKENS
+        )
 
     strong = TinySampler.from_pretrained(weights_path("policy_strong"))
     return Models(
         policy_at=policy.at_temperature,
         scorers={
-            "prm": (scorer("prm"), ("mean", "min", "last")),
+            "prm": (scorer("prm"), ("mean", "min", "last", "product")),
             "prm_exact": (scorer("prm_exact"), ("mean", "last")),
             "orm": (scorer("orm"), ("last",)),
             "likelihood": (LikelihoodScorer(strong), ("mean",)),

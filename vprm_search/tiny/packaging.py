@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from vprm_search.errors import CheckpointError
-from vprm_search.tiny.weights import WEIGHT_NAMES, WeightName, weights_root
+from vprm_search.tiny.weights import WEIGHT_NAMES, weights_root
 
 MAX_BYTES = 24_000_000
 """All weights of the package together."""
 
-_WHAT: Mapping[WeightName, str] = {
+_WHAT: Mapping[str, str] = {
     "policy": "The policy: proposes steps, and errs often enough for a search to matter.",
     "policy_strong": "The strong policy: the start of the reward models and a reference verifier.",
     "prm": "The process reward model: P('+') of every step. Final stage on Monte Carlo labels.",
     "prm_exact": "The same with exact labels in the final stage, for comparison.",
     "orm": "The outcome reward model: same start, trained on the final verdict only.",
 }
-_HOW: Mapping[WeightName, str] = {
+_HOW: Mapping[str, str] = {
     "policy": "vprm-search tiny train-policy --out DIR",
     "policy_strong": "vprm-search tiny train-policy --out DIR",
     "prm": "vprm-search tiny train-prm --out DIR",
@@ -53,7 +53,7 @@ def install_weights(source: Path, destination: Path | None = None) -> list[Path]
     return installed
 
 
-def model_card(source: Path, name: WeightName) -> str:
+def model_card(source: Path, name: str) -> str:
     """Return the card of a model: what it is, what it was made of and how, and what it measured."""
     weights = source / name / "model.safetensors"
     parts = [
@@ -77,7 +77,7 @@ def model_card(source: Path, name: WeightName) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _measured(source: Path, name: WeightName) -> dict[str, Any]:
+def _measured(source: Path, name: str) -> dict[str, Any]:
     own = source / name / "validation.json"
     if own.is_file():
         measured: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
