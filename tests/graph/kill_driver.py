@@ -93,7 +93,7 @@ def tiny_models() -> Models:
 
     # keys and values kept from earlier rounds change the last bits of a score, and a new process
     # has none: without them a score depends on its own round alone
-    scorer = TransformersScorer(load_checkpoint(weights_path("prm")), kept_context_tokens=0)
+    scorer = TransformersScorer(load_checkpoint(weights_path("prm")))
     problem = generate("tiles", "test", 0)
     message = human_message(problem.question, [normalise_image(render(problem))])
     return Models(policy, scorer, {"messages": [message]})

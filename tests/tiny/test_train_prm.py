@@ -13,7 +13,7 @@ from vprm_search.pipeline.rows import collate
 from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
 from vprm_search.tiny.label import label
 from vprm_search.tiny.mismatch import LocalLosses
-from vprm_search.tiny.reward_check import area_under_curve, macro_f1, plus_probabilities
+from vprm_search.tiny.reward_check import plus_probabilities
 from vprm_search.tiny.reward_data import RewardBatches
 from vprm_search.tiny.reward_plan import RewardPlan
 from vprm_search.tiny.reward_rows import RowWriter
@@ -109,14 +109,3 @@ def test_probabilities_are_those_of_the_whole_model(folder: Path) -> None:
             logits = model(input_ids=torch.tensor([row.ids]), pixel_values=row.pixels).logits[0]
         plain = logits[list(row.read_positions)][:, list(words)].softmax(-1)[:, 0]
         assert values == pytest.approx(plain.numpy(), abs=1e-5)
-
-
-def test_measures() -> None:
-    import numpy as np
-
-    truth = np.array([True, True, False, False])
-    assert area_under_curve(truth, np.array([0.9, 0.4, 0.4, 0.1])) == pytest.approx(0.875)
-    assert macro_f1(truth, np.array([True, False, False, False])) == pytest.approx(
-        (2 / 3 + 0.8) / 2
-    )
-    assert np.isnan(area_under_curve(np.array([True]), np.array([0.5])))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vprm_search.bench.statistics import auc, macro_f1
 from vprm_search.pipeline.rows import TrainingRow, collate
 
 _ROWS = 64
@@ -22,28 +23,6 @@ class JudgedRow:
     row: TrainingRow
     labels: tuple[bool, ...]
     count: int = 1
-
-
-def area_under_curve(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
-    """Return the probability that a right step scores above a wrong one (ties count half).
-
-    NaN when there are only right or only wrong ones.
-    """
-    truth = np.asarray(truth, dtype=bool)
-    right, wrong = int(truth.sum()), int((~truth).sum())
-    if not right or not wrong:
-        return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((ranks[truth].sum() - right * (right + 1) / 2) / (right * wrong))
-
-
-def macro_f1(truth: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any]) -> float:
-    """Return the mean of the F1 of right steps and the F1 of wrong steps."""
-    truth, predicted = np.asarray(truth, dtype=bool), np.asarray(predicted, dtype=bool)
-    hits, missed = int((truth & predicted).sum()), int((truth ^ predicted).sum())
-    both_wrong = int((~truth & ~predicted).sum())
-    return hits / max(1, 2 * hits + missed) + both_wrong / max(1, 2 * both_wrong + missed)
 
 
 @torch.inference_mode()
@@ -93,8 +72,8 @@ def check_rewards(
                 values += list(score) * item.count
                 places += list(range(len(score))) * item.count
         right, value = np.array(truth), np.array(values)
-        metrics[f"{name}.auc"] = round(area_under_curve(right, value), 4)
-        metrics[f"{name}.f1"] = round(macro_f1(right, value > 0.5), 4)
-        metrics[f"{name}.position_auc"] = round(area_under_curve(right, -np.array(places)), 4)
+        metrics[f"{name}.auc"] = round(auc(right, value), 4)
+        metrics[f"{name}.f1"] = round(macro_f1(right, value), 4)
+        metrics[f"{name}.position_auc"] = round(auc(right, -np.array(places)), 4)
         metrics[f"{name}.right_share"] = round(float(right.mean()), 4)
     return metrics
