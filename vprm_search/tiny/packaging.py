@@ -33,6 +33,8 @@ _HOW: Mapping[str, str] = {
 def install_weights(source: Path, destination: Path | None = None) -> list[Path]:
     """Copy the five models of `source`; return their new folders.
 
+    `source/notes.md`, if there is one, is added to every card.
+
     Raises `CheckpointError` if one is missing or they are larger than `MAX_BYTES` together;
     nothing is changed then.
     """
@@ -74,6 +76,9 @@ def model_card(source: Path, name: str) -> str:
         "It knows the tiny world only: 64x64 pictures of number tiles or bars, and questions in "
         "its grammar. It says nothing about other images.",
     ]
+    notes = source / "notes.md"
+    if notes.is_file():
+        parts += ["## Notes on this run", notes.read_text(encoding="utf-8").strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,7 +87,7 @@ def _measured(source: Path, name: str) -> dict[str, Any]:
     if own.is_file():
         measured: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
         return measured
-    figures = {"last check of the final stage": _last_check(source / "reward" / name)}
+    figures: dict[str, Any] = {"last check": _last_check(source / "reward" / name)}
     labels = source / "reward" / "labels.statistics.json"
     if labels.is_file():
         figures["Monte Carlo labels"] = json.loads(labels.read_text(encoding="utf-8"))
