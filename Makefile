@@ -40,7 +40,7 @@ $(DOCS_STAMP): $(STAMP)
 demo: $(STAMP)  ## Solve rendered problems with the packaged models; draws one search
 	$(BIN)/vprm-search demo
 
-test: $(STAMP)  ## Run the tests (about ten minutes on two cores)
+test: $(STAMP)  ## Run the tests (about three minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP)  ## Run all tests, the slow ones included

@@ -97,10 +97,11 @@ def decode_data_uri(uri: str, *, max_bytes: int) -> bytes:
 
 
 def shown(text: str) -> str:
-    """Return `text` quoted and cut, fit for an error message."""
+    """Return `text` quoted and cut in the middle, fit for an error message."""
     if len(text) <= _ELLIPSIS_AFTER:
         return repr(text)
-    return f"{text[:_ELLIPSIS_AFTER]!r}… ({len(text)} characters)"
+    half = _ELLIPSIS_AFTER // 2
+    return f"{text[:half]!r}…{text[-half:]!r} ({len(text)} characters)"  # a file's name is last
 
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

@@ -72,7 +72,10 @@ def test_a_resumed_search_grows_the_undisturbed_tree(tmp_path: Path) -> None:
     folder.mkdir()
     resumed, undisturbed = _load("03_resume_after_crash").main(folder)
     assert resumed == undisturbed
-    assert (folder / "search.sqlite").stat().st_size < 1_000_000
+    stored = (folder / "search.sqlite").read_bytes()
+    assert b"sha256-" in stored
+    assert b"\x89PNG" not in stored  # nor in base64:
+    assert b"iVBORw0KGgo" not in stored
 
 
 def test_the_served_policy_is_built_without_a_server(

@@ -140,7 +140,7 @@ def test_equal_requests_are_computed_once_and_count_what_they_cost(
     many = scorer.score_sync([ask("a", "b", images=True)] * 5 + [ask("a", images=True)])
     assert many[:5] == [one] * 5
     assert many[5].step_tokens == one.step_tokens[:1]
-    assert scorer.meter.tokens_computed == computed  # nothing of it is computed again
+    assert scorer.meter.tokens_computed == 2 * computed  # all six cost what one costs
     assert scorer.meter.images_encoded == 1
     assert one.prefix_tokens + sum(one.step_tokens) == computed + 3  # '+', its end, a line break
 

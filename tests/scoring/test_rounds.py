@@ -39,7 +39,7 @@ def test_any_order_of_rounds_gives_the_scores_of_a_fresh_scorer(
     checkpoint: PrmCheckpoint, rounds: list[list[Item]], kept: int, bound: int
 ) -> None:
     kept_scorer = TransformersScorer(checkpoint, kept_context_tokens=kept, max_batch_tokens=bound)
-    forgetful = TransformersScorer(checkpoint, kept_context_tokens=0)
+    forgetful = TransformersScorer(checkpoint)
     for batch in rounds:
         requests = [as_request(question, images, path) for (question, images), path in batch]
         assert close(kept_scorer.score_sync(requests), forgetful.score_sync(requests))
@@ -53,8 +53,8 @@ def children(beam: list[tuple[str, ...]], depth: int) -> list[ScoreRequest]:
 
 def test_a_round_computes_its_new_steps_only(checkpoint: PrmCheckpoint) -> None:
     scorer, forgetful = (
+        TransformersScorer(checkpoint, kept_context_tokens=16_384),
         TransformersScorer(checkpoint),
-        TransformersScorer(checkpoint, kept_context_tokens=0),
     )
     beam: list[tuple[str, ...]] = [()]
     for depth in range(5):
@@ -76,7 +76,7 @@ def test_a_round_computes_its_new_steps_only(checkpoint: PrmCheckpoint) -> None:
 
 
 def test_two_searches_in_turn_do_not_forget_each_other(checkpoint: PrmCheckpoint) -> None:
-    scorer = TransformersScorer(checkpoint)
+    scorer = TransformersScorer(checkpoint, kept_context_tokens=16_384)
     first = as_request("What is x?", PICTURES[:1], ("x = 1",))
     second = as_request("What is y?", PICTURES[1:2], ("y = 1",))
     scorer.score_sync([first])
@@ -106,7 +106,7 @@ def test_what_is_kept_is_bounded_and_goes_when_memory_runs_out(checkpoint: PrmCh
 
 
 def test_a_pass_with_nan_is_not_kept(checkpoint: PrmCheckpoint) -> None:
-    scorer = TransformersScorer(checkpoint)
+    scorer = TransformersScorer(checkpoint, kept_context_tokens=16_384)
     embedding = scorer.checkpoint.model.get_input_embeddings().weight
     row = scorer.checkpoint.tokenizer.convert_tokens_to_ids("Z")
     with torch.no_grad():

@@ -92,22 +92,25 @@ def points(estimate: Estimate) -> str:
 
 
 def beam_table(cells: Cells) -> str:
-    """Return beam search against best-of-N at no more generated tokens, per cell."""
+    """Return beam search against best-of-N at no more generated tokens, pooled and per cell."""
     lines = [
         "| problems | beam | tokens, beam / best-of-N | beam − best-of-N (mean) | "
         "both with a weighted vote |",
         "|---|---|---|---|---|",
     ]
-    for cell in cells:
+    temperatures = sorted({cell["temperature"] for cell in cells})
+    groups = {f"all, T={t:g}": [c for c in cells if c["temperature"] == t] for t in temperatures}
+    groups |= {_title(cell): [cell] for cell in cells}
+    for title, chosen in groups.items():
         for name, (_, n) in BEAMS.items():
-            spent = bootstrap(outcome([cell], f"tokens {name}"), resamples=1).mean
-            allowed = bootstrap(outcome([cell], f"tokens best-of-{n}"), resamples=1).mean
-            plain = difference([cell], f"prm {name}", f"prm best-of-{n} (mean)")
+            spent = bootstrap(outcome(chosen, f"tokens {name}"), resamples=1).mean
+            allowed = bootstrap(outcome(chosen, f"tokens best-of-{n}"), resamples=1).mean
+            plain = difference(chosen, f"prm {name}", f"prm best-of-{n} (mean)")
             voted = difference(
-                [cell], f"prm {name}, weighted vote", f"prm weighted vote@{n} (product)"
+                chosen, f"prm {name}, weighted vote", f"prm weighted vote@{n} (product)"
             )
             lines.append(
-                f"| {_title(cell)} | {name} vs N={n} | {spent:.0f} / {allowed:.0f} "
+                f"| {title} | {name} vs N={n} | {spent:.0f} / {allowed:.0f} "
                 f"| {points(plain)} | {points(voted)} |"
             )
     return "\n".join(lines)

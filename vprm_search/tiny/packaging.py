@@ -40,6 +40,8 @@ def install_weights(source: Path, destination: Path | None = None) -> list[Path]
     """
     target = destination or weights_root()
     missing = [n for n in WEIGHT_NAMES if not (source / n / "model.safetensors").is_file()]
+    if source.resolve() == target.resolve():
+        raise CheckpointError(f"{source} is where the package looks already; name another folder")
     if missing:
         raise CheckpointError(f"{source}: no trained model {', '.join(missing)}; train it first")
     size = sum((source / name / "model.safetensors").stat().st_size for name in WEIGHT_NAMES)
