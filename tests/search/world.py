@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vprm_search.budget import Budget
 from vprm_search.graph import phases
+from vprm_search.graph.rules import SearchRules
 from vprm_search.search import BestScore, Plan, Selector, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
@@ -139,7 +140,7 @@ def run(
     budget: Budget | None = None,
 ) -> Trace:
     """Run a whole search in memory, as the graph does."""
-    rules = phases.SearchRules(strategy, selector or BestScore(), budget or Budget())
+    rules = SearchRules(strategy, selector or BestScore(), budget or Budget())
     trace = Trace(SearchTree(PROBLEM))
     job = phases.Job(trace.tree)
 

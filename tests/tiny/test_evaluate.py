@@ -9,7 +9,7 @@ import pytest
 
 from vprm_search.bench.lockstep import rescore, search_many
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.graph.phases import SearchRules
+from vprm_search.graph.rules import SearchRules
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.tiny.evaluate import Evaluation, Models, evaluate, make_cell, sample_leaves

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vprm_search import ids
-from vprm_search.graph.phases import Job, SearchRules, score
+from vprm_search.graph.phases import Job, score
+from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun, run_jobs
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, StepScorer

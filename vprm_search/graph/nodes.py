@@ -26,6 +26,7 @@ from vprm_search.graph import events, phases
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.live_trees import LiveTrees
 from vprm_search.graph.questions import question_of, read_problem
+from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.graph.unstreamed import unstreamed
@@ -48,7 +49,7 @@ class SearchParts:
 
     policy: Policy
     scorer: StepScorer
-    rules: phases.SearchRules
+    rules: SearchRules
     intake: ImageIntake
     messages_key: str = "messages"
     run_seed: int = 0

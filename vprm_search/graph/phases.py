@@ -7,18 +7,17 @@ the tree and returns the changed records, which is what a checkpoint has to hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from vprm_search import ids
 from vprm_search.aggregate import path_score
-from vprm_search.answers import extract_answer
-from vprm_search.budget import Budget, usage_of
+from vprm_search.budget import usage_of
 from vprm_search.errors import PolicyError, ScorerError, SearchError
 from vprm_search.graph.proposed_nodes import proposed_nodes
-from vprm_search.search.plan import Expand, Plan, Strategy
-from vprm_search.search.selectors import Selector
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, normalise_text, split_steps
+from vprm_search.graph.rules import SearchRules
+from vprm_search.search.plan import Expand, Plan
+from vprm_search.steps import normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     ImageData,
@@ -32,26 +31,6 @@ from vprm_search.types import (
     StepScorer,
     Usage,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRules:
-    """The pure rules of a search: what to expand, what to choose, when to stop, how to read text.
-
-    `split` cuts a whole solution into steps; `extract` reads the final answer out of it.
-    """
-
-    strategy: Strategy
-    selector: Selector
-    budget: Budget = field(default_factory=Budget)
-    extract: Callable[[str], str | None] = extract_answer
-    split: Callable[[str], list[str]] = split_steps
-    limits: StepLimits = DEFAULT_LIMITS
-
-    @property
-    def aggregates(self) -> tuple[str, ...]:
-        """The path scores to store: those the strategy and the selector read."""
-        return tuple(dict.fromkeys((*self.strategy.aggregates, self.selector.aggregate)))
 
 
 @dataclass(frozen=True, slots=True)

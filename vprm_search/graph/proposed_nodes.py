@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from vprm_search import ids
 from vprm_search.errors import InputError
+from vprm_search.graph.rules import SearchRules
 from vprm_search.search.plan import Expand
 from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, NodeStatus, Proposal
-
-if TYPE_CHECKING:
-    from vprm_search.graph.phases import SearchRules
 
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
 

@@ -19,8 +19,8 @@ from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
-from vprm_search.graph.phases import SearchRules
 from vprm_search.graph.policies import as_policy
+from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.state import SearchState, channels, plan_channels
 from vprm_search.image_store import DiskImageStore, ImageStore
 from vprm_search.policy.retry import is_retryable

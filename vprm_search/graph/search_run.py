@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import SearchError
 from vprm_search.graph import events, phases
-from vprm_search.graph.phases import Job, SearchRules
+from vprm_search.graph.phases import Job
 from vprm_search.graph.policies import as_policy
+from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.images import normalise_image
 from vprm_search.search.beam import BeamSearch

@@ -17,7 +17,7 @@ from typing import Any
 from vprm_search.bench.lockstep import rescore, search_many, unscored_copy
 from vprm_search.bench.statistics import auc, auc_interval, macro_f1
 from vprm_search.errors import ConfigError
-from vprm_search.graph.phases import SearchRules
+from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
