@@ -31,23 +31,13 @@ from vprm_search.tiny.world import generate, render
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "one"}}
 
 
-def repeatable_scorer() -> TransformersScorer:
-    """Return a scorer that keeps nothing between rounds.
-
-    Usually the scorer keeps what it computed for surviving paths; a new process has to compute it
-    again, in another batch, and floating-point sums then differ by about 1e-7. Without that memory
-    every round is computed alike, and the resumed tree is the same to the last bit.
-    """
-    return TransformersScorer.from_pretrained(weights_path("prm"), kept_context_tokens=0)
-
-
 @contextmanager
 def opened(folder: Path) -> Iterator[Any]:
     """Open the search as a new process would: models, image store and checkpoints from disk."""
     with SqliteSaver.from_conn_string(str(folder / "search.sqlite")) as saver:
         yield create_search_graph(
             policy=TinyChatModel(temperature=1.0),
-            scorer=repeatable_scorer(),
+            scorer=TransformersScorer.from_pretrained(weights_path("prm")),
             strategy=BeamSearch(width=2, expand=4),
             image_store=DiskImageStore(folder / "images"),
         ).compile(checkpointer=saver)

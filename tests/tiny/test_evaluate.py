@@ -12,7 +12,8 @@ from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
-from vprm_search.tiny.evaluate import Evaluation, Models, evaluate, make_cell, sample_leaves
+from vprm_search.tiny.evaluate import Evaluation, Models, evaluate, make_cell
+from vprm_search.tiny.evaluation_outcomes import sample_leaves
 from vprm_search.tiny.evaluation_report import (
     accuracy_table,
     difference,

@@ -14,22 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.bench.lockstep import rescore, search_many, unscored_copy
-from vprm_search.bench.statistics import auc, auc_interval, macro_f1
+from vprm_search.bench.lockstep import rescore, search_many
 from vprm_search.errors import ConfigError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.images import normalise_image
-from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
-from vprm_search.tiny.labels import exact_labels, parse_answer
-from vprm_search.tiny.problem import TinyProblem
+from vprm_search.search import BeamSearch, BestOfN, BestScore, Selector, WeightedVote
+from vprm_search.tiny.evaluation_outcomes import (
+    Cell,
+    Outcomes,
+    is_correct,
+    sample_outcomes,
+    selector_outcomes,
+    step_metrics,
+)
+from vprm_search.tiny.labels import parse_answer
 from vprm_search.tiny.references import ExactScorer
 from vprm_search.tiny.world import FAMILIES, SPLITS, generate, render
 from vprm_search.tree import SearchTree
-from vprm_search.types import ImageData, NodeRecord, Policy, Problem, StepScorer
+from vprm_search.types import ImageData, Policy, Problem, StepScorer
 
 Report = Callable[[str], None]
-Outcomes = dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +75,6 @@ class Models:
 
     policy_at: Callable[[float], Policy]
     scorers: Mapping[str, tuple[StepScorer, tuple[str, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """The problems of one cell, rendered."""
-
-    family: str
-    temperature: float
-    problems: tuple[TinyProblem, ...]
-    tasks: tuple[tuple[Problem, tuple[ImageData, ...]], ...]
-
-    @property
-    def name(self) -> str:
-        """The file name of the cell's results."""
-        return f"{self.family}-T{self.temperature:g}"
 
 
 BEAMS: Mapping[str, tuple[BeamSearch, int]] = {
@@ -141,15 +131,15 @@ async def _measure(
         progress=lambda done, all_: report(f"{cell.name}: best-of-{most} {done}/{all_}"),
     )
     outcomes: Outcomes = {}
-    _sample_outcomes(cell, runs, config.sizes, outcomes)
+    sample_outcomes(cell, runs, config.sizes, outcomes)
     steps: dict[str, Any] = {}
     for name, trees in (await _all_scores(config, cell, runs, models, report)).items():
         kinds = ("last",) if name == "oracle" else models.scorers.get(name, (None, ("mean",)))[1]
         whole = name in ("prm", "orm", "oracle")
         sizes = config.sizes if whole else (min(config.sizes),)
-        _selector_outcomes(cell, name, trees, kinds, sizes, outcomes)
+        selector_outcomes(cell, name, trees, kinds, sizes, outcomes)
         if name not in ("oracle", "orm"):
-            steps[name] = _step_metrics(cell, trees)
+            steps[name] = step_metrics(cell, trees)
     for name, (beam, _) in BEAMS.items():
         await _beam_outcomes(config, cell, name, beam, policy, prm, outcomes)
         report(f"{cell.name}: {name} measured")
@@ -204,99 +194,6 @@ def _blank(images: Sequence[tuple[ImageData, ...]]) -> list[tuple[ImageData, ...
     return [(grey,) for _ in images]
 
 
-# --- what the samples give ---------------------------------------------------------------------
-
-
-def sample_leaves(tree: SearchTree) -> list[NodeRecord]:
-    """Return the last node of every sampled whole solution, in the order of the samples."""
-    leaves = []
-    for sample in tree.children(tree.root_id):
-        record = sample
-        while below := tree.children(record.id):
-            record = below[0]
-        leaves.append(record)
-    return leaves
-
-
-def _finished(tree: SearchTree, count: int) -> list[NodeRecord]:
-    return [leaf for leaf in sample_leaves(tree)[:count] if leaf.status == "finished"]
-
-
-def _correct(problem: TinyProblem, tree: SearchTree, node: str | None) -> float:
-    return float(node is not None and tree[node].answer == problem.answer)
-
-
-def _sample_outcomes(
-    cell: Cell, runs: Sequence[SearchRun], sizes: Sequence[int], outcomes: Outcomes
-) -> None:
-    for size in sizes:
-        right = [
-            [float(leaf.answer == problem.answer) for leaf in sample_leaves(run.tree)[:size]]
-            for problem, run in zip(cell.problems, runs, strict=True)
-        ]
-        outcomes[f"pass@1 of {size}"] = [sum(row) / size for row in right]
-        outcomes[f"pass@{size} (any right)"] = [max(row) for row in right]
-        outcomes[f"tokens best-of-{size}"] = [
-            float(sum(c.generated_tokens for c in run.tree.children(run.tree.root_id)[:size]))
-            for run in runs
-        ]
-        # ties between answers are broken by node id, a hash: the scores must not help here
-        outcomes[f"self-consistency@{size}"] = [
-            _choose(problem, unscored_copy(run.tree, task[1]), MajorityVote(), size)
-            for problem, run, task in zip(cell.problems, runs, cell.tasks, strict=True)
-        ]
-
-
-def _choose(problem: TinyProblem, tree: SearchTree, selector: Selector, size: int) -> float:
-    return _correct(problem, tree, selector.select(tree, _finished(tree, size)).node)
-
-
-def _selector_outcomes(
-    cell: Cell,
-    name: str,
-    trees: Sequence[SearchTree],
-    aggregates: Sequence[str],
-    sizes: Sequence[int],
-    outcomes: Outcomes,
-) -> None:
-    for size in sizes:
-        for aggregate in aggregates:
-            selectors: dict[str, Selector] = {
-                f"{name} best-of-{size} ({aggregate})": BestScore(aggregate=aggregate),
-                f"{name} weighted vote@{size} ({aggregate})": WeightedVote(aggregate=aggregate),
-            }
-            for label, selector in selectors.items():
-                outcomes[label] = [
-                    _choose(problem, tree, selector, size)
-                    for problem, tree in zip(cell.problems, trees, strict=True)
-                ]
-
-
-def _step_metrics(cell: Cell, trees: Sequence[SearchTree], samples: int = 8) -> dict[str, Any]:
-    """Return how well step scores match exact prefix-correctness, over `samples` per problem."""
-    labels: list[int] = []
-    scores: list[float] = []
-    owners: list[int] = []
-    places: list[int] = []
-    for owner, (problem, tree) in enumerate(zip(cell.problems, trees, strict=True)):
-        for leaf in sample_leaves(tree)[:samples]:
-            values = tree.step_scores(leaf.id)
-            truth = exact_labels(problem, tree.steps(leaf.id))
-            for place, (value, label) in enumerate(zip(values, truth, strict=True)):
-                if value is not None:
-                    labels.append(int(label))
-                    scores.append(value)
-                    owners.append(owner)
-                    places.append(-place)
-    return {
-        "auc": auc_interval(labels, scores, owners).to_json(),
-        "macro_f1": macro_f1(labels, scores),
-        "position_only_auc": auc(labels, places),
-        "steps": len(labels),
-        "right": sum(labels) / max(1, len(labels)),
-    }
-
-
 # --- beam --------------------------------------------------------------------------------------
 
 
@@ -324,6 +221,6 @@ async def _beam_outcomes(
     }
     for label, selector in selectors.items():
         outcomes[label] = [
-            _correct(problem, run.tree, selector.select(run.tree, run.tree.finished()).node)
+            is_correct(problem, run.tree, selector.select(run.tree, run.tree.finished()).node)
             for problem, run in zip(cell.problems, runs, strict=True)
         ]
