@@ -7,8 +7,7 @@
     │   └── RecordError       a stored tree or record is damaged or from another search
     ├── PolicyError           the policy model could not propose a step
     ├── ScorerError           the process reward model could not score
-    │   ├── PromptTooLongError    the solution does not fit into the model's context
-    │   └── ScorerOutOfMemoryError  even one request does not fit into memory
+    │   └── PromptTooLongError    a prompt does not fit into the model's context
     ├── SearchError           a search ended without a usable answer
     │   └── NoAnswerError     no path finished (see ``on_no_answer``)
     ├── CheckpointError       a model directory is missing, incomplete or unsafe
@@ -50,10 +49,6 @@ class ScorerError(VprmError):
 
 class PromptTooLongError(ScorerError):
     """A problem with its solution does not fit into the scorer's context."""
-
-
-class ScorerOutOfMemoryError(ScorerError):
-    """Even a single request does not fit into the device's memory."""
 
 
 class SearchError(VprmError):

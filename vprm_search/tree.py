@@ -8,7 +8,7 @@ date record by record; nothing a search asks for in a round costs more in a larg
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -354,10 +354,3 @@ def _keep(index: dict[NodeId, None], node: NodeId, present: bool) -> None:
         index[node] = None
     else:
         index.pop(node, None)
-
-
-def tree_of(problem: Problem, run_seed: int, records: Sequence[NodeRecord]) -> SearchTree:
-    """Return the tree of a search from its records."""
-    tree = SearchTree(problem, run_seed)
-    tree.merge(records)
-    return tree

@@ -14,7 +14,7 @@ from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.budget import Budget
 from vprm_search.ids import child_id
 from vprm_search.search import BeamSearch, Plan
-from vprm_search.tree import SearchTree, tree_of
+from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, NodeStatus
 
 sixteenths = st.none() | st.integers(0, 16).map(lambda n: n / 16)
@@ -215,7 +215,8 @@ def test_a_plan_is_a_function_of_the_tree_alone(
         assert beam.plan(tree) == plan
         records = [*tree]
         rng.shuffle(records)
-        other = tree_of(tree.problem, tree.run_seed, [*records, *records[::3]])
+        other = SearchTree(tree.problem, tree.run_seed)
+        other.merge([*records, *records[::3]])
         assert beam.plan(other) == beam.plan(tree)
         assert tree.dumps() == text  # planning changes nothing
 
