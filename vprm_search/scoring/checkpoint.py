@@ -19,6 +19,7 @@ from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
 from vprm_search.scoring.layout import PrmLayout, PromptBuilder
 from vprm_search.scoring.preprocess import PreprocessConfig
+from vprm_search.scoring.readout import Readout, TokenPairReadout
 from vprm_search.scoring.scorer_file import read_json, read_scorer_file
 from vprm_search.scoring.tree_attention import TREE_ATTENTION
 
@@ -41,6 +42,7 @@ class PrmCheckpoint:
     model: Any
     tokenizer: Any
     builder: PromptBuilder
+    readout: Readout
     preprocess: PreprocessConfig
     tokens_per_tile: int
     max_tokens: int
@@ -84,6 +86,7 @@ def load_checkpoint(
         model,
         tokenizer,
         builder,
+        TokenPairReadout(model.lm_head.weight, builder.plus_id, builder.minus_id),
         settings.preprocess,
         int(model.config.image_seq_length),
         int(model.config.text_config.max_position_embeddings),

@@ -40,9 +40,6 @@ class TreeForward:
         self._checkpoint = checkpoint
         self._meter = meter
         self._context = context
-        words = [checkpoint.builder.plus_id, checkpoint.builder.minus_id]
-        # two rows of the head in float32: bfloat16 logits would tie near 1
-        self._head = checkpoint.model.lm_head.weight[words].detach().float()
 
     def __call__(self, jobs: Sequence[PathJob]) -> list[list[float]]:
         """Return P('+') for every read position of every job; NaN where logits are not finite."""
@@ -102,10 +99,7 @@ class TreeForward:
         return embeds
 
     def _read(self, hidden: Tensor, rows: Rows) -> NDArray[np.float64]:
-        read = hidden[torch.from_numpy(rows).to(hidden.device)].float()
-        logits = read @ self._head.T
-        plus = logits.softmax(dim=-1)[:, 0]
-        plus = plus.masked_fill(~logits.isfinite().all(dim=-1), float("nan"))
+        plus = self._checkpoint.readout(hidden[torch.from_numpy(rows).to(hidden.device)])
         values: NDArray[np.float64] = plus.cpu().double().numpy()
         return values
 
