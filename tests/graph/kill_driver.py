@@ -50,6 +50,7 @@ class LoggedScorer:
 
     def __init__(self, inner: StepScorer, log: str) -> None:
         self.inner, self.log = inner, log
+        self.keeps_context = getattr(inner, "keeps_context", False)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         _append(self.log, "score")
@@ -91,8 +92,7 @@ def tiny_models() -> Models:
     def policy(log: str) -> BaseChatModel:
         return LoggedTinyModel(log=log, temperature=1.0)
 
-    # keys and values kept from earlier rounds change the last bits of a score, and a new process
-    # has none: without them a score depends on its own round alone
+    # keeps keys and values between rounds: a new process must bring them back to get equal bits
     scorer = TransformersScorer(load_checkpoint(weights_path("prm")))
     problem = generate("tiles", "test", 0)
     message = human_message(problem.question, [normalise_image(render(problem))])

@@ -26,6 +26,7 @@ from vprm_search.graph import events, phases
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.live_trees import LiveTrees
 from vprm_search.graph.questions import question_of, read_problem
+from vprm_search.graph.replay import ScorerMemory
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.graph.sync_bridge import run_blocking
@@ -62,6 +63,7 @@ class SearchNodes:
 
     def __init__(self, parts: SearchParts) -> None:
         self._parts = parts
+        self._memory = ScorerMemory(parts.scorer)
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
         """Return the nodes by name, in the order of the loop."""
@@ -116,6 +118,7 @@ class SearchNodes:
         started = time.monotonic()
         tree, job = await self._job(state)
         with unstreamed():
+            await self._memory.restore(job, self._parts.rules)
             (records,) = await phases.score([job], self._parts.scorer, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.scored(tree, records)

@@ -39,10 +39,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What to measure. `first_index` shifts the problems, so that a draw is never used twice.
-
-    The blank-image and other-image ablations are measured at `ablation_temperature` only.
-    """
+    """What to measure. `first_index` shifts the problems, so that a draw is never used twice."""
 
     split: str = "test"
     families: tuple[str, ...] = FAMILIES
@@ -51,7 +48,6 @@ class Evaluation:
     first_index: int = 0
     sizes: tuple[int, ...] = (8, 16)
     run_seed: int = 0
-    ablation_temperature: float = 0.7
     batch: int = 50
 
     def __post_init__(self) -> None:
@@ -135,9 +131,7 @@ async def _measure(
     steps: dict[str, Any] = {}
     for name, trees in (await _all_scores(config, cell, runs, models, report)).items():
         kinds = ("last",) if name == "oracle" else models.scorers.get(name, (None, ("mean",)))[1]
-        whole = name in ("prm", "orm", "oracle")
-        sizes = config.sizes if whole else (min(config.sizes),)
-        selector_outcomes(cell, name, trees, kinds, sizes, outcomes)
+        selector_outcomes(cell, name, trees, kinds, config.sizes, outcomes)
         if name not in ("oracle", "orm"):
             steps[name] = step_metrics(cell, trees)
     for name, (beam, _) in BEAMS.items():
@@ -161,29 +155,24 @@ def _rules(strategy: Any, selector: Selector) -> SearchRules:
 async def _all_scores(
     config: Evaluation, cell: Cell, runs: Sequence[SearchRun], models: Models, report: Report
 ) -> dict[str, list[SearchTree]]:
-    """Return the sampled trees as each scorer scores them, ablations of the PRM included.
-
-    Only the PRM and the ORM score all samples; the others score as many as the smallest N.
-    """
+    """Return the sampled trees as each scorer scores them, ablations of the PRM included."""
     images = [task[1] for task in cell.tasks]
-    few = min(config.sizes)
     rules = _rules(BestOfN(1), BestScore())
 
-    async def scored_by(scorer: StepScorer, shown: Any, first: int | None) -> list[SearchTree]:
-        return await rescore(runs, scorer, rules, shown, first=first, batch=config.batch)
+    async def scored_by(scorer: StepScorer, shown: Any) -> list[SearchTree]:
+        return await rescore(runs, scorer, rules, shown, batch=config.batch)
 
     scored = {"prm": [run.tree for run in runs]}
     for name, (scorer, _) in models.scorers.items():
         if name != "prm":
-            scored[name] = await scored_by(scorer, images, None if name == "orm" else few)
+            scored[name] = await scored_by(scorer, images)
             report(f"{cell.name}: scored by {name}")
     truths = {task[0]: problem for task, problem in zip(cell.tasks, cell.problems, strict=True)}
-    scored["oracle"] = await scored_by(ExactScorer(truths), images, None)
+    scored["oracle"] = await scored_by(ExactScorer(truths), images)
     prm, _ = models.scorers["prm"]
-    if cell.temperature == config.ablation_temperature:
-        for name, others in (("blank image", _blank(images)), ("other image", images[::-1])):
-            scored[f"prm, {name}"] = await scored_by(prm, others, few)
-            report(f"{cell.name}: scored by prm, {name}")
+    for name, others in (("blank image", _blank(images)), ("other image", images[::-1])):
+        scored[f"prm, {name}"] = await scored_by(prm, others)
+        report(f"{cell.name}: scored by prm, {name}")
     return scored
 
 
