@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
-from vprm_search.errors import ConfigError, SearchError
+from vprm_search.errors import ConfigError, ScorerError, SearchError
 from vprm_search.graph import arun_search, run_jobs, run_search
 from vprm_search.graph.phases import Job
 from vprm_search.graph.policies import as_policy
@@ -22,7 +23,7 @@ from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, Strategy, WeightedVote
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem
+from vprm_search.types import Policy, Problem, Proposal, ProposeRequest
 
 BEAM = BeamSearch(width=2, expand=3)
 PNG = noisy_png(40)
@@ -65,16 +66,70 @@ class CountedCalls(HashScorer):
         st.sampled_from([f"Board {n}" for n in range(6)]), min_size=1, max_size=4, unique=True
     ),
     st.sampled_from([BEAM, BestOfN(3), BeamSearch(width=1, expand=2, stop=None)]),
+    st.booleans(),
 )
-def test_searches_in_step_are_the_searches_alone(questions: list[str], strategy: Strategy) -> None:
+def test_searches_together_are_the_searches_alone(
+    questions: list[str], strategy: Strategy, lockstep: bool
+) -> None:
     rules = SearchRules(strategy, WeightedVote())
     jobs = [Job(SearchTree(Problem(question), 0)) for question in questions]
     scorer = CountedCalls()
-    runs = run_blocking(run_jobs(jobs, as_policy(HashChatModel()), scorer, rules))
+    policy = as_policy(HashChatModel())
+    runs = run_blocking(run_jobs(jobs, policy, scorer, rules, lockstep=lockstep))
     alone = [search(question, strategy=strategy) for question in questions]
     assert [run.tree.dumps() for run in runs] == [run.tree.dumps() for run in alone]
     assert [run.result.node for run in runs] == [run.result.node for run in alone]
-    assert len(scorer.batches) <= max(run.tree.rounds for run in runs)
+    if lockstep:
+        assert len(scorer.batches) <= max(run.tree.rounds for run in runs)
+
+
+class HeldUp:
+    """Answers the question "slow" only when every other search has ended."""
+
+    batches = False
+
+    def __init__(self, inner: Policy, others_ended: asyncio.Event) -> None:
+        self.inner, self.others_ended = inner, others_ended
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        if any(request.problem.question == "slow" for request in requests):
+            await asyncio.wait_for(self.others_ended.wait(), 20)
+        return await self.inner.propose(requests)
+
+
+async def test_a_slow_search_holds_up_no_other() -> None:
+    ended = asyncio.Event()
+
+    def told(event: dict[str, Any]) -> None:
+        if event["event"] == "answer":
+            ended.set()
+
+    jobs = [Job(SearchTree(Problem(text), 0)) for text in ("slow", "quick")]
+    policy = HeldUp(as_policy(HashChatModel()), ended)
+    runs = await run_jobs(
+        jobs, policy, HashScorer(), SearchRules(BEAM, WeightedVote()), on_event=told
+    )
+    assert all(run.tree.rounds > 1 for run in runs)
+
+
+class Broken(HashScorer):
+    async def score(self, requests: Any) -> Any:
+        if requests[0].problem.question == "bad":
+            raise ScorerError("no such model")
+        return await super().score(requests)
+
+
+def test_an_error_of_one_search_ends_all_and_leaves_nothing_running() -> None:
+    async def search_all() -> int:
+        jobs = [Job(SearchTree(Problem(text), 0)) for text in ("good", "bad", "fine")]
+        rules = SearchRules(BEAM, WeightedVote())
+        before = len(asyncio.all_tasks())
+        with pytest.raises(ScorerError, match="no such model"):
+            await run_jobs(jobs, as_policy(HashChatModel()), Broken(), rules, lockstep=False)
+        await asyncio.sleep(0.05)
+        return len(asyncio.all_tasks()) - before
+
+    assert run_blocking(search_all()) == 0
 
 
 def test_equal_first_steps_are_scored_once() -> None:

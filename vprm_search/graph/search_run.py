@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -95,14 +96,42 @@ async def run_jobs(
     *,
     on_no_answer: OnNoAnswer = "best_truncated",
     on_event: OnEvent | None = None,
+    lockstep: bool | None = None,
 ) -> list[SearchRun]:
-    """Run many searches in step: one request to the policy and one to the scorer a round.
+    """Run many searches at the same time; return one run per job, in order.
 
-    A search that has ended leaves the round; the others go on. The time of a shared round counts
-    for each search in it. Returns one run per job, in order.
+    In lockstep, all searches make their rounds together, with one request to the policy and one to
+    the scorer: best for models in this process, which then compute one large batch. Otherwise each
+    search goes on as soon as its own replies are there, so that a slow reply holds up no other
+    search: best for servers. The default asks the policy's `batches` (lockstep if it has none).
+    The trees are the same either way. The time of a shared round counts for each search in it.
     """
     running = [_Running(job) for job in jobs]
     tell: OnEvent = on_event or (lambda event: None)
+    if getattr(policy, "batches", True) if lockstep is None else lockstep:
+        await _run(running, policy, scorer, rules, tell)
+        return [_concluded(search, rules, on_no_answer, tell) for search in running]
+
+    async def alone(search: _Running) -> SearchRun:
+        await _run([search], policy, scorer, rules, tell)
+        return _concluded(search, rules, on_no_answer, tell)
+
+    tasks = [asyncio.ensure_future(alone(search)) for search in running]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # only after an error is any still under way
+            task.cancel()
+
+
+async def _run(
+    running: Sequence[_Running],
+    policy: Policy,
+    scorer: StepScorer,
+    rules: SearchRules,
+    tell: OnEvent,
+) -> None:
+    """Make rounds until every search has ended; one that has ended leaves the round."""
     while active := [search for search in running if not search.ended_by]:
         started = time.monotonic()
         for search in active:
@@ -111,7 +140,6 @@ async def run_jobs(
         await _round(active, policy, scorer, rules, tell)
         for search in active:
             search.seconds += time.monotonic() - started
-    return [_concluded(search, rules, on_no_answer, tell) for search in running]
 
 
 def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:

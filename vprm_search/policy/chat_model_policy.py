@@ -117,6 +117,11 @@ class ChatModelPolicy:
         self._suffix_seen = False  # the server has shown that it keeps stop strings in its output
         self._stop_eats_steps = False  # white space before a step is lost, so stopping at it fails
 
+    @property
+    def batches(self) -> bool:
+        """Whether one call with many requests is computed faster than many calls."""
+        return self.capabilities.in_process
+
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         """Answer all requests: one list per request, one proposal per seed, in order."""
         async with asyncio.TaskGroup() as group:
