@@ -1,0 +1,16 @@
+"""Original VisualPRM and InternVL checkpoints into native ones: no remote code, no pickle."""
+
+from vprm_search.checkpoints.convert import ConvertOptions, convert_checkpoint
+from vprm_search.checkpoints.manifest import FileRecord, Manifest, check_converted
+from vprm_search.checkpoints.native import ensure_native, fetch, is_original
+
+__all__ = [
+    "ConvertOptions",
+    "FileRecord",
+    "Manifest",
+    "check_converted",
+    "convert_checkpoint",
+    "ensure_native",
+    "fetch",
+    "is_original",
+]
