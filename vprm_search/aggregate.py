@@ -1,17 +1,23 @@
-"""Step scores → path score.
+"""Step scores → path score: aggregations by name, and a place for your own.
 
 VisualPRM selects by the mean (its ablation: mean 41.1, min 40.4, max 35.9 on seven benchmarks,
-arXiv 2503.10291 §4.5); last and product are common inside step search.
+arXiv 2503.10291 §4.5); last and product are common inside step search. A name is stored with every
+path score it made, so one name always means one function; the parameters of the length-aware
+aggregations are part of the name ("length_product:0.5").
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 
 from vprm_search.errors import ConfigError
 
 Aggregation = Callable[[Sequence[float]], float]
+"""From the scores of a path's steps (at least one, each in [0, 1]) to a number in [0, 1]."""
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -21,9 +27,7 @@ def mean(scores: Sequence[float]) -> float:
 
 def geometric_mean(scores: Sequence[float]) -> float:
     """Return the geometric mean; 0 if any score is 0."""
-    if min(scores) <= 0.0:
-        return 0.0
-    return math.exp(math.fsum(map(math.log, scores)) / len(scores))
+    return length_product(scores, 1.0)
 
 
 def last(scores: Sequence[float]) -> float:
@@ -31,7 +35,35 @@ def last(scores: Sequence[float]) -> float:
     return scores[-1]
 
 
-AGGREGATIONS: Mapping[str, Aggregation] = {
+# --- length-aware ------------------------------------------------------------------------------
+
+
+def length_product(scores: Sequence[float], alpha: float) -> float:
+    """Return product^(1 / n^alpha) for n steps; 0 if any score is 0.
+
+    The product punishes every further step and so favours short paths; `alpha` takes that back:
+    0 is the product, 1 the geometric mean. The log-probability divided by length^alpha is the
+    length penalty of machine translation (Wu et al., arXiv 1609.08144 §7, where alpha between 0.6
+    and 0.7 did best).
+    """
+    if min(scores) <= 0.0:
+        return 0.0
+    return math.exp(math.fsum(map(math.log, scores)) / len(scores) ** alpha)
+
+
+def prior_mean(scores: Sequence[float], prior: float, weight: float) -> float:
+    """Return the mean of the scores and of `weight` further steps that would score `prior`.
+
+    A short path has to earn its mean: it is drawn towards the prior more than a long one. With the
+    scores read as shares of right steps it is the posterior mean under a
+    Beta(weight * prior, weight * (1 - prior)) prior (Gelman et al., Bayesian Data Analysis, §2.4).
+    """
+    return (math.fsum(scores) + weight * prior) / (len(scores) + weight)
+
+
+# --- by name -----------------------------------------------------------------------------------
+
+_BUILT_IN: dict[str, Aggregation] = {
     "mean": mean,
     "last": last,
     "min": min,
@@ -39,15 +71,76 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
     "product": math.prod,
     "geometric_mean": geometric_mean,
 }
+AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType(_BUILT_IN)
+"""The aggregations without parameters, by name."""
+
+LENGTH_AWARE: Mapping[str, str] = MappingProxyType(
+    {
+        "length_product:ALPHA": "product^(1 / steps^ALPHA), ALPHA in [0, 1]",
+        "prior_mean:PRIOR,STEPS": "mean with STEPS further steps of score PRIOR",
+    }
+)
+"""The aggregations with parameters: how their names are written, and what they mean."""
+
+_registered: dict[str, Aggregation] = {}
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_NUMBER = r"([0-9]{1,4}(?:\.[0-9]{1,6})?)"
+_LENGTH_PRODUCT = re.compile(rf"length_product:{_NUMBER}")
+_PRIOR_MEAN = re.compile(rf"prior_mean:{_NUMBER},{_NUMBER}")
+
+
+def register_aggregation(name: str, function: Aggregation) -> Aggregation:
+    """Make `function` known under `name` in this process, and return it.
+
+    It must be pure, and should never rise when a score falls: that is what keeps a repeated step
+    from raising a path. Register it before a search, and again in every process that resumes one.
+    Registering an equal one again changes nothing.
+
+    Raises:
+        ConfigError: the name is not of lower-case letters, digits and "_", or is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot name an aggregation; use lower-case letters, digits and '_'"
+        )
+    known = _BUILT_IN.get(name) or _registered.get(name)
+    if (known is not None and known != function) or name in ("length_product", "prior_mean"):
+        raise ConfigError(
+            f"an aggregation {name!r} is there already; path scores are stored under the name, so "
+            "choose another one"
+        )
+    _registered[name] = function
+    return function
 
 
 def aggregation(name: str) -> Aggregation:
     """Return the aggregation of that name. Raises `ConfigError` if there is none."""
-    try:
-        return AGGREGATIONS[name]
-    except KeyError:
-        known = ", ".join(AGGREGATIONS)
-        raise ConfigError(f"unknown aggregation {name!r}; choose one of: {known}") from None
+    known = _BUILT_IN.get(name) or _registered.get(name) or _length_aware(name)
+    if known is None:
+        names = ", ".join([*_BUILT_IN, *LENGTH_AWARE, *_registered])
+        raise ConfigError(
+            f"unknown aggregation {name!r}; choose one of: {names}; or give your own a name with "
+            "register_aggregation"
+        )
+    return known
+
+
+@lru_cache(maxsize=256)
+def _length_aware(name: str) -> Aggregation | None:
+    if match := _LENGTH_PRODUCT.fullmatch(name):
+        alpha = float(match[1])
+        if alpha > 1:
+            raise ConfigError(f"{name}: ALPHA is {alpha}; it must be between 0 and 1")
+        return lambda scores: length_product(scores, alpha)
+    if match := _PRIOR_MEAN.fullmatch(name):
+        prior, weight = float(match[1]), float(match[2])
+        if prior > 1:
+            raise ConfigError(f"{name}: PRIOR is {prior}; it must be between 0 and 1")
+        return lambda scores: prior_mean(scores, prior, weight)
+    return None
+
+
+# --- paths -------------------------------------------------------------------------------------
 
 
 def counted_scores(
@@ -66,8 +159,18 @@ def counted_scores(
 
 
 def path_score(name: str, scores: Sequence[float | None]) -> float | None:
-    """Aggregate the step scores of a path; None if it has no steps or one has no score."""
+    """Aggregate the step scores of a path; None if it has no steps or one has no score.
+
+    Raises `ConfigError` for an unknown name, or if an aggregation of your own returns anything
+    but a number in [0, 1].
+    """
     known = [score for score in scores if score is not None]
     if not known or len(known) != len(scores):
         return None
-    return aggregation(name)(known)
+    value = aggregation(name)(known)
+    if not 0.0 <= value <= 1.0:  # a NaN fails this test, too
+        raise ConfigError(
+            f"aggregation {name!r} made {value!r} of {len(known)} step scores; a path score must "
+            "be between 0 and 1"
+        )
+    return float(value)

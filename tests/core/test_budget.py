@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from fractions import Fraction
 from random import Random
 
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.core.trees import record_lists, tree_from
-from vprm_search.budget import Budget, usage_of
+from vprm_search.budget import Budget, Prices, usage_of
+from vprm_search.errors import ConfigError
 from vprm_search.types import NodeRecord, Usage
 
-LIMITED = ["candidates", "generated_tokens", "scored_tokens", "rounds", "seconds"]
+LIMITED = ["candidates", "generated_tokens", "scored_tokens", "requests", "rounds", "seconds"]
 amounts = st.fixed_dictionaries({name: st.integers(0, 5) for name in LIMITED})
 limits = st.fixed_dictionaries({name: st.none() | st.integers(1, 5) for name in LIMITED})
 
@@ -66,7 +69,75 @@ def test_usage_is_the_sum_over_the_records_however_often_they_arrive(
     assert usage.prompt_tokens == sum(record.prompt_tokens for record in tree)
     assert usage.scored_tokens == sum(record.scored_tokens for record in tree)
     assert usage.requests == sum(record.requests for record in tree)
+    assert usage.tokens_sent == sum(record.tokens_sent for record in tree)
+    assert usage.tokens_computed == sum(record.tokens_computed for record in tree)
+    assert usage.images_encoded == sum(record.images_encoded for record in tree)
+    assert usage.forward_passes == sum(record.forward_passes for record in tree)
     assert usage.rounds == max(record.round for record in tree)
     assert usage.candidates == sum(bool(r.seed) for r in tree if r.parent is not None)
     assert usage.scored_steps == sum(bool(r.scored_tokens) for r in tree if r.parent is not None)
     assert usage.seconds == 1.5
+
+
+@given(limits, amounts)
+def test_no_more_candidates_than_candidates_and_requests_are_left(
+    limit: dict[str, int | None], spent: dict[str, int]
+) -> None:
+    left = Budget(**limit).candidates_left(Usage(**spent))
+    bounds = [
+        max(0, bound - spent[name])
+        for name in ("candidates", "requests")
+        if (bound := limit[name]) is not None
+    ]
+    assert left == (min(bounds) if bounds else None)
+
+
+@given(st.none() | st.integers(1, 5), st.integers(0, 9))
+def test_seconds_left_are_never_negative(limit: int | None, spent: int) -> None:
+    left = Budget(seconds=limit).seconds_left(spent)
+    assert left == (None if limit is None else max(0, limit - spent))
+
+
+# --- money -------------------------------------------------------------------------------------
+
+KINDS = ["scored_tokens", "tokens_sent", "tokens_computed"]
+counts = st.fixed_dictionaries(
+    {
+        name: st.integers(0, 10**9)
+        for name in ["prompt_tokens", "generated_tokens", "requests", "images_encoded", *KINDS]
+    }
+)
+quarters = st.integers(0, 4000).map(lambda n: n / 4)
+
+
+@given(counts, st.lists(quarters, min_size=5, max_size=5), st.sampled_from(KINDS))
+def test_a_cost_is_the_sum_of_counts_times_prices(
+    spent: dict[str, int], price: list[float], kind: str
+) -> None:
+    names = ["per_million_prompt_tokens", "per_million_generated_tokens"]
+    names += ["per_million_scored_tokens", "per_image", "per_request"]
+    prices = Prices(**dict(zip(names, price, strict=True)), scored_as=kind)  # type: ignore[arg-type]
+    tokens = [spent["prompt_tokens"], spent["generated_tokens"], spent[kind]]
+    exact = sum((Fraction(p) * n / 10**6 for p, n in zip(price, tokens, strict=False)), Fraction(0))
+    exact += Fraction(price[3]) * spent["images_encoded"] + Fraction(price[4]) * spent["requests"]
+    assert Usage(**spent).cost(prices) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_no_prices_no_cost() -> None:
+    assert Usage(prompt_tokens=10**9, requests=5).cost(Prices()) == 0.0
+    assert Prices().currency == "USD"
+
+
+def test_a_price_list_is_read_back() -> None:
+    prices = Prices(per_million_generated_tokens=0.6, per_image=0.001, currency="EUR")
+    assert Prices.loads(prices.model_dump_json()) == prices
+
+
+BAD_PRICES = ["", "[]", "{", '{"per_image": -1}', '{"per_token": 1}', '{"per_image": NaN}']
+BAD_PRICES += [json.dumps({"currency": "€ "}), json.dumps({"scored_as": "tokens"}), "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", BAD_PRICES, ids=range(len(BAD_PRICES)))
+def test_a_bad_price_list_is_told_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^prices\.json"):
+        Prices.loads(text, "prices.json")

@@ -48,6 +48,10 @@ def contents(draw: st.DrawFn, node: str, parent: str | None, index: int, text: s
         prompt_tokens=draw(small),
         scored_tokens=draw(small),
         requests=draw(small),
+        tokens_sent=draw(small),
+        tokens_computed=draw(small),
+        images_encoded=draw(small),
+        forward_passes=draw(st.integers(0, 4096)) / 4096,
     )
 
 
@@ -81,6 +85,7 @@ def versions_of(draw: st.DrawFn, record: NodeRecord) -> NodeRecord:
         ["seed", "round"],
         ["generated_tokens", "prompt_tokens"],
         ["scored_tokens", "requests"],
+        ["tokens_sent", "tokens_computed", "images_encoded", "forward_passes"],
     ]
     missing = draw(st.lists(st.sampled_from(late), unique_by=tuple))
     return replace(record, **{name: getattr(fresh, name) for group in missing for name in group})

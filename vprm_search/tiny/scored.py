@@ -1,0 +1,65 @@
+"""Scored paths of the tiny world with exact labels: what its reward model is calibrated on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+from vprm_search.bench.lockstep import search_many
+from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.search_run import SearchRun
+from vprm_search.pipeline.scored_paths import ScoredPath, ScoredStep
+from vprm_search.search import BestOfN, BestScore
+from vprm_search.tiny.evaluation_outcomes import sample_leaves
+from vprm_search.tiny.label import label_task
+from vprm_search.tiny.labels import exact_labels, parse_answer
+from vprm_search.tiny.problem import TinyProblem
+from vprm_search.types import Policy, StepScorer
+
+
+def scored_paths(
+    problems: Sequence[TinyProblem],
+    policy: Policy,
+    scorer: StepScorer,
+    *,
+    name: str,
+    samples: int = 4,
+    run_seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ScoredPath]:
+    """Sample `samples` whole solutions per problem, score them, and label each step exactly.
+
+    A step is right while it and all steps before it are; a path is correct if it ended itself with
+    the right answer. `name` is the policy's name in the paths.
+    """
+    tasks = [label_task(problem) for problem in problems]
+    rules = SearchRules(BestOfN(samples), BestScore(), extract=parse_answer)
+    runs = asyncio.run(
+        search_many(
+            [(task.problem, task.images) for task in tasks],
+            policy,
+            scorer,
+            rules,
+            run_seed=run_seed,
+            progress=progress,
+        )
+    )
+    identity = str(getattr(scorer, "identity", ""))
+    return [
+        path
+        for problem, run in zip(problems, runs, strict=True)
+        for path in _paths(problem, run, name, identity)
+    ]
+
+
+def _paths(problem: TinyProblem, run: SearchRun, name: str, identity: str) -> Iterator[ScoredPath]:
+    for leaf in sample_leaves(run.tree):
+        if leaf.status == "failed":
+            continue
+        texts = run.tree.steps(leaf.id)
+        triples = zip(
+            texts, run.tree.step_scores(leaf.id), exact_labels(problem, texts), strict=True
+        )
+        steps = tuple(ScoredStep(text, score, label) for text, score, label in triples)
+        correct = leaf.answer == problem.answer if leaf.status == "finished" else None
+        yield ScoredPath(problem.id, name, identity, steps, correct)
