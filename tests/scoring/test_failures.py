@@ -140,7 +140,10 @@ def test_equal_requests_are_computed_once_and_count_what_they_cost(
     many = scorer.score_sync([ask("a", "b", images=True)] * 5 + [ask("a", images=True)])
     assert many[:5] == [one] * 5
     assert many[5].step_tokens == one.step_tokens[:1]
-    assert scorer.meter.tokens_computed == 2 * computed  # all six cost what one costs
+    assert scorer.meter.tokens_computed == computed  # all is known
+    forgetful = TransformersScorer(scorer.checkpoint, kept_context_bytes=0)
+    forgetful.score_sync([ask("a", "b", images=True)] * 5 + [ask("a", images=True)])
+    assert forgetful.meter.tokens_computed == computed  # all six cost what one costs
     assert scorer.meter.images_encoded == 1
     assert one.prefix_tokens + sum(one.step_tokens) == computed + 3  # '+', its end, a line break
 
@@ -282,5 +285,5 @@ async def test_score_solution_cuts_at_blank_lines(scorer: TransformersScorer) ->
 def test_bounds_are_checked(scorer: TransformersScorer) -> None:
     with pytest.raises(ConfigError, match="max_batch_tokens is 0"):
         TransformersScorer(scorer.checkpoint, max_batch_tokens=0)
-    with pytest.raises(ConfigError, match="kept_context_tokens -1"):
-        TransformersScorer(scorer.checkpoint, kept_context_tokens=-1)
+    with pytest.raises(ConfigError, match="kept_context_bytes -1"):
+        TransformersScorer(scorer.checkpoint, kept_context_bytes=-1)

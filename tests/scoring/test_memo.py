@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from vprm_search.scoring import (
     step_keys,
 )
 from vprm_search.scoring.memo_store import MemoEntry
-from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Problem, ScoreCost, ScoreRequest, ScoreResult, StepScore
 
 
 class TextLengthScorer:
@@ -67,6 +68,18 @@ async def test_a_memo_changes_no_result(rounds: list[list[ScoreRequest]]) -> Non
         assert await memo.score(batch) == await plain.score(batch)
     asked = [step_keys("m", request)[-1] for request in memo.inner.asked if request.steps]
     assert len(asked) == len(set(asked))  # no path twice
+
+
+async def test_equal_requests_and_remembered_ones_cost_nothing() -> None:
+    class Costly(TextLengthScorer):
+        async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+            cost = ScoreCost(5, 3, 1, 1.0)
+            return [replace(result, cost=cost) for result in await super().score(requests)]
+
+    memo = MemoScorer(Costly())
+    results = await memo.score([ask("a"), ask("bb"), ask("a")])
+    assert [result.cost.tokens_computed for result in results] == [3, 3, 0]
+    assert [r.cost.tokens_sent for r in await memo.score([ask("a"), ask("a")])] == [0, 0]
 
 
 async def test_a_beam_search_asks_for_new_steps_only() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vprm_search.scoring.flex_attention import FlexPlanner
+from vprm_search.scoring.kept_branch import Branch
 from vprm_search.scoring.kept_context import KeptContext, KnownRows
 from vprm_search.scoring.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
-from vprm_search.scoring.tree_attention import plan_attention, tree_attention
+from vprm_search.scoring.tree_attention import (
+    AttentionPlan,
+    Planner,
+    attention_blocks,
+    plan_blocks,
+    tree_attention,
+)
 
 # two letters and repeats of a run: shared prefixes, paths inside paths, blocks of every size
 tokens = st.lists(
@@ -76,7 +85,7 @@ def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[Tok
     at = 0
     known = match(tree, given_paths, KeptContext(0))
     assert known.count == 0
-    for block in plan_attention(tree, known).blocks:
+    for block in attention_blocks(tree, known):
         assert block.start == at
         at = block.stop
         keys = torch.arange(tree.size)[block.keys].numpy()
@@ -106,24 +115,33 @@ def dense(tree: TokenTree, given_paths: list[TokenPath]) -> torch.Tensor:
     return weights @ value
 
 
+ROW_BYTES = 2 * 4 * 8
+"""One layer, one head of four float64 numbers, keys and values."""
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("planner", [plan_blocks, FlexPlanner(compiled=False)])
 @given(rounds=st.lists(paths, min_size=1, max_size=3), limit=st.sampled_from([0, 300, 100_000]))
-@settings(max_examples=40)
-def test_blocks_and_kept_rows_equal_dense_masked_attention(
-    rounds: list[list[TokenPath]], limit: int
+@settings(max_examples=25)
+def test_attention_over_kept_rows_equals_dense_masked_attention(
+    planner: Planner, rounds: list[list[TokenPath]], limit: int
 ) -> None:
-    context = KeptContext(limit)
-    before: list[TokenPath] = []
+    context = KeptContext(limit * ROW_BYTES)
+    before: set[tuple[object, tuple[int, ...]]] = set()
     for given_paths in rounds:
+        context.begin_call()
         tree = build_tree(given_paths)
         known = match(tree, given_paths, context)
-        shared = prefixes(given_paths) & prefixes(before)
         if limit == 0:
             assert known.count == 0
         elif limit == 100_000:
-            assert known.count >= len(shared)  # older groups may still be there
+            assert known.count == len(prefixes(given_paths) & before)
+        for path in given_paths:
+            seen = sum(known.slots[tree.rows_of(given_paths.index(path))] < known.count)
+            assert seen == context.known_tokens(path)
         wanted = dense(tree, given_paths)
         if len(known.new_rows):
-            plan = plan_attention(tree, known)
+            plan = AttentionPlan(planner(tree, known, torch.device("cpu")), known, collect=True)
             query, key, value = content(tree, given_paths)[:, known.new_rows, None, :]
             parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
             # two query heads share one pair of keys and values
@@ -136,8 +154,17 @@ def test_blocks_and_kept_rows_equal_dense_masked_attention(
             assert gap.abs().max() < 1e-12
             groups = [given_paths[s.path].group for s in tree.segments]
             ids = ids_of_rows(tree, given_paths)
-            context.keep(tree, ids, groups, known, plan.store, np.full(tree.size, 0.5))
-        before = given_paths
+            if context.enabled:
+                context.keep(tree, ids, groups, known, plan.layers, np.full(tree.size, 0.5))
+            assert context.pool.held_bytes <= limit * ROW_BYTES
+            assert context.pool.used_rows == sum(
+                len(branch.ids) for root in context._roots.values() for branch in every(root)
+            )
+        before |= prefixes(given_paths)
+
+
+def every(branch: Branch) -> list[Branch]:
+    return [branch, *(b for child in branch.children.values() for b in every(child))]
 
 
 def test_thousands_of_branches_need_no_recursion() -> None:

@@ -17,9 +17,10 @@ _MEMORY_WORDS = ("out of memory", "defaultcpuallocator", "can't allocate memory"
 class TokenBatcher:
     """Runs paths in batches of at most `max_tokens` packed tokens.
 
-    Batches are runs of neighbours in the token tree, so whole subtrees stay together and a prefix
-    shared by two batches is computed in both. When memory runs out, the bound becomes half of what
-    was tried and stays there. A single path is always tried, however long.
+    Batches are runs of neighbours in the token tree, so whole subtrees stay together; a prefix
+    shared by two batches is part of both (computed in both, if nothing keeps it). When memory runs
+    out, the bound becomes half of what was tried and stays there. A single path is always tried,
+    however long.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -52,7 +53,7 @@ class TokenBatcher:
                 self.max_tokens = max(1, size // 2)
                 waiting.extendleft(reversed(batch))
             if computed is None:
-                _release_memory()  # only here the failed pass no longer holds its tensors
+                release_memory()  # only here the failed pass no longer holds its tensors
         return results
 
     def _next(
@@ -74,6 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
+    """Give memory that torch caches back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from vprm_search.errors import ConfigError
@@ -11,7 +11,7 @@ from vprm_search.ids import digest
 from vprm_search.scoring.memo_store import MemoEntry, MemoryScoreStore, ScoreStore
 from vprm_search.scoring.reasons import is_permanent
 from vprm_search.scoring.text_encoder import without_surrogates
-from vprm_search.types import ScoreRequest, ScoreResult, StepScore, StepScorer
+from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, StepScorer
 
 _KEY_VERSION = 1
 
@@ -47,6 +47,11 @@ class MemoScorer:
         self.store = MemoryScoreStore() if store is None else store
         self.meter = MemoMeter()
 
+    @property
+    def keeps_context(self) -> bool:
+        """Whether the scorer behind this one keeps what it computed for later calls."""
+        return bool(getattr(self.inner, "keeps_context", False))
+
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; equal requests are computed once."""
         chains = [step_keys(self.identity, request) for request in requests]
@@ -61,10 +66,12 @@ class MemoScorer:
         self._count(chains, wanted)
         for key, number in wanted.items():
             self._remember(chains[number], fresh[key])
-        return [
-            fresh[chain[-1]] if found is None else found
-            for chain, found in zip(chains, recalled, strict=True)
-        ]
+        results = []
+        for number, (chain, found) in enumerate(zip(chains, recalled, strict=True)):
+            result = fresh[chain[-1]] if found is None else found
+            first = found is not None or wanted[chain[-1]] == number
+            results.append(result if first else replace(result, cost=ScoreCost()))
+        return results
 
     def _recall(self, chain: Sequence[str]) -> ScoreResult | None:
         """Return the result of a path all of whose steps are known, or None."""

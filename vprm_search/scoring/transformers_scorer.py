@@ -1,45 +1,34 @@
-"""The in-process scorer: a native InternVL checkpoint, all candidates of a round in one pass."""
+"""The in-process scorer: a native checkpoint, all candidates of a round in one forward pass."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from vprm_search.errors import ConfigError, InputError
-from vprm_search.scoring.batching import TokenBatcher
+from vprm_search.errors import ConfigError
+from vprm_search.scoring.backbones import Quantization
+from vprm_search.scoring.call_queue import CallQueue
 from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
-from vprm_search.scoring.image_features import ImageFeatures
-from vprm_search.scoring.kept_context import KeptContext
-from vprm_search.scoring.layout import PrmLayout, ScoringPrompt
+from vprm_search.scoring.engine import Call, ScoringEngine
+from vprm_search.scoring.families import Layout
+from vprm_search.scoring.flex_attention import AttentionName
 from vprm_search.scoring.meter import ScoringMeter
-from vprm_search.scoring.reasons import (
-    BAD_INPUT,
-    IMAGE_MISSING,
-    NOT_FINITE,
-    OUT_OF_MEMORY,
-    TOO_LONG,
-)
 from vprm_search.scoring.solution import ImageSource, solution_request
-from vprm_search.scoring.token_tree import TokenPath
-from vprm_search.scoring.tree_forward import PathJob, TreeForward
-from vprm_search.types import ScoreRequest, ScoreResult, StepScore
+from vprm_search.scoring.whole_answer import step_results, whole_answers
+from vprm_search.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_TOKENS = 32_768
-DEFAULT_CONTEXT_TOKENS = 0
-"""Nothing is kept: a search that is killed and resumed then gets the very same scores."""
+DEFAULT_CONTEXT_BYTES = 2 << 30
+"""Room for about 37,000 tokens of an 8B model in bfloat16: ten problems of 13 tiles."""
+DEFAULT_WINDOW_MS = 3.0
 
 
 class TransformersScorer:
@@ -48,12 +37,22 @@ class TransformersScorer:
     All requests of a call are packed into one forward pass (or a few, beyond `max_batch_tokens`):
     an image is encoded once, every shared prefix of tokens is computed once, and each path attends
     along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
-    positions. The embeddings of the latest images are kept (`kept_image_tokens`). With
-    `kept_context_tokens` above 0 the keys and values of the latest tree are kept too, so a round
-    of a search computes its new steps only; that changes the last bits of a float32 score (below
-    1e-6), and a search resumed in another process is then no longer equal bit for bit.
-    Images are known by their digests. `Problem.system` is not used: the system turn belongs
-    to the layout, since the model was trained with one.
+    positions. Images are known by their digests, and the embeddings of the latest are kept
+    (`kept_image_tokens`). `Problem.system` is not used: the system turn belongs to the layout,
+    since the model was trained with one.
+
+    Keys, values and scores of what was computed are kept within `kept_context_bytes`, so a round
+    of a search computes its new steps only; 0 keeps nothing. What was dropped is computed again
+    when it is needed. Where a path is split between passes changes the last bits of a score (below
+    1e-6 in float32). With one caller, scores are a function of the calls since the scorer was
+    made: the same calls in the same order give the same bits.
+
+    Calls that arrive while another is computed are put into one forward pass; when several were,
+    the next pass waits up to `window_ms` for as many. With 0 every call is computed alone. A lone
+    caller never waits. Calls may come from any thread and any event loop.
+
+    `attention` is "blocks" (dense attention in blocks, everywhere), "flex" (FlexAttention) or
+    "auto": FlexAttention on CUDA if it works there, settled when the scorer is made.
 
     A request that cannot be scored (too long, a broken image, not finite, out of memory) is a
     failed result with a reason; the others are scored.
@@ -65,38 +64,65 @@ class TransformersScorer:
         *,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
-        kept_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+        kept_context_bytes: int = DEFAULT_CONTEXT_BYTES,
+        window_ms: float = DEFAULT_WINDOW_MS,
+        attention: AttentionName = "auto",
     ) -> None:
-        if max_batch_tokens < 1 or min(kept_image_tokens, kept_context_tokens) < 0:
+        if max_batch_tokens < 1 or min(kept_image_tokens, kept_context_bytes, window_ms) < 0:
             raise ConfigError(
                 f"max_batch_tokens is {max_batch_tokens}, kept_image_tokens {kept_image_tokens}, "
-                f"kept_context_tokens {kept_context_tokens}; at least 1, 0 and 0 are needed"
+                f"kept_context_bytes {kept_context_bytes}, window_ms {window_ms}; at least 1, 0, 0 "
+                "and 0 are needed"
             )
         self.checkpoint = checkpoint
-        self.meter = ScoringMeter()
-        self._batcher = TokenBatcher(max_batch_tokens)
-        self._images = ImageFeatures(checkpoint, self.meter, kept_image_tokens)
-        self._forward = TreeForward(checkpoint, self.meter, KeptContext(kept_context_tokens))
-        self._lock = threading.Lock()  # the model and the tokenizer serve one thread at a time
+        self._engine = ScoringEngine(
+            checkpoint,
+            max_batch_tokens=max_batch_tokens,
+            kept_image_tokens=kept_image_tokens,
+            kept_context_bytes=kept_context_bytes,
+            attention=attention,
+        )
+        self._queue: CallQueue[Call, list[ScoreResult]] = CallQueue(self._engine, window_ms / 1000)
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         *,
+        revision: str | None = None,
+        family: str | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
-        layout: PrmLayout | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        quantization: Quantization | None = None,
+        layout: Layout | None = None,
+        system_prompt: str | None = None,
+        orm: bool = False,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
-        kept_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+        kept_context_bytes: int = DEFAULT_CONTEXT_BYTES,
+        window_ms: float = DEFAULT_WINDOW_MS,
+        attention: AttentionName = "auto",
     ) -> TransformersScorer:
-        """Load a local checkpoint directory; see `load_checkpoint` for the options and errors."""
+        """Load a checkpoint; see `load_checkpoint` for the options up to `orm` and the errors."""
         return cls(
-            load_checkpoint(path, device=device, dtype=dtype, layout=layout),
+            load_checkpoint(
+                path,
+                revision=revision,
+                family=family,
+                device=device,
+                dtype=dtype,
+                device_map=device_map,
+                quantization=quantization,
+                layout=layout,
+                system_prompt=system_prompt,
+                orm=orm,
+            ),
             max_batch_tokens=max_batch_tokens,
             kept_image_tokens=kept_image_tokens,
-            kept_context_tokens=kept_context_tokens,
+            kept_context_bytes=kept_context_bytes,
+            window_ms=window_ms,
+            attention=attention,
         )
 
     @property
@@ -105,21 +131,37 @@ class TransformersScorer:
         return self.checkpoint.identity
 
     @property
-    def layout(self) -> PrmLayout:
+    def layout(self) -> Layout:
         """The prompt layout in use."""
         return self.checkpoint.builder.layout
 
+    @property
+    def meter(self) -> ScoringMeter:
+        """Running totals of what scoring has cost."""
+        return self._engine.meter
+
+    @property
+    def keeps_context(self) -> bool:
+        """Whether what a call computed is kept for later calls."""
+        return self._engine.context.enabled
+
+    @property
+    def attention(self) -> str:
+        """The attention in use: "blocks" or "flex"."""
+        return self._engine.forward.attention
+
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Score all requests in a worker thread: same length, same order."""
-        return await asyncio.to_thread(self.score_sync, list(requests))
+        """Score all requests without blocking the event loop: same length, same order."""
+        results = await asyncio.wrap_future(self._queue.submit(self._asked(requests)))
+        return step_results(requests, results) if self.checkpoint.orm else results
 
     def score_sync(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Score all requests in the calling thread: same length, same order."""
-        with self._lock, torch.inference_mode():
-            started = time.perf_counter()
-            results = self._score(requests)
-            self.meter.seconds += time.perf_counter() - started
-        return results
+        """Score all requests and wait for them: same length, same order."""
+        results = self._queue.submit(self._asked(requests)).result()
+        return step_results(requests, results) if self.checkpoint.orm else results
+
+    def _asked(self, requests: Sequence[ScoreRequest]) -> list[ScoreRequest]:
+        return whole_answers(requests) if self.checkpoint.orm else list(requests)
 
     async def score_solution(
         self,
@@ -135,109 +177,3 @@ class TransformersScorer:
         max_steps = self.layout.max_steps
         request = solution_request(question, solution, images, max_steps=max_steps)
         return (await self.score([request]))[0]
-
-    def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        features = self._images.encode(image for r in requests for image in r.images)
-        prompts = [self._prompt(request, features) for request in requests]
-        jobs: dict[TokenPath, PathJob] = {}
-        for request, prompt in zip(requests, prompts, strict=True):
-            if isinstance(prompt, ScoringPrompt):
-                job = _job(request, prompt, features)
-                jobs.setdefault(job.path, job)
-                self.meter.tokens_requested += len(job.path.ids)
-        scores = self._run(jobs)
-        results = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            self.meter.requests += 1
-            self.meter.steps += len(request.steps)
-            if isinstance(prompt, ScoringPrompt):
-                path = TokenPath(request.problem.images, prompt.scored_ids)
-                results.append(_result(prompt, scores[path]))
-            else:
-                results.append(ScoreResult.failed(len(request.steps), prompt))
-        return results
-
-    def _run(self, jobs: dict[TokenPath, PathJob]) -> dict[TokenPath, list[float] | None]:
-        todo = list(jobs.values())
-        computed = self._batcher.run(
-            list(jobs), lambda chosen: self._forward([todo[i] for i in chosen])
-        )
-        for number, values in enumerate(computed):
-            if values is not None and any(map(math.isnan, values)):
-                computed[number] = self._isolated(todo[number])
-        self.meter.out_of_memory = self._batcher.out_of_memory
-        return dict(zip(jobs, computed, strict=True))
-
-    def _isolated(self, job: PathJob) -> list[float]:
-        """Score one path step by step, each in a pass of its own, up to the first NaN.
-
-        A NaN spreads to every row of its pass, because a masked weight of 0 times NaN is NaN: only
-        so is it known which steps really are without a score.
-        """
-        values: list[float] = []
-        for read in job.reads:
-            path = TokenPath(job.path.group, job.path.ids[: read + 1])
-            values.append(self._alone(replace(job, path=path, reads=(read,))))
-            if math.isnan(values[-1]):
-                break
-        return values + [math.nan] * (len(job.reads) - len(values))
-
-    def _alone(self, job: PathJob) -> float:
-        found = self._batcher.run([job.path], lambda _: self._forward([job]))[0]
-        return math.nan if found is None else found[0]
-
-    def _prompt(
-        self, request: ScoreRequest, features: dict[str, Tensor | str]
-    ) -> ScoringPrompt | str:
-        """Return the prompt of a request, or the reason why it cannot be scored."""
-        if tuple(image.digest for image in request.images) != request.problem.images:
-            return (
-                f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the "
-                f"request holds {len(request.images)}, or others; pass the problem's images"
-            )
-        counts = []
-        for digest in request.problem.images:
-            feature = features[digest]
-            if isinstance(feature, str):
-                return feature
-            counts.append(len(feature))
-        try:
-            prompt = self.checkpoint.builder.build(request.problem.question, request.steps, counts)
-        except InputError as error:
-            return f"{BAD_INPUT}: {error}"
-        size, limit = len(prompt.scored_ids), self.checkpoint.max_tokens
-        if size > limit:
-            return (
-                f"{TOO_LONG}: problem and solution take {size} tokens ({sum(counts)} for images), "
-                f"the model's limit is {limit}; use fewer tiles, or merge or shorten the steps"
-            )
-        return prompt
-
-
-def _job(
-    request: ScoreRequest, prompt: ScoringPrompt, features: dict[str, Tensor | str]
-) -> PathJob:
-    parts = [f for d in request.problem.images if isinstance(f := features[d], Tensor)]
-    return PathJob(
-        TokenPath(request.problem.images, prompt.scored_ids),
-        prompt.read_positions,
-        prompt.image_spans,
-        torch.cat(parts) if parts else None,
-    )
-
-
-def _result(prompt: ScoringPrompt, values: list[float] | None) -> ScoreResult:
-    if values is None:
-        reason = (
-            f"{OUT_OF_MEMORY}: {len(prompt.scored_ids)} tokens do not fit into the device's memory"
-        )
-        scores = tuple(StepScore(None, reason) for _ in prompt.read_positions)
-    else:
-        scores = tuple(_step_score(value) for value in values)
-    return ScoreResult(scores, prompt.prefix_tokens, prompt.step_tokens)
-
-
-def _step_score(value: float) -> StepScore:
-    if math.isfinite(value):
-        return StepScore(value)
-    return StepScore(None, f"{NOT_FINITE}: the model's logits for '+' and '-' are NaN or infinite")

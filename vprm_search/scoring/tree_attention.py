@@ -1,5 +1,9 @@
 """Attention over a packed token tree: every token sees its own path and nothing else.
 
+transformers calls `tree_attention` in every layer of the language model; the plan of the pass says
+how to attend. There are two kinds of plans, equal in their results: blocks of dense attention here,
+which run everywhere, and block-sparse FlexAttention (`flex_attention.py`) on CUDA.
+
 The rows of the tree are cut into blocks. The queries of a block are contiguous rows that hang
 below one common chain of ancestors; its keys are the rows of that chain and its own rows. So a long
 branch pays for its own path instead of for the whole tree, and many short siblings share one
@@ -8,7 +12,8 @@ call. The result equals attention with the full `[rows, rows]` ancestor mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +23,19 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from vprm_search.scoring.kept_context import KnownRows, LayerStore
-from vprm_search.scoring.token_tree import Rows, Segment, TokenTree
+from vprm_search.scoring.kept_context import KnownRows
+from vprm_search.scoring.row_pool import as_index
+from vprm_search.scoring.token_tree import Segment, TokenTree
 
 TREE_ATTENTION = "vprm_tree"
 _BLOCK_ROWS = 256  # below this, one call with some masked work is cheaper than several calls
+
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+"""From queries `[1, heads, new rows, head_dim]`, keys and values `[1, kv_heads, rows, head_dim]`
+and a scale to `[1, heads, new rows, head_dim]`."""
+
+Planner = Callable[[TokenTree, KnownRows, torch.device], Attend]
+"""Makes the attention of one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +52,65 @@ class AttentionBlock:
     mask: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class AttentionPlan:
-    """The blocks of one pass, the rows known before it, and a store for what it computes."""
+    """One pass: how to attend, the rows known before it, and a place for what it computes.
 
-    blocks: tuple[AttentionBlock, ...]
+    `layers` fills up with the keys and values of the new rows, layer by layer, if `collect` is set.
+    """
+
+    attend: Attend
     known: KnownRows
-    store: LayerStore
+    collect: bool = False
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _layer: int = 0
+
+    def with_known(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the next layer, the known rows before the new ones."""
+        number, self._layer = self._layer, self._layer + 1
+        if self.collect:
+            self.layers.append((key, value))
+        if self.known.rows is None:
+            return key, value
+        old_key, old_value = self.known.rows.layer(number)
+        return torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
 
 
-def plan_attention(
+def plan_blocks(tree: TokenTree, known: KnownRows, device: torch.device) -> Attend:
+    """Return attention in dense blocks, with keys and masks on `device`."""
+    blocks = attention_blocks(tree, known, device)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        groups = query.shape[1] // key.shape[1]
+        gqa = query.device.type == "cpu"  # elsewhere, no kernel takes groups and a mask together
+        if groups > 1 and not gqa:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        parts = []
+        for block in blocks:
+            mask = None if block.mask is None else block.mask.to(query.device)
+            keys = block.keys
+            if isinstance(keys, Tensor):
+                keys = keys.to(query.device)  # layers may be spread over devices
+            parts.append(
+                scaled_dot_product_attention(
+                    query[:, :, block.start : block.stop],
+                    key[:, :, keys],
+                    value[:, :, keys],
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    scale=scale,
+                    enable_gqa=groups > 1 and gqa,
+                )
+            )
+        return torch.cat(parts, dim=2)
+
+    return attend
+
+
+def attention_blocks(
     tree: TokenTree, known: KnownRows, device: torch.device | str = "cpu"
-) -> AttentionPlan:
-    """Cut a tree into attention blocks, in row order, with keys and masks on `device`.
+) -> Sequence[AttentionBlock]:
+    """Cut a tree into attention blocks, in row order.
 
     A subtree of up to 256 rows is one block, together with as many of the siblings that follow it
     as fit; a larger subtree gives one block for its first segment and is then cut further. Rows
@@ -72,7 +131,7 @@ def plan_attention(
         if (known.slots[first.start : stop] >= known.count).any():
             blocks.append(_block(tree, at, after, known, device))
         at = after
-    return AttentionPlan(tuple(blocks), known, LayerStore())
+    return blocks
 
 
 def _joins(segment: Segment, first: Segment) -> bool:
@@ -96,14 +155,7 @@ def _block(
         allowed[:, : len(above)] = True
         _mask_inside(tree, at, after, allowed[:, len(above) :])
         mask = torch.from_numpy(allowed[asking]).to(device)
-    return AttentionBlock(int(queries[0]), int(queries[-1]) + 1, _as_index(keys, device), mask)
-
-
-def _as_index(rows: Rows, device: torch.device | str) -> Tensor | slice:
-    """Return rows as a slice where they are contiguous, so that they need not be copied."""
-    if (np.diff(rows) == 1).all():
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return torch.from_numpy(rows).to(device)
+    return AttentionBlock(int(queries[0]), int(queries[-1]) + 1, as_index(keys, device), mask)
 
 
 def _mask_inside(tree: TokenTree, at: int, after: int, mask: NDArray[np.bool_]) -> None:
@@ -130,31 +182,14 @@ def tree_attention(
     attention_plan: AttentionPlan,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend block by block; called by transformers inside every layer of the language model.
+    """Attend as the plan says; called by transformers inside every layer of the language model.
 
     `query` is `[1, heads, new rows, head_dim]`, `key` and `value` have `kv_heads`; the result is
     `[1, new rows, heads, head_dim]`. `attention_mask` is not used: the plan says it all. Layers
-    must come in order, as they do, since each leaves its keys and values in the plan's store.
+    must come in order, as they do: the plan counts them.
     """
-    key, value = attention_plan.known.prepend(len(attention_plan.store.keys), key, value)
-    attention_plan.store.keys.append(key)
-    attention_plan.store.values.append(value)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = []
-    for block in attention_plan.blocks:
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, block.start : block.stop],
-                key[:, :, block.keys],
-                value[:, :, block.keys],
-                attn_mask=block.mask,
-                is_causal=block.mask is None,
-                scale=scaling,
-            )
-        )
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    key, value = attention_plan.with_known(key, value)
+    return attention_plan.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
