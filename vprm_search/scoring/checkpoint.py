@@ -1,177 +1,209 @@
-"""Load a native InternVL checkpoint from a local directory: safetensors only, no remote code."""
+"""Load a process reward model from a directory: safetensors only, no remote code."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
-from transformers.utils.logging import (
-    disable_progress_bar,
-    enable_progress_bar,
-    is_progress_bar_enabled,
-)
+from torch import Tensor
 
+from vprm_search.checkpoints import ensure_native
 from vprm_search.errors import CheckpointError, ConfigError
-from vprm_search.ids import digest
+from vprm_search.scoring.backbones import (
+    Quantization,
+    check_directory,
+    load_model,
+    load_tokenizer,
+    token_limit,
+)
+from vprm_search.scoring.checkpoint_identity import checkpoint_identity
+from vprm_search.scoring.families import (
+    DEFAULT_FAMILY,
+    FAMILIES,
+    ImageRule,
+    Layout,
+    PrmFamily,
+    find_family,
+)
 from vprm_search.scoring.layout import PrmLayout, PromptBuilder
+from vprm_search.scoring.marker_layout import MarkerBuilder
+from vprm_search.scoring.patches import PixelBudget
 from vprm_search.scoring.preprocess import PreprocessConfig
-from vprm_search.scoring.readout import Readout, TokenPairReadout
-from vprm_search.scoring.scorer_file import read_json, read_scorer_file
-from vprm_search.scoring.tree_attention import TREE_ATTENTION
+from vprm_search.scoring.readout import (
+    FullVocabularyReadout,
+    HeadReadout,
+    Readout,
+    TokenPairReadout,
+)
+from vprm_search.scoring.score_heads import read_head
+from vprm_search.scoring.scorer_file import ScorerFile, read_scorer_file
 
-SUPPORTED_TEXT_MODELS = ("qwen2", "qwen3", "llama")
-"""Language models whose attention is plain scaled dot products, as tree attention computes it."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_FULL_DIGEST_BYTES = 256 << 20
-_SAMPLE_BYTES = 1 << 20
+Builder = PromptBuilder | MarkerBuilder
 
 
 @dataclass(frozen=True, slots=True)
 class PrmCheckpoint:
     """A loaded process reward model with all that scoring needs.
 
-    `identity` names weights, tokenizer, layout, image rule and dtype: equal identity, equal scores
-    up to rounding. `max_tokens` is the longest path the model's positions cover.
+    `identity` names weights, tokenizer, layout, image rule, dtype and way of scoring: equal
+    identity, equal scores up to rounding. `max_tokens` is the longest path that is computed
+    exactly. `preprocess` is None for models that read text only, and `tokens_per_tile` 0 for all
+    but those that read tiles. `device` is where embeddings are looked up. `orm` scores whole
+    answers instead of steps (`whole_answer`).
     """
 
     model: Any
     tokenizer: Any
-    builder: PromptBuilder
+    builder: Builder
     readout: Readout
-    preprocess: PreprocessConfig
+    preprocess: ImageRule | None
     tokens_per_tile: int
     max_tokens: int
     device: torch.device
     identity: str
+    family: PrmFamily = FAMILIES[DEFAULT_FAMILY]
+    orm: bool = False
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder layers; they take embeddings and give hidden states after the last norm."""
+        inner = getattr(self.model, "model", self.model)
+        return getattr(inner, "language_model", inner)
 
 
 def load_checkpoint(
     path: str | Path,
     *,
+    revision: str | None = None,
+    family: str | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
-    layout: PrmLayout | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: Quantization | None = None,
+    layout: Layout | None = None,
+    system_prompt: str | None = None,
+    orm: bool = False,
 ) -> PrmCheckpoint:
-    """Load a checkpoint directory for scoring.
+    """Load a checkpoint for scoring: a local directory, or a repository `Owner/Name`.
+
+    A repository needs its `revision`, the commit; an original VisualPRM checkpoint is converted on
+    first use (`checkpoints.ensure_native`).
+
+    `family` names a row of `families.FAMILIES`; without it the one in `vprm.json` counts, and
+    without that VisualPRM. `layout` replaces the one in `vprm.json`, `system_prompt` its system
+    message. `orm=True` scores the answer so far as one step.
 
     `device="auto"` takes CUDA when there is one. Without `dtype` weights are computed in float32 on
-    a CPU and in bfloat16 elsewhere, whatever they are stored in. `layout` replaces the one in
-    `vprm.json`. Raises `CheckpointError` for a directory that is missing, incomplete, unsafe or of
-    another architecture.
+    a CPU and in bfloat16 elsewhere, whatever they are stored in. `device_map` ("auto", or a map of
+    modules) spreads the layers over several devices and needs accelerate; `quantization` ("8bit",
+    "4bit") needs bitsandbytes and a GPU.
+
+    Raises `CheckpointError` for a directory that is missing, incomplete, unsafe or of another
+    architecture, `ConfigError` for options that contradict each other or a family whose system
+    prompt must be given, and `MissingDependencyError`.
     """
-    directory = _checked_directory(Path(path))
+    if device_map is not None and device != "auto":
+        raise ConfigError(f"device is {device!r} and there is a device_map; give one of them")
+    directory = ensure_native(path, revision=revision)
+    settings = _settings(directory, family, layout, system_prompt)
+    row = find_family(settings.family)
+    check_directory(directory, row)
     place = _device(device)
     kind = _dtype(dtype, place)
-    settings = read_scorer_file(directory)
-    tokenizer = _load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     try:
-        builder = PromptBuilder(tokenizer, layout or settings.layout)
+        builder = _builder(tokenizer, settings.layout)
     except ConfigError as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    model = _load_model(directory, kind).to(place).eval()
+    model = load_model(directory, row, kind, place, device_map, quantization)
     _check_agreement(directory, model.config, builder, settings.preprocess)
-    identity = digest(
-        "scorer",
-        _weights_digest(directory),
-        builder.layout.model_dump_json(),
-        settings.preprocess.model_dump_json(),
-        str(kind),
-    ).hex()
+    table = model.get_input_embeddings().weight
     return PrmCheckpoint(
         model,
         tokenizer,
         builder,
-        TokenPairReadout(model.lm_head.weight, builder.plus_id, builder.minus_id),
+        _readout(directory, model, row, builder),
         settings.preprocess,
-        int(model.config.image_seq_length),
-        int(model.config.text_config.max_position_embeddings),
-        place,
-        identity,
+        int(getattr(model.config, "image_seq_length", 0)),
+        token_limit(model.config),
+        place if table.device.type == "meta" else table.device,
+        checkpoint_identity(directory, settings, kind, quantization, orm),
+        row,
+        orm,
     )
 
 
-def _checked_directory(directory: Path) -> Path:
+def _settings(
+    directory: Path, family: str | None, layout: Layout | None, system_prompt: str | None
+) -> ScorerFile:
+    """Return the checkpoint's settings with the caller's options in their places."""
     if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is no checkpoint directory (no config.json)")
+    settings = read_scorer_file(directory, family)
+    chosen = layout or settings.layout
+    if system_prompt is not None:
+        chosen = type(chosen).model_validate(
+            {**chosen.model_dump(), "system_prompt": system_prompt}
+        )
+    row = find_family(settings.family)
+    if row.system_prompt_source and chosen.system_prompt is None:
+        raise ConfigError(
+            f"models of the family {row.name!r} were trained with a system prompt that this "
+            f"package does not hold ({row.system_prompt_source}); pass it as system_prompt=… "
+            "(or '' to score without its text)"
+        )
+    return settings.model_copy(update={"layout": chosen})
+
+
+def _builder(tokenizer: Any, layout: Layout) -> Builder:
+    if isinstance(layout, PrmLayout):
+        return PromptBuilder(tokenizer, layout)
+    return MarkerBuilder(tokenizer, layout)
+
+
+def _readout(directory: Path, model: Any, family: PrmFamily, builder: Builder) -> Readout:
+    if family.head:
+        outputs = 2 if family.readout == "two_classes" else 1
+        return HeadReadout(read_head(directory, family.head, outputs))
+    head: Tensor = model.get_output_embeddings().weight
+    if head.device.type == "meta":
         raise CheckpointError(
-            f"{directory} is no checkpoint directory (no config.json); give a local directory, "
-            "models are never downloaded"
+            f"{directory}: device_map leaves no room for the output head; give it a device"
         )
-    config = read_json(directory / "config.json")
-    kind = config.get("model_type")
-    if kind != "internvl":
-        raise CheckpointError(
-            f"{directory} holds a {kind!r} model, needed is 'internvl' (transformers' native "
-            "class); checkpoints with remote code such as 'internvl_chat' must be converted first"
-        )
-    text = config.get("text_config", {})
-    if text.get("model_type") not in SUPPORTED_TEXT_MODELS:
-        raise CheckpointError(
-            f"{directory}: language model {text.get('model_type')!r} is not one of "
-            f"{', '.join(SUPPORTED_TEXT_MODELS)}, for which tree attention is known to be exact"
-        )
-    if "sliding_attention" in (text.get("layer_types") or ()):
-        raise CheckpointError(f"{directory}: layers with a sliding window are not supported")
-    if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory} holds no *.safetensors weights; other kinds are unsafe")
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        # transformers would silently make an empty tokenizer
-        raise CheckpointError(f"{directory} holds no tokenizer ({', '.join(_TOKENIZER_FILES)})")
-    return directory
-
-
-def _load_tokenizer(directory: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise CheckpointError(f"{directory}: the tokenizer is empty (it encodes 'a' to nothing)")
-    return tokenizer
-
-
-def _load_model(directory: Path, dtype: torch.dtype) -> Any:
-    bars = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        model, info = InternVLForConditionalGeneration.from_pretrained(
-            str(directory),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            attn_implementation={"text_config": TREE_ATTENTION, "vision_config": "sdpa"},
-        )
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise CheckpointError(f"{directory}: the weights cannot be loaded: {error}") from error
-    finally:
-        if bars:
-            enable_progress_bar()
-    problems = {name: sorted(map(str, info[name])) for name in info if info[name]}
-    if problems:
-        raise CheckpointError(f"{directory}: the weights do not fit the config: {problems}")
-    return model
+    plus, minus = builder.plus_id, builder.minus_id
+    if plus is None or minus is None:
+        raise ConfigError(f"a model of the family {family.name!r} needs plus_word and minus_word")
+    if family.readout == "full_vocabulary":
+        return FullVocabularyReadout(head, plus)
+    return TokenPairReadout(head, plus, minus)
 
 
 def _check_agreement(
-    directory: Path, config: Any, builder: PromptBuilder, preprocess: PreprocessConfig
+    directory: Path, config: Any, builder: Builder, rule: ImageRule | None
 ) -> None:
+    text = getattr(config, "text_config", config)
+    ids = [token for token in (builder.plus_id, builder.minus_id) if token is not None]
+    if ids and max(ids) >= text.vocab_size:
+        raise CheckpointError(f"{directory}: the tokenizer is larger than the model's vocabulary")
+    if rule is None:
+        return
     if builder.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{directory}: the layout's image token has id {builder.image_token_id}, the model's "
             f"is {config.image_token_id}; set image_token in the layout"
         )
-    if max(builder.plus_id, builder.minus_id) >= config.text_config.vocab_size:
-        raise CheckpointError(f"{directory}: the tokenizer is larger than the model's vocabulary")
+    if isinstance(rule, PixelBudget):
+        _check_patches(directory, config.vision_config, rule)
+    else:
+        _check_tiles(directory, config, rule)
+
+
+def _check_tiles(directory: Path, config: Any, rule: PreprocessConfig) -> None:
     height, width = config.vision_config.image_size
-    side = preprocess.tile_size
+    side = rule.tile_size
     if (height, width) != (side, side):
         raise CheckpointError(
             f"{directory}: tiles are {side} pixels wide, the vision model takes {width}x{height}"
@@ -181,6 +213,15 @@ def _check_agreement(
     if tokens != config.image_seq_length:
         raise CheckpointError(
             f"{directory}: a tile gives {tokens} tokens, config says {config.image_seq_length}"
+        )
+
+
+def _check_patches(directory: Path, config: Any, rule: PixelBudget) -> None:
+    wanted = (config.patch_size, config.spatial_merge_size, config.temporal_patch_size)
+    if wanted != (rule.patch_size, rule.merge_size, 2):
+        raise CheckpointError(
+            f"{directory}: the vision model takes patches, merges and frames of {wanted}, the "
+            f"image rule gives {(rule.patch_size, rule.merge_size, 2)}"
         )
 
 
@@ -199,21 +240,3 @@ def _dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"{name!r} is no torch dtype; use 'float32', 'bfloat16' or 'float16'")
     return found
-
-
-def _weights_digest(directory: Path) -> bytes:
-    """Digest weights, config and tokenizer; of huge files the ends, the size and the time."""
-    state = hashlib.sha256()
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
-    files += sorted(directory.glob("*.model"))
-    for file in files:
-        stat = file.stat()
-        with file.open("rb") as stream:
-            if stat.st_size <= _FULL_DIGEST_BYTES:
-                part = hashlib.file_digest(stream, "sha256").digest()
-            else:
-                head = stream.read(_SAMPLE_BYTES)
-                stream.seek(-_SAMPLE_BYTES, 2)
-                part = digest(head, stream.read(), stat.st_size, stat.st_mtime_ns)
-        state.update(digest(file.name, part))
-    return state.digest()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+_VOCABULARY_CHUNK = 16_384
 
 
 class Readout(Protocol):
@@ -28,6 +31,52 @@ class TokenPairReadout:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return P('+'), `[rows]`."""
-        logits = hidden.float() @ self._rows.T
+        logits = hidden.float() @ self._rows.to(hidden.device).T
         plus = logits.softmax(dim=-1)[:, 0]
         return plus.masked_fill(~logits.isfinite().all(dim=-1), torch.nan)
+
+
+class FullVocabularyReadout:
+    """Softmax over the whole vocabulary: P('+') = exp(l+) / sum of exp(l).
+
+    The head is read in pieces, each in float32, so that no `[rows, vocabulary]` float32 copy of
+    the logits exists. Source: DreamPRM-1.5, `utils.py`.
+    """
+
+    def __init__(self, head: Tensor, plus_id: int) -> None:
+        self._head = head.detach()
+        self._plus = head[plus_id].detach().float()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return P('+'), `[rows]`."""
+        rows = hidden.float().to(self._head.device)
+        pieces = [
+            (rows @ piece.float().T).logsumexp(-1) for piece in self._head.split(_VOCABULARY_CHUNK)
+        ]
+        total = torch.stack(pieces).logsumexp(0)
+        plus = (rows @ self._plus.to(rows.device) - total).exp()
+        return plus.clamp(max=1).masked_fill(~total.isfinite(), torch.nan)
+
+
+class HeadReadout:
+    """A small head of its own: linear layers with ReLU between them, computed in float32.
+
+    One output is a logit of '+' (sigmoid), two are the logits of '-' and '+' (softmax). Sources:
+    Qwen2.5-Math-PRM (two classes, two layers), Skywork-o1-PRM and URSA-RM (one value, one layer).
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        self._layers = [(w.float(), None if b is None else b.float()) for w, b in layers]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return P('+'), `[rows]`; the layers move to the device of the first `hidden`."""
+        values, place = hidden.float(), hidden.device
+        if self._layers[0][0].device != place:
+            self._layers = [
+                (w.to(place), None if b is None else b.to(place)) for w, b in self._layers
+            ]
+        for number, (weight, bias) in enumerate(self._layers):
+            values = values.relu() if number else values
+            values = torch.nn.functional.linear(values, weight, bias)
+        plus = values.softmax(-1)[:, 1] if values.shape[-1] == 2 else values[:, 0].sigmoid()
+        return plus.masked_fill(~values.isfinite().all(dim=-1), torch.nan)

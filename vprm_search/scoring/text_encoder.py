@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from vprm_search.errors import ConfigError, InputError
 _CACHED_TEXTS = 4096
 _BREAK = "\N{MIDDLE DOT}"  # visible, and no part of any known control token
 _PROBES = ("a", "A b", "\na", " a", "1", "\n\n# a")
+_MARKER_PROBES = ("\na", "\n a", "\n\n# a")  # a line break follows a marker word
+_LEAD = "a"  # what stands before a marker word while its context is encoded
 
 
 class Tokenizer(Protocol):
@@ -68,18 +70,29 @@ class TextEncoder:
     give a stretch other tokens than it has inside the conversation; for these, and for text that
     holds no control token, the stretch is encoded behind the control token it follows.
 
+    `markers` are words of the ordinary vocabulary (text to id) that a layout uses as control
+    tokens: they are kept out of texts in the same way, and texts can follow them.
+
     Raises `ConfigError` when a word of `control_words` is not a token of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, control_words: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        control_words: Sequence[str],
+        markers: Mapping[str, int] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._control = {word: self._require(word) for word in control_words}
+        self._markers = dict(markers or {})
+        self._contexts = {word: self._plain(_LEAD + word) for word in self._markers}
         self._forbidden = self._forbidden_words()
         self._forbidden_ids = frozenset(self._forbidden.values())
         self._anchored = any(
             self._behind(word, probe) != self._plain(probe)
-            for word in control_words
-            for probe in _PROBES
+            for words, probes in ((control_words, _PROBES), (self._markers, _MARKER_PROBES))
+            for word in words
+            for probe in probes
         )
         self._cache: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
 
@@ -88,9 +101,10 @@ class TextEncoder:
         return self._control[word]
 
     def encode(self, text: str, after: str) -> EncodedText:
-        """Encode `text` as it stands behind the control token `after`.
+        """Encode `text` as it stands behind the control token or marker `after`.
 
-        Raises `InputError` when no change of the text keeps control tokens out of it.
+        `after=""` means that it stands at the start, or that it is encoded apart. Raises
+        `InputError` when no change of the text keeps control tokens out of it.
         """
         key = (text, after if self._anchored else "")
         known = self._cache.get(key)
@@ -105,7 +119,7 @@ class TextEncoder:
 
     def _encode(self, text: str, after: str) -> EncodedText:
         clean = without_surrogates(text)
-        if self._anchored:
+        if self._anchored and after:
             anchored = self._behind(after, clean)
             if anchored is not None and self._forbidden_ids.isdisjoint(anchored):
                 return EncodedText(tuple(anchored))
@@ -135,6 +149,9 @@ class TextEncoder:
 
     def _behind(self, word: str, text: str) -> list[int] | None:
         """Encode `text` behind a control token, or None where that token does not come out."""
+        if word in self._markers:
+            ids, context = self._plain(_LEAD + word + text), self._contexts[word]
+            return ids[len(context) :] if ids[: len(context)] == context else None
         joined = self._tokenizer(word + text, add_special_tokens=False, split_special_tokens=False)
         ids = list(joined["input_ids"])
         return ids[1:] if ids[:1] == [self._control[word]] else None
@@ -156,8 +173,12 @@ class TextEncoder:
         for token in self._tokenizer.all_special_ids:
             words.setdefault(self._tokenizer.convert_ids_to_tokens(token), token)
         words.update(self._control)
+        for word, token in self._markers.items():
+            words[word] = token
+            if token in self._plain(word.strip()):  # the start of a text counts as a blank
+                words[word.strip()] = token
         unknown = self._tokenizer.unk_token_id
-        keep = set(self._control.values())
+        keep = {*self._control.values(), *self._markers.values()}
         return {
             word: token
             for word, token in words.items()

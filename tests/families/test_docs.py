@@ -1,0 +1,23 @@
+"""The page for users and the table say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vprm_search.scoring import FAMILIES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_row_is_on_the_page(name: str) -> None:
+    row = FAMILIES[name]
+    table = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+    assert table.rstrip(" |").endswith(row.aggregation)
+    assert f"`{row.usage}`" in PAGE
+    assert all(repository in PAGE for repository in row.public)
+    if row.system_prompt_source:
+        words = row.system_prompt_source.split()
+        assert all(word in PAGE for word in words)

@@ -1,0 +1,286 @@
+"""The families of process reward models: one row each, and nothing else knows their names.
+
+A row says how a model wants its prompt, where and how its score is read, what its weights are and
+how its images are cut. To add a family, add a row here and a test in `tests/families`; a
+checkpoint then names the row in its `vprm.json` or when it is loaded. `docs/families.md` holds the
+same table for users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from vprm_search.errors import ConfigError
+from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.marker_layout import TOKENIZER_BOS, MarkerLayout
+from vprm_search.scoring.patches import PixelBudget
+from vprm_search.scoring.preprocess import PreprocessConfig
+
+Layout = PrmLayout | MarkerLayout
+ImageRule = PreprocessConfig | PixelBudget
+Backbone = Literal["internvl", "qwen2_5_vl", "text", "chat"]
+ReadoutKind = Literal["token_pair", "full_vocabulary", "two_classes", "one_value", "judge"]
+Evidence = Literal["verified", "third_party", "inferred"]
+
+DEFAULT_FAMILY = "visualprm"
+_TILES_6 = PreprocessConfig(max_tiles=6)
+_QWEN_CHAT = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+_QWEN_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True, slots=True)
+class PrmFamily:
+    """One family of process reward models.
+
+    Attributes:
+        name: what `family=` and the `family` of a `vprm.json` say.
+        layout: the prompt; None for judges, which are asked in words (`JudgeScorer`).
+        readout: softmax over two words, probability of '+' in the whole vocabulary, a head with two
+            classes, or one with a single value (sigmoid).
+        backbone: which native transformers classes hold the weights.
+        images: how images become pixel values; None for models that read text only.
+        aggregation: the path score its authors select by.
+        public: repositories of the public checkpoints.
+        usage: one line that uses a public checkpoint.
+        evidence: how the row is known: read in the authors' code, in others' code that uses the
+            model, or inferred in part; `note` says what is not certain.
+        head: name of the scoring head's tensors, for the two kinds of heads.
+        system_prompt_source: where the system prompt is published that this row does not hold and
+            that must be given; empty if nothing is missing.
+    """
+
+    name: str
+    layout: Layout | None
+    readout: ReadoutKind
+    backbone: Backbone
+    images: ImageRule | None
+    aggregation: str
+    public: tuple[str, ...]
+    usage: str
+    evidence: Evidence
+    note: str = ""
+    head: str = ""
+    system_prompt_source: str = ""
+
+
+def find_family(name: str) -> PrmFamily:
+    """Return a family by name. Raises `ConfigError` for a name that is not in the table."""
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"{name!r} is no family of reward models; known are {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[name]
+
+
+_ROWS = (
+    PrmFamily(
+        name=DEFAULT_FAMILY,
+        layout=PrmLayout(),
+        readout="token_pair",
+        backbone="internvl",
+        images=PreprocessConfig(),
+        aggregation="mean",
+        public=("OpenGVLab/VisualPRM-8B", "OpenGVLab/VisualPRM-8B-v1_1"),
+        usage='TransformersScorer.from_pretrained("VisualPRM-8B-v1_1/")',
+        evidence="verified",
+        note="v1.0's own code writes one image tag only; several images follow v1.1 here.",
+    ),
+    PrmFamily(
+        name="dreamprm-1.5",
+        layout=PrmLayout(
+            own_step_turns=True,
+            first_turn="{image}### Question:\n{question}",
+            after_image="",
+            system_prompt=None,
+        ),
+        readout="full_vocabulary",
+        backbone="internvl",
+        images=PreprocessConfig(),
+        aggregation="mean",
+        public=("Cooolder/DreamPRM-1_5-InstanceTable", "Cooolder/DreamPRM-1_5-InstanceNet"),
+        usage='TransformersScorer.from_pretrained("DreamPRM-1_5-InstanceTable/", '
+        'family="dreamprm-1.5", system_prompt=PROMPT)',
+        evidence="verified",
+        note="Its authors cut steps by numbers and keep a final 'Answer: X' as a step of its own.",
+        system_prompt_source="PRM_SYSTEM_PROMPT in utils.py of coder-qicao/DreamPRM-1.5",
+    ),
+    PrmFamily(
+        name="qwen-vl-prm",
+        layout=PrmLayout(
+            first_turn="{image}### Question:\n{question}\n\n### Solution Process:\n{step}",
+            image_start="<|vision_start|>",
+            image_token="<|image_pad|>",  # noqa: S106 - the name of a placeholder
+            image_end="<|vision_end|>",
+            after_image="",
+            system_prompt=None,
+        ),
+        readout="token_pair",
+        backbone="qwen2_5_vl",
+        images=PixelBudget(),
+        aggregation="mean",
+        public=("ob11/Qwen-VL-PRM-3B", "ob11/Qwen-VL-PRM-7B"),
+        usage='TransformersScorer.from_pretrained("Qwen-VL-PRM-7B/", family="qwen-vl-prm", '
+        "system_prompt=PROMPT)",
+        evidence="verified",
+        note="Its authors' search reward, p^0.3 / tokens^0.6 and -1 for '-', is not used here.",
+        system_prompt_source="PRM_SYSTEM_PROMPT_NORMAL_TOK_V2 in prompts.py of theogbrand/vlprm",
+    ),
+    PrmFamily(
+        name="rlhflow",
+        layout=PrmLayout(
+            first_turn="{image}{question} {step}",
+            reads_images=False,
+            begin_token="<|begin_of_text|>",  # noqa: S106
+            im_start="<|start_header_id|>",
+            header_end="<|end_header_id|>",
+            after_header="\n\n",
+            im_end="<|eot_id|>",
+            after_turn="",
+            system_role="system",
+            user_role="user",
+            assistant_role="assistant",
+            system_prompt="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+            strip_turns=True,
+        ),
+        readout="token_pair",
+        backbone="text",
+        images=None,
+        aggregation="mean",
+        public=("RLHFlow/Llama3.1-8B-PRM-Mistral-Data", "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data"),
+        usage='TransformersScorer.from_pretrained("Llama3.1-8B-PRM-Deepseek-Data/", '
+        'family="rlhflow")',
+        evidence="third_party",
+        note="The system turn is what Llama 3.1's chat template writes by itself (inferred).",
+    ),
+    PrmFamily(
+        name="mm-prm",
+        layout=MarkerLayout(
+            prefix="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+            "<|im_start|>assistant\n{image}Question: {question}\nProcess: ",
+            control_tokens=_QWEN_TOKENS,
+            system_prompt=PrmLayout().system_prompt,
+            begin_token="<s>",  # noqa: S106
+            marker="<prm>",
+            plus_word="Yes",
+            minus_word="No",
+            reads_images=True,
+        ),
+        readout="token_pair",
+        backbone="internvl",
+        images=_TILES_6,
+        aggregation="mean",
+        public=("Cierra0506/MM-PRM",),
+        usage='TransformersScorer.from_pretrained("MM-PRM/", family="mm-prm")',
+        evidence="third_party",
+        note="Inferred: the template's system message, InternLM2's begin token, and the names "
+        "'Yes' and 'No' in its vocabulary; all are fields of the layout.",
+    ),
+    PrmFamily(
+        name="qwen2.5-math-prm",
+        layout=MarkerLayout(
+            prefix=_QWEN_CHAT + "{question}<|im_end|>\n<|im_start|>assistant\n",
+            control_tokens=_QWEN_TOKENS,
+            system_prompt="Please reason step by step, and put your final answer within \\boxed{}.",
+            marker="<extra_0>",
+        ),
+        readout="two_classes",
+        head="score",
+        backbone="text",
+        images=None,
+        aggregation="product",
+        public=("Qwen/Qwen2.5-Math-PRM-7B", "Qwen/Qwen2.5-Math-PRM-72B"),
+        usage='TransformersScorer.from_pretrained("Qwen2.5-Math-PRM-7B/", '
+        'family="qwen2.5-math-prm")',
+        evidence="third_party",
+        note="The aggregation is inferred.",
+    ),
+    PrmFamily(
+        name="math-shepherd",
+        layout=MarkerLayout(
+            prefix="{question} ",
+            begin_token=TOKENIZER_BOS,
+            separator="\n",
+            marker=" ки",
+            text_marker=True,
+            plus_word="▁+",
+            minus_word="▁-",
+        ),
+        readout="token_pair",
+        backbone="text",
+        images=None,
+        aggregation="min",
+        public=("peiyi9979/math-shepherd-mistral-7b-prm",),
+        usage='TransformersScorer.from_pretrained("math-shepherd-mistral-7b-prm/", '
+        'family="math-shepherd")',
+        evidence="third_party",
+        note="Ids 648, 387 and 12902 in the public tokenizer. Paths end at the sliding window "
+        "(4096 tokens), below which it changes nothing.",
+    ),
+    PrmFamily(
+        name="skywork-o1-prm",
+        layout=MarkerLayout(
+            prefix="{question}\n",
+            begin_token=TOKENIZER_BOS,
+            marker="\n",
+            text_marker=True,
+            reserved=False,
+            steps_apart=True,
+        ),
+        readout="one_value",
+        head="v_head.summary",
+        backbone="text",
+        images=None,
+        aggregation="mean",
+        public=(
+            "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",
+            "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B",
+        ),
+        usage='TransformersScorer.from_pretrained("Skywork-o1-Open-PRM-Qwen-2.5-7B/", '
+        'family="skywork-o1-prm")',
+        evidence="third_party",
+        note="Its authors' steps are lines; a step of several lines is read at its end only. The "
+        "aggregation is inferred.",
+    ),
+    PrmFamily(
+        name="ursa-rm",
+        layout=MarkerLayout(
+            prefix=_QWEN_CHAT + "You are given a problem and a step-by-step solution. You need to "
+            "check the correctness of each step.\nQuestion:{question}\n",
+            control_tokens=_QWEN_TOKENS,
+            system_prompt="You are a helpful assistant.",
+            separator="\n",
+            marker=" и",
+            text_marker=True,
+            strip_steps=True,
+        ),
+        readout="one_value",
+        head="score",
+        backbone="text",
+        images=None,
+        aggregation="min",
+        public=("URSA-MATH/URSA-RM-8B",),
+        usage='TransformersScorer.from_pretrained("a text-only model in this layout/", '
+        'family="ursa-rm")',
+        evidence="third_party",
+        note="Text and score only: the vision tower (SAM + SigLIP) has no native transformers "
+        "class, so the public multimodal checkpoint is refused with an error.",
+    ),
+    PrmFamily(
+        name="judge",
+        layout=None,
+        readout="judge",
+        backbone="chat",
+        images=None,
+        aggregation="mean",
+        public=("any LangChain chat model",),
+        usage='JudgeScorer(ChatOpenAI(model="gpt-4.1-mini", max_retries=0))',
+        evidence="verified",
+        note="Our own wording; a judge is no published reward model.",
+    ),
+)
+
+FAMILIES: Mapping[str, PrmFamily] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every family by name."""
