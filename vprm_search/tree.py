@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _RANK = {status: rank for rank, status in enumerate(NODE_STATUSES)}
-_COUNTED = ("generated_tokens", "prompt_tokens", "scored_tokens", "requests")
+_COUNTED = (
+    "generated_tokens",
+    "prompt_tokens",
+    "scored_tokens",
+    "requests",
+    "tokens_sent",
+    "tokens_computed",
+    "images_encoded",
+    "forward_passes",
+)
 
 
 def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
@@ -52,6 +61,8 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
         path_scores=paths,
         answer=max(answers, default=None),
         seed=max(a.seed, b.seed),
+        policy=max(a.policy, b.policy),
+        role=max(a.role, b.role),
         round=max(a.round, b.round),
         **{name: max(getattr(a, name), getattr(b, name)) for name in _COUNTED},
     )
@@ -67,6 +78,10 @@ class Totals:
     scored_tokens: int = 0
     scored_steps: int = 0
     requests: int = 0
+    tokens_sent: int = 0
+    tokens_computed: int = 0
+    images_encoded: int = 0
+    forward_passes: float = 0.0
     rounds: int = 0
 
     def add(self, record: NodeRecord, sign: int) -> None:
@@ -90,6 +105,7 @@ class SearchTree:
         self._records: dict[NodeId, NodeRecord] = {}
         self._children: dict[NodeId, dict[int, NodeId]] = {}
         self._by_round: dict[int, dict[NodeId, None]] = {}
+        self._expanded: set[NodeId] = set()
         self._open_leaves: dict[NodeId, None] = {}
         self._ended: dict[NodeId, None] = {}
         self._unscored: dict[NodeId, None] = {}
@@ -140,12 +156,15 @@ class SearchTree:
         self._by_round.setdefault(record.round, {})[record.id] = None
         if old is None and record.parent is not None:
             self._children.setdefault(record.parent, {})[record.index] = record.id
-            self._open_leaves.pop(record.parent, None)
+            if record.role != "lookahead":
+                self._expanded.add(record.parent)
+                self._open_leaves.pop(record.parent, None)
         self._index(record)
 
     def _index(self, record: NodeRecord) -> None:
         node, scored = record.id, record.score is not None
-        _keep(self._open_leaves, node, record.status == "open" and node not in self._children)
+        may_grow = record.status == "open" and record.role != "lookahead"
+        _keep(self._open_leaves, node, may_grow and node not in self._expanded)
         _keep(self._ended, node, record.status in ("finished", "truncated"))
         waits = record.parent is not None and not scored and not record.score_reason
         _keep(self._unscored, node, waits and record.status != "failed")
@@ -193,7 +212,10 @@ class SearchTree:
         return len(self._children.get(node, ()))
 
     def open_leaves(self) -> list[NodeRecord]:
-        """Return the open nodes without children: what may be expanded next, by id."""
+        """Return the open nodes without children: what may be expanded next, by id.
+
+        Lookahead steps neither count as children nor stand in the list.
+        """
         return [self._records[node] for node in sorted(self._open_leaves)]
 
     def ended(self) -> list[NodeRecord]:
@@ -284,7 +306,8 @@ class SearchTree:
             parent = self._records.get(record.parent)
             if parent is None:
                 raise RecordError(f"node {record.id}: its parent {record.parent} is missing")
-            if parent.status in ("finished", "truncated", "failed"):
+            ended = parent.status in ("finished", "truncated", "failed")
+            if ended and record.role != "lookahead":
                 raise RecordError(f"node {record.id}: its parent is {parent.status}")
             if self._children[record.parent][record.index] != record.id:
                 raise RecordError(

@@ -6,6 +6,7 @@ seams (policy and scorer), and the *records* a search leaves behind (nodes, usag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -20,9 +21,11 @@ Json = Any
 NodeId = str
 NodeStatus = Literal["open", "finished", "truncated", "pruned", "failed"]
 Until = Literal["step", "end"]
+Role = Literal["", "redo", "lookahead"]
 Finish = Literal["step", "stop", "length", "error"]
 
 NODE_STATUSES: tuple[NodeStatus, ...] = ("open", "finished", "truncated", "pruned", "failed")
+ROLES: tuple[Role, ...] = ("", "redo", "lookahead")
 
 
 # --- the problem -------------------------------------------------------------------------------
@@ -90,17 +93,35 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreCost:
+    """What one request took, as far as the scorer can tell.
+
+    `tokens_sent` is what one forward pass over the request's whole path would compute,
+    `tokens_computed` what was computed for it. What several requests share counts for one of
+    them; a forward pass is divided evenly among the requests it computed for, so that sums over
+    requests are sums of work done.
+    """
+
+    tokens_sent: int = 0
+    tokens_computed: int = 0
+    images_encoded: int = 0
+    forward_passes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreResult:
     """The scores of one request, one per step, in order.
 
     `prefix_tokens` counts the tokens before the first step (system prompt, images, question) and
     `step_tokens[i]` those of step i with its turn markers: what the path costs when every prefix
-    is computed once.
+    is computed once. `cost` is what it really took this time, zeros where a scorer does not say;
+    equality does not look at it.
     """
 
     scores: tuple[StepScore, ...]
     prefix_tokens: int = 0
     step_tokens: tuple[int, ...] = ()
+    cost: ScoreCost = field(default=ScoreCost(), compare=False)
 
     @classmethod
     def failed(cls, steps: int, reason: str) -> ScoreResult:
@@ -125,7 +146,9 @@ class ProposeRequest:
     """Ask for `len(seeds)` continuations of one path.
 
     With `until="step"` each child is one step; with `until="end"` the policy writes the whole rest
-    of the solution. `seeds` are 63-bit integers, one per child.
+    of the solution. `seeds` are 63-bit integers, one per child. `policy` names which of several
+    policies is meant; a policy that stands alone ignores it. What has not come after `timeout_s`
+    seconds may be given up: such children are failed proposals.
     """
 
     problem: Problem
@@ -133,6 +156,8 @@ class ProposeRequest:
     seeds: tuple[int, ...]
     until: Until = "step"
     images: tuple[ImageData, ...] = ()
+    policy: str = ""
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +194,12 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was spent. Tokens are counted as if every shared prefix were computed once."""
+    """What was spent.
+
+    `scored_tokens` counts as if every shared prefix were computed once: it depends on the search
+    alone. `tokens_sent`, `tokens_computed`, `images_encoded` and `forward_passes` are what the
+    scorer reports of its work (`ScoreCost`): zeros if it reports nothing.
+    """
 
     candidates: int = 0
     generated_tokens: int = 0
@@ -179,6 +209,23 @@ class Usage:
     requests: int = 0
     rounds: int = 0
     seconds: float = 0.0
+    tokens_sent: int = 0
+    tokens_computed: int = 0
+    images_encoded: int = 0
+    forward_passes: float = 0.0
+
+    def work(self) -> str:
+        """Return what the scorer reported of its work in a few words, "" if it reported nothing."""
+        if not self.tokens_sent:
+            return ""
+        return (
+            f"{self.tokens_computed} of {self.tokens_sent} tokens computed in "
+            f"{self.forward_passes:.4g} passes, {self.images_encoded} images encoded"
+        )
+
+    def cost(self, prices: PriceList) -> float:
+        """Return what this costs by a price list (`budget.Prices`), in its currency."""
+        return prices.cost_of(self)
 
     def to_json(self) -> dict[str, Json]:
         """Return the usage as plain JSON."""
@@ -190,11 +237,23 @@ class Usage:
         return _from_json(cls, data)
 
 
+class PriceList(Protocol):
+    """Anything that can say what a usage costs."""
+
+    def cost_of(self, usage: Usage) -> float:
+        """Return the cost of `usage`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """One step in the tree. The root has no parent, no text and index 0.
 
     `path_scores` maps an aggregation's name to the aggregate of the step scores root → node.
+    `policy` names the policy that proposed the step, where there are several. `role` says why it
+    was proposed: "" as a candidate, "redo" in place of a rejected draft, "lookahead" only to score
+    the candidate above it. What the scorer reports of its work (`tokens_sent` and what follows)
+    stands on one record of a round, for the whole round.
     """
 
     id: NodeId
@@ -213,6 +272,12 @@ class NodeRecord:
     prompt_tokens: int = 0
     scored_tokens: int = 0
     requests: int = 0
+    tokens_sent: int = 0
+    tokens_computed: int = 0
+    images_encoded: int = 0
+    forward_passes: float = 0.0
+    policy: str = ""
+    role: Role = ""
 
     def to_json(self) -> dict[str, Json]:
         """Return the record as plain JSON; fields at their default are left out."""
@@ -235,15 +300,19 @@ class NodeRecord:
             raise RecordError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
         if data.get("status", "open") not in NODE_STATUSES:
             raise RecordError(f"{where}: status {data.get('status')!r} is not known")
+        if data.get("role", "") not in ROLES:
+            raise RecordError(f"{where}: role {data.get('role')!r} is not known")
         for name, value in data.items():
             if type(value) not in _FIELD_TYPES[name]:
                 raise RecordError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
-            if type(value) is int and value < 0:
-                raise RecordError(f"{where}: {name} is {value}, it cannot be negative")
+            number = name != "score" and type(value) in (int, float)
+            if number and not 0 <= value < math.inf:
+                raise RecordError(f"{where}: {name} is {value}, it cannot be negative or infinite")
         scores = {name: _probability(where, v) for name, v in data.get("path_scores", {}).items()}
         score = data.get("score")
         score = None if score is None else _probability(where, score)
-        return cls(**{**data, "score": score, "path_scores": scores})
+        passes = float(data.get("forward_passes", 0.0))
+        return cls(**{**data, "score": score, "path_scores": scores, "forward_passes": passes})
 
 
 def _probability(where: str, value: Json) -> float:
@@ -256,9 +325,12 @@ def _probability(where: str, value: Json) -> float:
 _NODE_FIELDS = frozenset(NodeRecord.__slots__)
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("id", "text", "status", "reason", "score_reason"), (str,)),
+    **dict.fromkeys(("policy", "role"), (str,)),
     **dict.fromkeys(("parent", "answer"), (str, type(None))),
     **dict.fromkeys(("index", "seed", "round"), (int,)),
     **dict.fromkeys(("generated_tokens", "prompt_tokens", "scored_tokens", "requests"), (int,)),
+    **dict.fromkeys(("tokens_sent", "tokens_computed", "images_encoded"), (int,)),
+    "forward_passes": (float, int),
     "score": (float, int, type(None)),
     "path_scores": (dict,),
 }
@@ -276,6 +348,12 @@ _OPTIONAL_FIELDS: dict[str, Json] = {
     "prompt_tokens": 0,
     "scored_tokens": 0,
     "requests": 0,
+    "tokens_sent": 0,
+    "tokens_computed": 0,
+    "images_encoded": 0,
+    "forward_passes": 0.0,
+    "policy": "",
+    "role": "",
 }
 
 

@@ -268,11 +268,8 @@ def test_a_budget_of_candidates_is_exact(world: World, beam: BeamSearch, limit: 
     spent = capped.tree.totals.candidates
     assert spent == min(limit, free.tree.totals.candidates)
     if free.tree.totals.candidates > limit:
-        # The cut round may also have left the strategy without an open path.
-        assert capped.ended_by in (
-            f"budget: candidates {limit} of {limit}",
-            beam.plan(SearchTree.loads(capped.before[-1])).finish,
-        )
+        # also when the cut round left the strategy without an open path
+        assert capped.ended_by == f"budget: candidates {limit} of {limit}"
 
 
 @given(worlds, beams, st.integers(1, 5))

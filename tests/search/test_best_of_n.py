@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,10 @@ from pydantic import ValidationError
 
 from tests.search.world import World, run, worlds
 from vprm_search.budget import Budget
-from vprm_search.search import BestOfN, Expand, Plan, Strategy
+from vprm_search.search import BestOfN, BestScore, Expand, Plan, Strategy
+from vprm_search.search.best_of_n import agreement
 from vprm_search.tree import SearchTree
+from vprm_search.types import StepScore
 
 expansions = st.lists(
     st.builds(
@@ -89,3 +93,88 @@ def test_a_plan_is_cut_from_its_end(expand: tuple[Expand, ...], limit: int) -> N
     cut = plan.limited_to(limit)
     assert slots(cut) == slots(plan)[:limit]
     assert all(e.count > 0 for e in cut.expand)
+
+
+# --- adaptive stop -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(["3", "4", "5", None]), max_size=20))
+def test_agreement_is_the_posterior_of_two_answers(answers: list[str | None]) -> None:
+    """Against the integral of the Beta density over (½, 1), by Simpson's rule."""
+    counts = sorted((answers.count(a) for a in ("3", "4", "5")), reverse=True)
+    a, b = counts[0] + 1, counts[1] + 1
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    steps = 2000
+    total = 0.0
+    for k in range(steps + 1):
+        x = 0.5 + k / (2 * steps)
+        inside = (a - 1) * math.log(x) + (b - 1) * math.log1p(-x) if x < 1 else -math.inf
+        density = math.exp(inside - log_beta) if x < 1 else float(b == 1) / math.exp(log_beta)
+        total += density * (1 if k in (0, steps) else 4 if k % 2 else 2)
+    assert agreement(answers) == pytest.approx(total / (6 * steps), abs=1e-6)
+
+
+@given(worlds, st.integers(1, 20), st.integers(1, 6), st.integers(1, 5))
+@settings(max_examples=50)
+def test_it_stops_at_the_first_wave_that_is_sure(
+    world: World, n: int, first: int, wave: int
+) -> None:
+    strategy = BestOfN(n, confidence=0.9, min_n=first, wave=wave)
+    trace = run(world, strategy)
+    for plan, text in zip(trace.plans, trace.before, strict=True):
+        tree = SearchTree.loads(text)
+        have = tree.child_count(tree.root_id)
+        sure = agreement([r.answer for r in tree.finished()]) > 0.9
+        if plan.finish:
+            assert have == n or (sure and plan.finish.startswith("confidence"))
+        else:
+            assert not (sure and have >= first)
+            (expand,) = plan.expand
+            assert have + expand.count == min(n, first if have == 0 else have + wave)
+    full = run(world, BestOfN(n)).tree
+    assert set(trace.tree.records) <= set(full.records)  # the same samples, fewer of them
+
+
+def test_unanimous_samples_stop_early_and_split_ones_do_not() -> None:
+    same = run(World(words=1, stop=1.0), BestOfN(32, confidence=0.95))
+    assert same.tree.child_count(same.tree.root_id) == 4
+    assert same.ended_by == "confidence: 0.9688 > 0.95 after 4 solutions"
+    assert agreement(["1", "2"] * 8) == 0.5
+
+
+def test_a_good_enough_path_stops_the_sampling() -> None:
+    strategy = BestOfN(24, good_enough=0.75, min_n=2, wave=1, aggregate="min")
+    assert strategy.aggregates == ("min",)
+    stopped = 0
+    for seed in range(20):
+        trace = run(World(seed=seed, words=9, stop=0.6), strategy)
+        tree = trace.tree
+        best = max((tree.path_score(r.id, "min") or 0.0 for r in tree.finished()), default=0.0)
+        assert trace.ended_by.startswith("good_enough") == (best >= 0.75 and len(trace.plans) > 1)
+        stopped += tree.child_count(tree.root_id) < 24
+    assert stopped > 5
+
+
+@pytest.mark.parametrize("wrong", [{"wave": 2}, {"min_n": 2}, {"confidence": 0.4}, {"waves": 1}])
+def test_options_that_would_do_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        BestOfN(8, **wrong)
+
+
+class Perfect(World):
+    """Knows which final answers are right."""
+
+    def _score(self, steps: tuple[str, ...]) -> StepScore:
+        return StepScore(float("Answer: 1" in steps[-1]))
+
+
+@given(st.integers(0, 300), st.integers(1, 12), st.integers(1, 12))
+@settings(max_examples=60)
+def test_with_a_perfect_scorer_more_samples_never_lose_an_answer(seed: int, a: int, b: int) -> None:
+    world = Perfect(seed=seed, stop=0.4, words=7)
+    right = []
+    for n in sorted((a, b)):
+        tree = run(world, BestOfN(n)).tree
+        chosen = BestScore(aggregate="last").select(tree, tree.finished()).node
+        right.append(chosen is not None and tree[chosen].answer == "1")
+    assert right[0] <= right[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from vprm_search.budget import Budget
 from vprm_search.graph import phases
 from vprm_search.graph.rules import SearchRules
 from vprm_search.search import BestScore, Plan, Selector, Strategy
+from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Finish,
@@ -132,6 +133,12 @@ class Trace:
         return self.plans[-1].finish
 
 
+def _as_the_strategy_said(plan: Plan) -> Plan:
+    """Return the plan without the reasons that the end of the search gives to open paths."""
+    own = (c for c in plan.close if not c.reason.startswith((CUT_BY_BUDGET, NOT_NEEDED)))
+    return replace(plan, close=tuple(own))
+
+
 def run(
     world: World,
     strategy: Strategy,
@@ -147,8 +154,9 @@ def run(
     async def loop() -> None:
         for _ in range(500):
             trace.before.append(trace.tree.dumps())
-            plan = phases.next_plan(trace.tree, rules)
-            trace.plans.append(plan)
+            was_cut = bool(trace.plans and trace.plans[-1].cut)
+            plan = phases.next_plan(trace.tree, rules, was_cut=was_cut)
+            trace.plans.append(_as_the_strategy_said(plan))
             phases.close_nodes(trace.tree, plan)
             if plan.finish:
                 return

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vprm_search.search.plan import Plan
+from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree
 from vprm_search.types import Json, NodeRecord, SearchResult
 
 Event = dict[str, Json]
 
 
-def planned(tree: SearchTree, plan: Plan, closed: Sequence[NodeRecord]) -> list[Event]:
-    """Return "pruned" for what was put aside and why, then "round" or "finished"."""
+def planned(
+    tree: SearchTree, plan: Plan, closed: Sequence[NodeRecord], *, known: Sequence[Expand] = ()
+) -> list[Event]:
+    """Return "pruned" for what was put aside and why, then "round" or "finished".
+
+    `known` are the expansions that were told before and are still under way.
+    """
     events = []
     if closed:
         nodes = [
@@ -25,7 +30,10 @@ def planned(tree: SearchTree, plan: Plan, closed: Sequence[NodeRecord]) -> list[
         events.append(_event(tree, "pruned", nodes=nodes))
     if plan.finish:
         return [*events, _event(tree, "finished", ended_by=plan.finish, nodes=len(tree) - 1)]
-    expand = [{"node": e.node, "count": e.count, "until": e.until} for e in plan.expand]
+    new = [e for e in plan.expand if e not in known]
+    if not new:
+        return events
+    expand = [{"node": e.node, "count": e.count, "until": e.until} for e in new]
     return [*events, _event(tree, "round", round=tree.rounds + 1, expand=expand)]
 
 

@@ -24,6 +24,7 @@ from vprm_search import ids
 from vprm_search.budget import usage_of
 from vprm_search.graph import events, phases
 from vprm_search.graph.image_references import ImageIntake, reference_images
+from vprm_search.graph.in_flight import CallsInFlight
 from vprm_search.graph.live_trees import LiveTrees
 from vprm_search.graph.questions import question_of, read_problem
 from vprm_search.graph.replay import ScorerMemory
@@ -42,6 +43,7 @@ Outcome = tuple[Update, list[events.Event]]
 
 _STEPS_PER_ROUND = 3  # plan, propose, score; then plan and answer once more
 _STEPS_TO_END = 2
+_RECURSION_LIMIT = "recursion_limit of the graph's config reached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class SearchNodes:
     def __init__(self, parts: SearchParts) -> None:
         self._parts = parts
         self._memory = ScorerMemory(parts.scorer)
+        self._calls = CallsInFlight(parts.policy)
+        self._waits = parts.rules.waits_for_all(parts.policy)
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
         """Return the nodes by name, in the order of the loop."""
@@ -96,21 +100,39 @@ class SearchNodes:
     async def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
         tree = self._take(state)
-        plan = phases.next_plan(tree, self._parts.rules, seconds=state["search_seconds"])
-        plan = _within_steps(plan, state.get("search_steps_left"))
+        last = plan_from_json(state["search_plan"])
+        plan = phases.next_plan(
+            tree,
+            self._parts.rules,
+            seconds=state["search_seconds"],
+            was_cut=last.cut,
+            under_way=() if self._waits else last.expand,
+        )
+        if _out_of_steps(plan, state.get("search_steps_left")):
+            plan = phases.ended(plan, tree, self._parts.rules, _RECURSION_LIMIT, cut_short=True)
         phases.check_plan(plan, tree, self._parts.rules)
         closed = phases.close_nodes(tree, plan)
         update = self._give(state, tree, closed)
-        return {**update, "search_plan": plan_to_json(plan)}, events.planned(tree, plan, closed)
+        if plan.finish:
+            self._calls.cancel(_owner(tree))
+        told = events.planned(tree, plan, closed, known=() if self._waits else last.expand)
+        return {**update, "search_plan": plan_to_json(plan)}, told
 
     async def _propose(self, state: State) -> Outcome:
-        """Ask the policy for all children of this round."""
+        """Ask the policy for all children of this round, or wait for the first that are there."""
         started = time.monotonic()
         tree, job = await self._job(state)
         plan = plan_from_json(state["search_plan"])
+        rules = self._parts.rules
+        left: Update = {}
         with unstreamed():
-            (records,) = await phases.propose([job], [plan], self._parts.policy, self._parts.rules)
-        update = self._give(state, tree, records) | _seconds(state, started)
+            if self._waits:
+                (records,) = await phases.propose([job], [plan], self._parts.policy, rules)
+            else:
+                owner = _owner(tree)
+                records, plan = await phases.propose_some(job, plan, self._calls, rules, owner)
+                left = {"search_plan": plan_to_json(plan)}
+        update = self._give(state, tree, records) | _seconds(state, started) | left
         return update, events.expanded(tree, records)
 
     async def _score(self, state: State) -> Outcome:
@@ -143,7 +165,7 @@ class SearchNodes:
         read = self._parts.intake.images  # from disk, as a rule
         images = await asyncio.to_thread(read, problem) if problem.images else ()
         tree = self._take(state)
-        return tree, phases.Job(tree, images)
+        return tree, phases.Job(tree, images, state["search_seconds"])
 
     def _take(self, state: State) -> SearchTree:
         return self._parts.trees.take(state, _thread())
@@ -201,15 +223,19 @@ def _tell(told: Sequence[events.Event]) -> None:
         write(event)
 
 
-def _within_steps(plan: Plan, steps_left: int | None) -> Plan:
-    """End the search, as a result, while LangGraph's recursion limit leaves room for an answer."""
-    if plan.finish or steps_left is None or steps_left > _STEPS_PER_ROUND + _STEPS_TO_END:
-        return plan
-    return Plan(close=plan.close, finish="recursion_limit of the graph's config reached")
+def _out_of_steps(plan: Plan, steps_left: int | None) -> bool:
+    """Tell whether LangGraph's recursion limit leaves room for an answer and no further round."""
+    if plan.finish or steps_left is None:
+        return False
+    return steps_left <= _STEPS_PER_ROUND + _STEPS_TO_END
 
 
 def _seconds(state: State, started: float) -> Update:
     return {"search_seconds": state["search_seconds"] + time.monotonic() - started}
+
+
+def _owner(tree: SearchTree) -> str:
+    return f"{_thread()} {tree.root_id}"
 
 
 def _thread() -> str:

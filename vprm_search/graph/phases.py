@@ -7,16 +7,19 @@ the tree and returns the changed records, which is what a checkpoint has to hold
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vprm_search import ids
 from vprm_search.aggregate import path_score
 from vprm_search.budget import usage_of
 from vprm_search.errors import PolicyError, ScorerError, SearchError
+from vprm_search.graph.in_flight import CallKey, CallsInFlight
 from vprm_search.graph.proposed_nodes import proposed_nodes
 from vprm_search.graph.rules import SearchRules
-from vprm_search.search.plan import Expand, Plan
+from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED
+from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
+from vprm_search.search.siblings import REDONE
 from vprm_search.steps import normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
@@ -24,7 +27,9 @@ from vprm_search.types import (
     NodeId,
     NodeRecord,
     Policy,
+    Proposal,
     ProposeRequest,
+    ScoreCost,
     ScoreRequest,
     ScoreResult,
     StepScore,
@@ -35,30 +40,79 @@ from vprm_search.types import (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One search in a batch: its tree and its problem's images."""
+    """One search in a batch: its tree, its problem's images, and the seconds spent so far."""
 
     tree: SearchTree
     images: tuple[ImageData, ...] = ()
+    seconds: float = 0.0
 
 
 # --- plan --------------------------------------------------------------------------------------
 
 
-def next_plan(tree: SearchTree, rules: SearchRules, *, seconds: float = 0.0) -> Plan:
+def next_plan(
+    tree: SearchTree,
+    rules: SearchRules,
+    *,
+    seconds: float = 0.0,
+    was_cut: bool = False,
+    under_way: tuple[Expand, ...] = (),
+) -> Plan:
     """Return the next round: the strategy's plan, cut to the budget.
 
     When a limit is met the plan finishes with "budget: …"; what the strategy wanted to close is
-    still closed. `seconds` is the time spent so far.
+    still closed. `seconds` is the time spent so far. `was_cut` says that the last round was cut:
+    a strategy that finds nothing left to do after it was kept from doing more is at the limit.
+    `under_way` is what a `PartwiseStrategy` planned before and the policy has not answered yet; it
+    stays in the plan.
     """
-    plan = rules.strategy.plan(tree)
-    if plan.finish:
-        return replace(plan, expand=())
+    plan = _planned(rules.strategy, tree, under_way)
     usage: Usage = usage_of(tree, seconds)
     met = rules.budget.exhausted(usage)
-    if met is not None:
-        return Plan(close=plan.close, finish=f"budget: {met}")
+    if met is not None and (was_cut or not plan.finish or _gave_up(tree)):
+        return ended(plan, tree, rules, f"budget: {met}", cut_short=True)
+    if plan.finish:
+        return ended(plan, tree, rules, plan.finish)
     left = rules.budget.candidates_left(usage)
     return plan if left is None else plan.limited_to(left)
+
+
+def _gave_up(tree: SearchTree) -> bool:
+    """Tell whether calls of the last round were given up because the search's time was over."""
+    return any(r.reason.startswith(CUT_BY_BUDGET) for r in tree.round_nodes(tree.rounds))
+
+
+def _planned(strategy: Strategy, tree: SearchTree, under_way: tuple[Expand, ...]) -> Plan:
+    if not isinstance(strategy, PartwiseStrategy):
+        return strategy.plan(tree)
+    plan = strategy.plan_parts(tree, frozenset(expand.node for expand in under_way))
+    return plan if plan.finish else replace(plan, expand=under_way + plan.expand)
+
+
+def ended(
+    plan: Plan, tree: SearchTree, rules: SearchRules, reason: str, *, cut_short: bool = False
+) -> Plan:
+    """Return the plan that ends the search: what is still open gets a reason, too.
+
+    With `cut_short` a limit ended the search, and open paths are "cut by budget". Otherwise the
+    strategy was content: they are pruned if there is an answer without them, and else stay open,
+    for the fallback.
+    """
+    # A draft that nothing will replace is not put aside.
+    own = [c for c in plan.close if not (cut_short and c.reason.startswith(REDONE))]
+    gone = {close.node for close in own}
+    waiting = [r.id for r in tree.open_leaves() if r.parent is not None and r.id not in gone]
+    aggregate = rules.selector.aggregate
+    answered = any(
+        tree.path_score(r.id, aggregate) is not None for r in tree.finished() if r.id not in gone
+    )
+    marks = tuple(
+        Close(node, f"{CUT_BY_BUDGET}: {reason.removeprefix('budget: ')}", "open")
+        if cut_short
+        else Close(node, f"{NOT_NEEDED}: {reason}", "pruned" if answered else "open")
+        for node in waiting
+    )
+    return Plan(close=(*own, *marks), finish=reason)
 
 
 def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
@@ -99,27 +153,54 @@ async def propose(
 
     Raises `PolicyError` if the policy breaks its contract (wrong number of replies).
     """
-    todo = [
-        (job, expand, job.tree.rounds + 1)
-        for job, plan in zip(jobs, plans, strict=True)
-        for expand in plan.expand
-    ]
-    requests = [_propose_request(job, expand) for job, expand, _ in todo]
+    todo = [(job, e) for job, plan in zip(jobs, plans, strict=True) for e in plan.expand]
+    requests = [propose_request(job, expand, rules) for job, expand in todo]
     replies = await policy.propose(requests) if requests else []
-    if [len(reply) for reply in replies] != [expand.count for _, expand, _ in todo]:
-        raise PolicyError(
-            f"the policy was asked for {[e.count for _, e, _ in todo]} continuations "
-            f"and returned {[len(reply) for reply in replies]}"
-        )
-    new: dict[int, list[NodeRecord]] = {id(job): [] for job in jobs}
-    for (job, expand, number), reply in zip(todo, replies, strict=True):
+    if len(replies) != len(requests):
+        raise PolicyError(f"the policy got {len(requests)} requests and returned {len(replies)}")
+    answered: dict[int, dict[Expand, list[Proposal]]] = {id(job): {} for job in jobs}
+    for (job, expand), reply in zip(todo, replies, strict=True):
+        answered[id(job)][expand] = reply
+    return [take_replies(job, answered[id(job)], rules) for job in jobs]
+
+
+async def propose_some(
+    job: Job, plan: Plan, calls: CallsInFlight, rules: SearchRules, owner: str
+) -> tuple[list[NodeRecord], Plan]:
+    """Ask for what is planned and not being asked yet; return the records that are there so far.
+
+    The plan that comes back holds what is still under way.
+    """
+    keys = {CallKey(owner, expand): propose_request(job, expand, rules) for expand in plan.expand}
+    done = await calls.replies(keys)
+    records = take_replies(job, {key.expand: reply for key, reply in done.items()}, rules)
+    left = tuple(expand for expand in plan.expand if CallKey(owner, expand) not in done)
+    return records, replace(plan, expand=left)
+
+
+def take_replies(
+    job: Job, replies: Mapping[Expand, Sequence[Proposal]], rules: SearchRules
+) -> list[NodeRecord]:
+    """Merge what the policy proposed into the tree; return the new records.
+
+    Raises `PolicyError` for a wrong number of proposals.
+    """
+    number = job.tree.rounds + 1
+    new: list[NodeRecord] = []
+    for expand, reply in replies.items():
+        if len(reply) != expand.count:
+            raise PolicyError(
+                f"the policy was asked for {expand.count} continuations of {expand.node} and "
+                f"returned {len(reply)}"
+            )
         for offset, proposal in enumerate(reply):
-            index = expand.first_index + offset
-            new[id(job)] += proposed_nodes(job.tree, expand, index, proposal, number, rules)
-    return [_merged(job.tree, new[id(job)]) for job in jobs]
+            index, at = expand.first_index + offset, expand.round or number
+            new += proposed_nodes(job.tree, expand, index, proposal, at, rules)
+    return _merged(job.tree, new)
 
 
-def _propose_request(job: Job, expand: Expand) -> ProposeRequest:
+def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequest:
+    """Return what the policy is asked for one expansion."""
     indices = range(expand.first_index, expand.first_index + expand.count)
     return ProposeRequest(
         problem=job.tree.problem,
@@ -127,6 +208,8 @@ def _propose_request(job: Job, expand: Expand) -> ProposeRequest:
         seeds=tuple(ids.child_seed(expand.node, index) for index in indices),
         until=expand.until,
         images=job.images,
+        policy=expand.policy,
+        timeout_s=rules.budget.seconds_left(job.seconds),
     )
 
 
@@ -142,6 +225,7 @@ async def score(
     and costs nothing. Raises `ScorerError` if the scorer breaks its contract.
     """
     asked: list[tuple[Job, NodeId]] = []
+    waiting = [[record.id for record in job.tree.unscored()] for job in jobs]
     for job in jobs:
         _copy_twins(job.tree)
         asked += [(job, node) for node in _paths_to_score(job.tree)]
@@ -151,9 +235,15 @@ async def score(
     results = await scorer.score(requests) if requests else []
     if len(results) != len(requests):
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
+    costs: dict[int, list[ScoreCost]] = {id(job): [] for job in jobs}
     for (job, node), result in zip(asked, results, strict=True):
         _store(job.tree, node, result)
-    return [_settle(job.tree, rules.aggregates) for job in jobs]
+        costs[id(job)].append(result.cost)
+    for job, nodes in zip(jobs, waiting, strict=True):
+        _note_cost(job.tree, nodes, costs[id(job)])
+    return [
+        _settle(job.tree, nodes, rules.aggregates) for job, nodes in zip(jobs, waiting, strict=True)
+    ]
 
 
 def _paths_to_score(tree: SearchTree) -> list[NodeId]:
@@ -183,6 +273,26 @@ def _store(tree: SearchTree, node: NodeId, result: ScoreResult) -> None:
     tree.merge([*changed, replace(root, scored_tokens=int(result.prefix_tokens))])
 
 
+def _note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[ScoreCost]) -> None:
+    """Write what the scorer spent on `nodes` onto the first of them.
+
+    The join keeps the larger of two deliveries, so a round that is replayed counts once. Shares of
+    forward passes become multiples of 1/4096, whose sums do not depend on their order.
+    """
+    if not costs:
+        return
+    first = tree[min(nodes)]
+    passes = round(sum(cost.forward_passes for cost in costs) * 4096) / 4096
+    spent = replace(
+        first,
+        tokens_sent=first.tokens_sent + sum(cost.tokens_sent for cost in costs),
+        tokens_computed=first.tokens_computed + sum(cost.tokens_computed for cost in costs),
+        images_encoded=first.images_encoded + sum(cost.images_encoded for cost in costs),
+        forward_passes=first.forward_passes + passes,
+    )
+    tree.merge([spent])
+
+
 def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:
     if step.value is None:
         reason = normalise_text(step.reason)[:500] or "the scorer gave no reason"
@@ -199,19 +309,21 @@ def _copy_twins(tree: SearchTree) -> None:
             tree.merge([replace(record, score=twin.score)])
 
 
-def _settle(tree: SearchTree, aggregates: Sequence[str]) -> list[NodeRecord]:
-    """Score twins and end markers, add path scores; return every record of the last round."""
+def _settle(
+    tree: SearchTree, nodes: Sequence[NodeId], aggregates: Sequence[str]
+) -> list[NodeRecord]:
+    """Score twins and end markers, add path scores; return the root and the records of `nodes`."""
     _copy_twins(tree)
     for record in tree.unscored():
         tree.merge([_inherited(tree, record)])
     fresh = []
-    for record in tree.round_nodes(tree.rounds):
-        scores = tree.counted_scores(record.id)
+    for node in nodes:
+        scores = tree.counted_scores(node)
         paths = {name: path_score(name, scores) for name in aggregates}
         known = {name: value for name, value in paths.items() if value is not None}
-        fresh.append(replace(record, path_scores=known))
+        fresh.append(replace(tree[node], path_scores=known))
     tree.merge(fresh)
-    return [tree[tree.root_id], *tree.round_nodes(tree.rounds)]
+    return [tree[tree.root_id], *(tree[node] for node in nodes)]
 
 
 def _inherited(tree: SearchTree, record: NodeRecord) -> NodeRecord:

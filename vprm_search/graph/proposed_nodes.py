@@ -10,7 +10,7 @@ from vprm_search.graph.rules import SearchRules
 from vprm_search.search.plan import Expand
 from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeRecord, NodeStatus, Proposal
+from vprm_search.types import NodeId, NodeRecord, NodeStatus, Proposal
 
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
 
@@ -33,6 +33,8 @@ def proposed_nodes(
         generated_tokens=proposal.generated_tokens,
         prompt_tokens=proposal.prompt_tokens,
         requests=proposal.requests,
+        policy=expand.policy,
+        role=expand.role,
     )
     if proposal.finish == "error":
         return [_failed(first, proposal.error or "the policy gave no reason")]
@@ -49,7 +51,7 @@ def proposed_nodes(
     for position, text in enumerate(texts):
         parent = chain[-1].id if chain else expand.node
         at = index if position == 0 else 0
-        record = first if position == 0 else NodeRecord(id="", parent=parent, index=at)
+        record = first if position == 0 else _later(expand, parent)
         node = ids.child_id(parent, at, text)
         chain.append(replace(record, id=node, parent=parent, text=text, round=number))
         so_far += [text] if text else []
@@ -57,6 +59,11 @@ def proposed_nodes(
     answer = rules.extract(join_steps(so_far)) if status != "open" else None
     chain[-1] = replace(chain[-1], status=status, answer=answer)
     return chain
+
+
+def _later(expand: Expand, parent: NodeId) -> NodeRecord:
+    """Return the record of a further step of one proposal; what it cost stands on the first."""
+    return NodeRecord(id="", parent=parent, index=0, policy=expand.policy, role=expand.role)
 
 
 def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:

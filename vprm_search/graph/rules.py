@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
-from vprm_search.search.plan import Strategy
+from vprm_search.search.plan import PartwiseStrategy, Strategy
 from vprm_search.search.selectors import Selector
 from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_steps
+from vprm_search.types import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,18 @@ class SearchRules:
     extract: Callable[[str], str | None] = extract_answer
     split: Callable[[str], list[str]] = split_steps
     limits: StepLimits = DEFAULT_LIMITS
+
+    def waits_for_all(self, policy: Policy) -> bool:
+        """Whether a round waits for every reply of the policy before anything goes on.
+
+        Parts of a tree go on by themselves if the strategy has independent parts and the policy's
+        calls are independent, too (`batches` is False). With a limit other than seconds the search
+        waits all the same: else the faster part would spend what is left, and the tree would
+        depend on time.
+        """
+        limits = self.budget.model_dump(exclude={"seconds"}, exclude_none=True)
+        parts = isinstance(self.strategy, PartwiseStrategy)
+        return bool(limits) or not parts or getattr(policy, "batches", True)
 
     @property
     def aggregates(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ RETRY = RetryPolicy(initial_interval=0.5, max_interval=8.0, max_attempts=3, retr
 
 def create_search_graph(
     *,
-    policy: Policy | BaseChatModel,
+    policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
     scorer: StepScorer,
     strategy: Strategy | None = None,
     selector: Selector | None = None,
@@ -70,7 +70,8 @@ def create_search_graph(
     then the same, byte for byte, if policy and scorer answer equal requests equally.
 
     Args:
-        policy: what proposes steps: any LangChain chat model, or a `Policy`.
+        policy: what proposes steps: any LangChain chat model, or a `Policy`; or several by name,
+            for a strategy that names them (`Cascade`).
         scorer: what gives each step P('+').
         strategy: which paths to go on with. Default: `BeamSearch()`.
         selector: which finished path is the answer. Default: `WeightedVote()`, which is

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import SearchError
 from vprm_search.graph import events, phases
+from vprm_search.graph.in_flight import CallsInFlight
 from vprm_search.graph.phases import Job
 from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
@@ -53,6 +54,17 @@ class _Running:
     plan: Plan = field(default_factory=Plan)
 
 
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What searches are run with; `calls` if their parts do not wait for one another."""
+
+    policy: Policy
+    scorer: StepScorer
+    rules: SearchRules
+    tell: OnEvent
+    calls: CallsInFlight | None = None
+
+
 def run_search(question: str | Problem, **options: Any) -> SearchRun:
     """Search for the answer to one question; `arun_search` for synchronous code."""
     return run_blocking(arun_search(question, **options))
@@ -61,7 +73,7 @@ def run_search(question: str | Problem, **options: Any) -> SearchRun:
 async def arun_search(
     question: str | Problem,
     *,
-    policy: Policy | BaseChatModel,
+    policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
     scorer: StepScorer,
     images: Sequence[ImageSource] = (),
     strategy: Strategy | None = None,
@@ -108,15 +120,18 @@ async def run_jobs(
     """
     running = [_Running(job) for job in jobs]
     tell: OnEvent = on_event or (lambda event: None)
+    means = _Means(policy, scorer, rules, tell)
     if getattr(policy, "batches", True) if lockstep is None else lockstep:
-        await _run(running, policy, scorer, rules, tell)
+        await _run(running, means)
         return [_concluded(search, rules, on_no_answer, tell) for search in running]
+    if not rules.waits_for_all(policy):
+        means = replace(means, calls=CallsInFlight(policy))
 
-    async def alone(search: _Running) -> SearchRun:
-        await _run([search], policy, scorer, rules, tell)
+    async def alone(number: int, search: _Running) -> SearchRun:
+        await _run([search], means, str(number))
         return _concluded(search, rules, on_no_answer, tell)
 
-    tasks = [asyncio.ensure_future(alone(search)) for search in running]
+    tasks = [asyncio.ensure_future(alone(*item)) for item in enumerate(running)]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -124,22 +139,20 @@ async def run_jobs(
             task.cancel()
 
 
-async def _run(
-    running: Sequence[_Running],
-    policy: Policy,
-    scorer: StepScorer,
-    rules: SearchRules,
-    tell: OnEvent,
-) -> None:
+async def _run(running: Sequence[_Running], means: _Means, owner: str = "") -> None:
     """Make rounds until every search has ended; one that has ended leaves the round."""
-    while active := [search for search in running if not search.ended_by]:
-        started = time.monotonic()
-        for search in active:
-            _plan(search, rules, tell)
-        active = [search for search in active if not search.ended_by]
-        await _round(active, policy, scorer, rules, tell)
-        for search in active:
-            search.seconds += time.monotonic() - started
+    try:
+        while active := [search for search in running if not search.ended_by]:
+            started = time.monotonic()
+            for search in active:
+                _plan(search, means.rules, means.tell)
+            active = [search for search in active if not search.ended_by]
+            await _round(active, means, owner)
+            for search in active:
+                search.seconds += time.monotonic() - started
+    finally:
+        if means.calls is not None:
+            means.calls.cancel(owner)
 
 
 def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:
@@ -156,27 +169,43 @@ def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:
 
 def _plan(search: _Running, rules: SearchRules, tell: OnEvent) -> None:
     tree = search.job.tree
-    search.plan = phases.next_plan(tree, rules, seconds=search.seconds)
+    known = search.plan.expand
+    search.plan = phases.next_plan(
+        tree, rules, seconds=search.seconds, was_cut=search.plan.cut, under_way=known
+    )
     closed = phases.close_nodes(tree, search.plan)
     search.ended_by = search.plan.finish
-    _tell(tell, events.planned(tree, search.plan, closed))
+    _tell(tell, events.planned(tree, search.plan, closed, known=known))
     phases.check_plan(search.plan, tree, rules)
 
 
-async def _round(
-    active: Sequence[_Running],
-    policy: Policy,
-    scorer: StepScorer,
-    rules: SearchRules,
-    tell: OnEvent,
-) -> None:
-    jobs = [search.job for search in active]
-    proposed = await phases.propose(jobs, [search.plan for search in active], policy, rules)
+async def _round(active: Sequence[_Running], means: _Means, owner: str) -> None:
+    jobs = [replace(search.job, seconds=search.seconds) for search in active]
+    proposed = await _propose(active, jobs, means, owner)
     for job, records in zip(jobs, proposed, strict=True):
-        _tell(tell, events.expanded(job.tree, records))
-    scored: list[list[NodeRecord]] = await phases.score(jobs, scorer, rules)
+        _tell(means.tell, events.expanded(job.tree, records))
+    scored: list[list[NodeRecord]] = await phases.score(jobs, means.scorer, means.rules)
     for job, records in zip(jobs, scored, strict=True):
-        _tell(tell, events.scored(job.tree, records))
+        _tell(means.tell, events.scored(job.tree, records))
+
+
+async def _propose(
+    active: Sequence[_Running], jobs: Sequence[Job], means: _Means, owner: str
+) -> list[list[NodeRecord]]:
+    """Ask for this round's children; a search's plan then holds what is still under way."""
+    if means.calls is None:
+        plans = [search.plan for search in active]
+        proposed = await phases.propose(jobs, plans, means.policy, means.rules)
+        for search in active:
+            search.plan = replace(search.plan, expand=())
+        return proposed
+    proposed = []
+    for search, job in zip(active, jobs, strict=True):  # one search: each has its own loop
+        records, search.plan = await phases.propose_some(
+            job, search.plan, means.calls, means.rules, owner
+        )
+        proposed.append(records)
+    return proposed
 
 
 def _concluded(

@@ -109,19 +109,37 @@ def record_table(records: Sequence[NodeRecord]) -> RecordTable:
 
 def plan_to_json(plan: Plan) -> dict[str, Json]:
     """Return what is left to do of a plan whose closes are done, as plain JSON."""
-    expand = [
-        {"node": e.node, "count": e.count, "first_index": e.first_index, "until": e.until}
-        for e in plan.expand
-    ]
-    return {"expand": expand, "finish": plan.finish}
+    cut = {"cut": True} if plan.cut else {}
+    return {"expand": [_expand_to_json(e) for e in plan.expand], "finish": plan.finish, **cut}
+
+
+def _expand_to_json(expand: Expand) -> dict[str, Json]:
+    data: dict[str, Json] = {
+        "node": expand.node,
+        "count": expand.count,
+        "first_index": expand.first_index,
+        "until": expand.until,
+    }
+    data |= {"policy": expand.policy} if expand.policy else {}
+    data |= {"round": expand.round} if expand.round else {}
+    return data | ({"role": expand.role} if expand.role else {})
 
 
 def plan_from_json(data: Mapping[str, Json]) -> Plan:
     """Read a plan written by `plan_to_json`."""
     return Plan(
         expand=tuple(
-            Expand(NodeId(e["node"]), int(e["count"]), int(e["first_index"]), e["until"])
+            Expand(
+                NodeId(e["node"]),
+                int(e["count"]),
+                int(e["first_index"]),
+                e["until"],
+                e.get("policy", ""),
+                e.get("role", ""),
+                int(e.get("round", 0)),
+            )
             for e in data["expand"]
         ),
         finish=str(data["finish"]),
+        cut=bool(data.get("cut", False)),
     )

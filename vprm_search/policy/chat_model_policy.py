@@ -39,6 +39,7 @@ Continuation = Literal["auto", "prefill", "instruct"]
 _MOST_PER_CALL = 64
 _MOST_IN_PROCESS = 1024
 _DEFAULT_CONCURRENCY = 16
+_OUT_OF_TIME = "cut by budget: the search's seconds were over before the model had answered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,19 @@ class ChatModelPolicy:
         return [_Call(request, request.seeds[s : s + size], messages) for s in starts]
 
     async def _answer(self, call: _Call) -> list[Proposal]:
-        """Ask until every child has an answer: a model that ignores `n` gives fewer at a time."""
+        """Ask until every child has an answer: a model that ignores `n` gives fewer at a time.
+
+        What is not there when the search's time is up has failed; what came before it counts.
+        """
         proposals: list[Proposal] = []
-        while len(proposals) < len(call.seeds):
-            proposals += await self._answer_once(
-                replace(call, seeds=call.seeds[len(proposals) :]), self._stop(call.request)
-            )
+        try:
+            async with asyncio.timeout(call.request.timeout_s):
+                while len(proposals) < len(call.seeds):
+                    proposals += await self._answer_once(
+                        replace(call, seeds=call.seeds[len(proposals) :]), self._stop(call.request)
+                    )
+        except TimeoutError:  # only of the time above: a call's own time limits are outcomes
+            proposals += failed_proposals(len(call.seeds) - len(proposals), _OUT_OF_TIME, 1)
         return proposals
 
     async def _answer_once(self, call: _Call, stop: tuple[str, ...]) -> list[Proposal]:

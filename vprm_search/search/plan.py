@@ -7,17 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, Until
+from vprm_search.types import NodeId, Role, Until
 
 
 @dataclass(frozen=True, slots=True)
 class Expand:
-    """Propose `count` children of `node`, at the indices from `first_index` on."""
+    """Propose `count` children of `node`, at the indices from `first_index` on.
+
+    `policy` names which of several policies proposes them ("": the first one); `role` is written
+    on their records (see `NodeRecord`), and so is `round` (0: the next round of the whole tree; a
+    `PartwiseStrategy` counts the rounds of each part).
+    """
 
     node: NodeId
     count: int
     first_index: int = 0
     until: Until = "step"
+    policy: str = ""
+    role: Role = ""
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +33,26 @@ class Close:
     """Take an open node out of the search, or a duplicate out of the candidates.
 
     "pruned": a rule or a better path put it aside; "truncated": it was cut by a depth limit and
-    may still serve as a fallback. `reason` says which rule and against what.
+    may still serve as a fallback. `reason` says which rule and against what. "open" is for the end
+    of a search only: what was still open when it ended stays so and gets the reason.
     """
 
     node: NodeId
     reason: str
-    status: Literal["pruned", "truncated"] = "pruned"
+    status: Literal["pruned", "truncated", "open"] = "pruned"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next round. A non-empty `finish` ends the search and says why."""
+    """The next round. A non-empty `finish` ends the search and says why.
+
+    `cut` is set by `limited_to`: the strategy asked for more than the budget allowed.
+    """
 
     expand: tuple[Expand, ...] = ()
     close: tuple[Close, ...] = ()
     finish: str = ""
+    cut: bool = False
 
     def limited_to(self, candidates: int) -> Plan:
         """Return the plan cut to at most `candidates` new children, earlier expansions first."""
@@ -49,7 +62,7 @@ class Plan:
             if count > 0:
                 kept.append(replace(expand, count=count))
                 candidates -= count
-        return replace(self, expand=tuple(kept))
+        return replace(self, expand=tuple(kept), cut=self.cut or tuple(kept) != self.expand)
 
 
 @runtime_checkable
@@ -66,4 +79,23 @@ class Strategy(Protocol):
 
     def plan(self, tree: SearchTree) -> Plan:
         """Return the next round for a tree in which every node has been scored."""
+        ...
+
+
+@runtime_checkable
+class PartwiseStrategy(Strategy, Protocol):
+    """A strategy whose tree has parts that never look at one another.
+
+    With a policy whose calls are independent, a part goes on as soon as its own replies are there.
+    The tree must not depend on which part was faster: what is planned for a part is a function of
+    that part alone, and `Expand.round` counts within it.
+    """
+
+    def plan_parts(self, tree: SearchTree, busy: frozenset[NodeId]) -> Plan:
+        """Return what to do for the parts in which nothing is under way.
+
+        `busy` are the nodes whose children are being proposed at this moment; `plan(tree)` is
+        `plan_parts(tree, frozenset())`. A plan without expansions means waiting for what is under
+        way; a `finish` ends the search and gives up what is.
+        """
         ...

@@ -1,0 +1,75 @@
+"""Every strategy from the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Asked, Run
+from vprm_search.cli.options import StrategyName, strategy_of
+from vprm_search.errors import ConfigError
+from vprm_search.search import DVTS, BeamSearch, BestOfN, Cascade, Lookahead, ParticleFilter
+
+
+@pytest.mark.parametrize("name", StrategyName)
+def test_every_name_stands_for_a_strategy_and_takes_its_options(name: StrategyName) -> None:
+    option = "n" if name is StrategyName.best_of_n else "max-depth"
+    strategy: Any = strategy_of(name, {}, [f"{option}=7"])
+    assert getattr(strategy, option.replace("-", "_")) == 7
+    assert strategy_of(name, {}) == type(strategy)()
+
+
+def test_settings_are_json_or_text_and_go_over_the_flags() -> None:
+    found = strategy_of(StrategyName.particles, {}, ["particles=5", "weight=probability"])
+    assert found == ParticleFilter(particles=5, weight="probability")
+    beam = strategy_of(StrategyName.beam, {"width": 9}, ["width=2", "stop=null", "dedup=false"])
+    assert beam == BeamSearch(width=2, stop=None, dedup=False)
+    pruned = strategy_of(StrategyName.dvts, {}, ['pruning={"below": 0.25}'])
+    assert isinstance(pruned, DVTS)
+    assert pruned.pruning.below == 0.25
+    adaptive = strategy_of(StrategyName.best_of_n, {"n": 32}, ["confidence=0.95"])
+    assert adaptive == BestOfN(32, confidence=0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (StrategyName.rebase, ["subtrees=2"], "--subtrees is no option of --strategy rebase; its"),
+        (StrategyName.beam, ["width"], "--set 'width' is not NAME=VALUE"),
+        (StrategyName.mcts, ["simulations=0"], "--simulations 0: "),
+        (StrategyName.dvts, ["aggregate=median"], "median"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    name: StrategyName, settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        strategy_of(name, {}, settings)
+    assert message in str(caught.value)
+
+
+def test_lookahead_and_a_strong_policy_wrap_the_strategy() -> None:
+    inside = BeamSearch(width=2)
+    looking = strategy_of(StrategyName.beam, {"width": 2}, lookahead=3)
+    assert looking == Lookahead(strategy=inside, steps=3)
+    cascade = strategy_of(StrategyName.beam, {"width": 2}, threshold=0.6)
+    assert cascade == Cascade(strategy=inside, threshold=0.6)
+    both = strategy_of(StrategyName.beam, {"width": 2}, lookahead=3, threshold=0.6)
+    assert both == Cascade(strategy=looking, threshold=0.6)
+    with pytest.raises(ConfigError, match="step by step"):
+        strategy_of(StrategyName.best_of_n, {}, lookahead=1)
+
+
+def test_a_cascade_of_the_packaged_models_solves_a_problem(run: Run, asked: Asked) -> None:
+    ran = run(
+        "solve", *asked.arguments, "--strategy", "dvts", "--set", "subtrees=2", "--set", "expand=2",
+        "--strong", "tiny", "--threshold", "0.9", "--json", "--max-candidates", "60",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    nodes = json.loads(ran.out)["tree"]["nodes"]
+    policies = {node["policy"] for node in nodes if node.get("policy")}
+    assert "draft" in policies
+    redone = [n for n in nodes if n.get("reason", "").startswith("redone by strong")]
+    assert len(redone) == sum(n.get("role") == "redo" for n in nodes)

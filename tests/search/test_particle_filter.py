@@ -1,0 +1,225 @@
+"""Particle filtering: unbiased in a world small enough to enumerate, and exact in its counts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.search.world import PROBLEM, World, run, worlds
+from vprm_search.graph import phases
+from vprm_search.graph.rules import SearchRules
+from vprm_search.ids import child_id
+from vprm_search.search import BestScore, ParticleFilter
+from vprm_search.tree import SearchTree
+from vprm_search.types import (
+    NodeRecord,
+    Proposal,
+    ProposeRequest,
+    ScoreRequest,
+    ScoreResult,
+    StepScore,
+)
+
+CHANCES = {"a": 0.5, "b": 0.3, "c": 0.2}
+DEPTH = 3
+RUNS = 700
+
+
+class Dice:
+    """Three steps, drawn with known chances; a path ends after three steps, or early with "c"."""
+
+    def __init__(self, sharp: float = 1.0) -> None:
+        self.sharp = sharp
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        return [[self._step(r.steps, seed / 2**63) for seed in r.seeds] for r in requests]
+
+    def _step(self, steps: tuple[str, ...], u: float) -> Proposal:
+        for word, chance in CHANCES.items():
+            u -= chance
+            if u < 0 or word == "c":
+                text = f"{len(steps)}{word}"
+                ends = len(steps) + 1 == DEPTH or word == "c"
+                return Proposal(text, "stop" if ends else "step")
+        raise AssertionError
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        return [
+            ScoreResult(
+                tuple(StepScore(plus(r.steps[: i + 1], self.sharp)) for i in range(len(r.steps)))
+            )
+            for r in requests
+        ]
+
+
+def plus(steps: Sequence[str], sharp: float = 1.0) -> float:
+    """Return a score that depends on the whole path; its odds are raised to the power `sharp`."""
+    # Mild enough that no estimate hangs on one run in a thousand.
+    s = {"a": 0.65, "b": 0.45, "c": 0.55}[steps[-1][-1]] * (0.9 if "0b" in steps else 1.0)
+    return float(s**sharp / (s**sharp + (1 - s) ** sharp))
+
+
+def paths() -> list[tuple[str, ...]]:
+    found = []
+    for words in itertools.product("abc", repeat=DEPTH):
+        end = next((i for i, w in enumerate(words) if w == "c"), DEPTH - 1)
+        found.append(tuple(f"{i}{w}" for i, w in enumerate(words[: end + 1])))
+    return sorted(set(found))
+
+
+def exact(odds: bool, sharp: float = 1.0) -> dict[tuple[str, ...], float]:
+    """Return p(path) * Π g(score) for every path."""
+    masses = {}
+    for path in paths():
+        mass = 1.0
+        for end in range(1, len(path) + 1):
+            s = plus(path[:end], sharp)
+            mass *= CHANCES[path[end - 1][-1]] * (s / (1 - s) if odds else s)
+        masses[path] = mass
+    return masses
+
+
+def estimates(
+    strategy: ParticleFilter, runs: int, sharp: float = 1.0
+) -> dict[tuple[str, ...], list[float]]:
+    """Return Σ count * weight / particles for every path, run by run."""
+    rules, dice = SearchRules(strategy, BestScore()), Dice(sharp)
+    found: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * runs)
+
+    async def search(number: int) -> None:
+        job = phases.Job(SearchTree(PROBLEM, number))
+        while True:
+            plan = phases.next_plan(job.tree, rules)
+            if plan.finish:
+                break
+            phases.close_nodes(job.tree, plan)
+            await phases.propose([job], [plan], dice, rules)
+            await phases.score([job], dice, rules)
+        for p in strategy.population(job.tree).particles:
+            mass = p.count * math.exp(p.log_weight) / strategy.particles
+            found[job.tree.steps(p.node)][number] += mass
+
+    async def all_of_them() -> None:
+        for number in range(runs):
+            await search(number)
+
+    asyncio.run(all_of_them())
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ess_threshold": 1.0},
+        {"ess_threshold": 0.6},
+        {"ess_threshold": 0.0, "weight": "probability"},
+        {"ess_threshold": 1.0, "tempering": True, "max_depth": 12, "sharp": 4.0},
+        {"ess_threshold": 1.0, "dedup": False, "weight": "probability"},
+    ],
+    ids=str,
+)
+def test_the_weighted_particles_are_an_unbiased_estimate(options: dict[str, Any]) -> None:
+    """Every path's mean over many runs is within 4.5 standard errors of the exact mass."""
+    options = dict(options)
+    sharp = options.pop("sharp", 1.0)
+    strategy = ParticleFilter(particles=4, refill=0, **options)
+    found = estimates(strategy, RUNS, sharp)
+    masses = exact(strategy.weight == "odds", sharp)
+    assert set(found) <= set(masses)
+    checked = 0
+    for path, mass in [*masses.items(), (None, sum(masses.values()))]:
+        values = (
+            [sum(column) for column in zip(*found.values(), strict=True)]
+            if path is None
+            else found[path]
+        )
+        mean = math.fsum(values) / RUNS
+        error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (RUNS - 1) / RUNS)
+        if sum(v > 0 for v in values) >= 20:  # else too rare for a normal law
+            assert abs(mean - mass) < 4.5 * error, (path, mean, mass, error)
+            checked += 1
+    assert checked >= 8
+
+
+def test_a_biased_filter_would_be_found() -> None:
+    """The same check fails for weights that were not what the filter used."""
+    found = estimates(ParticleFilter(particles=4, refill=0, weight="probability"), RUNS)
+    total = [sum(column) for column in zip(*found.values(), strict=True)]
+    mean = math.fsum(total) / RUNS
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in total) / (RUNS - 1) / RUNS)
+    assert abs(mean - sum(exact(odds=True).values())) > 4.5 * error
+    assert abs(mean - sum(exact(odds=False).values())) < 4.5 * error
+
+
+@given(worlds, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+@settings(max_examples=40)
+def test_the_number_of_particles_never_grows(
+    world: World, particles: int, threshold: float, tempering: bool
+) -> None:
+    strategy = ParticleFilter(
+        particles=particles, ess_threshold=threshold, tempering=tempering, max_depth=6
+    )
+    trace = run(world, strategy)
+    for plan, text in zip(trace.plans, trace.before, strict=True):
+        tree = SearchTree.loads(text)
+        population = strategy.population(tree)
+        assert sum(p.count for p in population.particles) <= particles
+        assert all(p.count > 0 for p in population.particles)
+        assert sum(e.count for e in plan.expand) <= particles
+        assert {e.node for e in plan.expand} <= {p.node for p in population.particles}
+        resampled = any(c.reason.startswith("resampled") for c in plan.close)
+        if resampled:
+            assert sum(p.count for p in population.particles) == particles
+            assert threshold > 0
+        for close in plan.close:
+            if close.reason.startswith("resampled"):
+                size = float(close.reason.rsplit("ESS ", 1)[1])
+                assert size <= threshold * particles + 0.005
+
+
+def test_equal_particles_are_one_node_with_their_number() -> None:
+    """Four children, three of them alike: two nodes go on, with three and one children."""
+    tree = SearchTree(PROBLEM)
+    for index, text in enumerate(["x", "x", "y", "x"]):
+        node = child_id(tree.root_id, index, text)
+        record = NodeRecord(node, tree.root_id, index, text, score=0.5, round=1)
+        tree.merge([record])
+    plan = ParticleFilter(particles=4).plan(tree)
+    by_text = {tree[e.node].text: e.count for e in plan.expand}
+    assert by_text == {"x": 3, "y": 1}
+    assert len(plan.close) == 2
+
+
+def test_a_lost_particle_loses_its_weight_and_resampling_brings_the_number_back() -> None:
+    tree = SearchTree(PROBLEM)
+    for index, status in enumerate(["open", "failed", "failed", "failed"]):
+        node = child_id(tree.root_id, index, str(index))
+        tree.merge([NodeRecord(node, tree.root_id, index, str(index), status, score=0.5, round=1)])  # type: ignore[arg-type]
+    (one,) = ParticleFilter(particles=4).plan(tree).expand
+    assert one.count == 4
+    (one,) = ParticleFilter(particles=4, ess_threshold=0).plan(tree).expand
+    assert one.count == 1
+
+
+def test_tempering_softens_early_resampling_as_stated() -> None:
+    strategy = ParticleFilter(particles=8, tempering=True, max_depth=10)
+    assert strategy._temperature(1, 2.0) == pytest.approx((1 - 0.1) / 0.25)
+    assert strategy._temperature(1, 4.0) == 1.0  # even enough
+    assert strategy._temperature(5, 2.0) == 1.0  # past the half
+    assert ParticleFilter(particles=8)._temperature(1, 1.0) == 1.0
+
+
+@given(st.integers(0, 100))
+@settings(max_examples=20)
+def test_another_run_seed_resamples_otherwise_and_the_same_one_alike(seed: int) -> None:
+    world = World(seed=seed, words=50, stop=0.05)
+    strategy = ParticleFilter(particles=8, ess_threshold=1.0, max_depth=5)
+    assert run(world, strategy).tree.dumps() == run(world, strategy).tree.dumps()

@@ -1,0 +1,198 @@
+"""Monte Carlo tree search: PUCT over steps, with the process reward model as the value."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+
+from vprm_search.search.plan import Close, Expand, Plan
+from vprm_search.search.puct import Arm, QTransform, Stats, as_is, back_up, puct_scores
+from vprm_search.search.resampling import softmax
+from vprm_search.search.siblings import distinct, last_parents
+from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.tree import SearchTree
+from vprm_search.types import NodeId
+
+_Walk = list[NodeId]
+
+
+@dataclass(slots=True)
+class _State:
+    """The walks so far. `children` are the steps in play below a node that was expanded."""
+
+    stats: dict[NodeId, Stats] = field(default_factory=lambda: defaultdict(Stats))
+    children: dict[NodeId, list[NodeId]] = field(default_factory=dict)
+    exhausted: set[NodeId] = field(default_factory=set)
+    walks: list[_Walk] = field(default_factory=list)
+    started: int = 0
+
+
+class MCTS(StepwiseSearch):
+    """Run `simulations` walks from the root, each to the step that PUCT finds most promising.
+
+    At a node with N visits a walk takes the child with the largest
+    Q + prior * √N / (1 + n) * (c_init + log((N + c_base + 1) / c_base)); Q is the mean of the
+    values backed up through a child, and before its first visit its own path score, which is known
+    as soon as it is proposed. A walk goes on (`to_end`) until its path ends, and the path score of
+    a finished path is backed up, 0 for one that was cut (terminal back-up, as in rStar-Math,
+    arXiv 2501.04519 §3.2); otherwise it stops at the first step it expands and backs up that
+    step's own score (as in MuZero, arXiv 1911.08265). An ended path, and a step whose children
+    have all ended, is not walked again. `batch` walks are under way at a time; each counts as a
+    visit of value 0 wherever it passes until it is backed up (virtual loss), so they spread.
+
+    The statistics are no state of their own: they are replayed from the tree.
+
+    Args:
+        simulations: walks in all.
+        batch: walks under way at a time; 1 is the textbook search.
+        expand: children proposed per step.
+        root_expand: children of the root.
+        to_end: walk to the end of a solution instead of one new step.
+        c_init: exploration (1.25 in AlphaZero and OpenR; 2 in rStar-Math).
+        c_base: visits at which exploration begins to grow (19652 in AlphaZero).
+        prior_temperature: priors are softmax(own score / this); None: all equal.
+        qtransform: how values are scaled (`puct.by_min_max`, `puct.by_parent_and_siblings`).
+        pruning: compares the children of one node: there are no levels.
+    """
+
+    simulations: int = Field(default=16, ge=1)
+    batch: int = Field(default=4, ge=1, le=256)
+    expand: int = Field(default=4, ge=1, le=256)
+    root_expand: int = Field(default=8, ge=1, le=256)
+    to_end: bool = True
+    c_init: float = Field(default=1.25, ge=0)
+    c_base: float = Field(default=19652.0, gt=0)
+    prior_temperature: float | None = Field(default=None, gt=0)
+    qtransform: QTransform = as_is
+
+    def plan(self, tree: SearchTree) -> Plan:
+        """Replay the walks as far as the tree goes, and ask for the steps they wait for."""
+        state = _CACHE.setdefault(tree, {}).setdefault(self, _State())
+        waiting = self._advance(tree, state)
+        close = tuple(self._closes(tree))
+        if waiting:
+            return Plan(expand=tuple(self._asked(tree, node) for node in waiting), close=close)
+        used_up = state.started >= self.simulations
+        done = f"{self.simulations} simulations made" if used_up else "no open path is left"
+        return Plan(close=close, finish=done)
+
+    def visits(self, tree: SearchTree) -> dict[NodeId, Stats]:
+        """Return the visits and the mean values of all nodes visited so far."""
+        self.plan(tree)
+        return dict(_CACHE[tree][self].stats)
+
+    # --- walks ---------------------------------------------------------------------------------
+
+    def _advance(self, tree: SearchTree, state: _State) -> list[NodeId]:
+        """Do all that can be done without new steps; return the nodes that wait for some.
+
+        All walks wait for one another here: were one to go on as soon as its steps are there, the
+        statistics would depend on when a search was interrupted.
+        """
+        while True:
+            self._settle(tree, state)
+            leaves = dict.fromkeys(walk[-1] for walk in state.walks)
+            waiting = [leaf for leaf in leaves if self._asked(tree, leaf).count]
+            if waiting or not leaves:
+                return waiting
+            for walk in [*state.walks]:
+                self._go_on(tree, state, walk)
+
+    def _settle(self, tree: SearchTree, state: _State) -> None:
+        """Back up the walks whose path has ended, and start others in their place."""
+        while True:
+            for walk in [*state.walks]:
+                if tree[walk[-1]].status == "finished":
+                    state.exhausted.add(walk[-1])
+                    self._back_up(state, walk, self.value(tree, walk[-1]) or 0.0)
+            started = len(state.walks)
+            while len(state.walks) < self.batch and self._may_start(tree, state):
+                state.walks.append([tree.root_id])
+                state.stats[tree.root_id].pending += 1
+                state.started += 1
+                self._descend(tree, state, state.walks[-1])
+            if len(state.walks) == started:
+                return
+
+    def _may_start(self, tree: SearchTree, state: _State) -> bool:
+        return state.started < self.simulations and tree.root_id not in state.exhausted
+
+    def _go_on(self, tree: SearchTree, state: _State, walk: _Walk) -> None:
+        """Take a walk one step further, now that the children of its last node are there."""
+        leaf = walk[-1]
+        if leaf not in state.children:
+            state.children[leaf] = self._in_play(tree, leaf)
+        if not state.children[leaf]:
+            state.exhausted.add(leaf)
+            self._back_up(state, walk, 0.0)
+        elif not self.to_end and leaf != tree.root_id:
+            self._back_up(state, walk, self.value(tree, leaf) or 0.0)
+        else:
+            self._descend(tree, state, walk)
+
+    def _descend(self, tree: SearchTree, state: _State, walk: _Walk) -> None:
+        """Follow PUCT down to a node that was not expanded yet, or whose path has ended."""
+        while walk[-1] in state.children:
+            open_ = [c for c in state.children[walk[-1]] if c not in state.exhausted]
+            if not open_:  # another walk has just used up what was left here
+                self._back_up(state, walk, state.stats[walk[-1]].value)
+                return
+            walk.append(self._choose(tree, state, walk[-1], open_))
+            state.stats[walk[-1]].pending += 1
+
+    def _choose(
+        self, tree: SearchTree, state: _State, node: NodeId, choices: list[NodeId]
+    ) -> NodeId:
+        own = [self.value(tree, child) or 0.0 for child in choices]
+        priors = [1.0 / len(choices)] * len(choices)
+        if self.prior_temperature is not None:
+            priors = softmax(own, self.prior_temperature)
+        arms = []
+        for child, value, prior in zip(choices, own, priors, strict=True):
+            known = state.stats[child]
+            visits = known.visits + known.pending
+            total = known.value * known.visits if known.visits else value
+            arms.append(Arm(prior, visits, total / max(1, visits + (not known.visits))))
+        scores = puct_scores(
+            state.stats[node],
+            arms,
+            c_init=self.c_init,
+            c_base=self.c_base,
+            qtransform=self.qtransform,
+        )
+        return choices[scores.index(max(scores))]
+
+    def _back_up(self, state: _State, walk: _Walk, value: float) -> None:
+        back_up([state.stats[node] for node in walk], value)
+        state.walks.remove(walk)
+        for node in reversed(walk):
+            state.stats[node].pending -= 1
+            if node in state.children and state.exhausted.issuperset(state.children[node]):
+                state.exhausted.add(node)
+
+    # --- nodes ---------------------------------------------------------------------------------
+
+    def _in_play(self, tree: SearchTree, node: NodeId) -> list[NodeId]:
+        """Return the children a walk may take, best first: scored, and not cut or put aside."""
+        ranked = self._siblings(tree, node)[0]
+        for child, _ in distinct(tree, node, self.same_step if self.dedup else None):
+            score = self.value(tree, child.id) if child.status == "finished" else None
+            if score is not None:
+                ranked.append((score, child))
+        ranked.sort(key=lambda pair: (-pair[0], pair[1].id))
+        return [child.id for _, child in ranked]
+
+    def _asked(self, tree: SearchTree, node: NodeId) -> Expand:
+        target = self.root_expand if node == tree.root_id else self.expand
+        return Expand(node, self._missing(tree, node, target), tree.child_count(node))
+
+    def _closes(self, tree: SearchTree) -> list[Close]:
+        done = [node for node in last_parents(tree) if not self._asked(tree, node).count]
+        close = self._duplicates(tree)
+        return close + [c for node in done for c in self._siblings(tree, node)[1]]
+
+
+_CACHE: WeakKeyDictionary[SearchTree, dict[MCTS, _State]] = WeakKeyDictionary()

@@ -1,0 +1,174 @@
+"""Particle filtering: sequential Monte Carlo over reasoning steps, weighted by their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+
+from vprm_search import ids
+from vprm_search.search.plan import Close, Expand, Plan
+from vprm_search.search.resampling import effective_sample_size, systematic_counts
+from vprm_search.search.siblings import distinct, proposed
+from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.tree import SearchTree
+from vprm_search.types import NodeId
+
+_LEAST = 1e-6  # keeps the odds of a score of exactly 0 or 1 finite
+
+
+@dataclass(frozen=True, slots=True)
+class Particles:
+    """`count` equal particles at one node, each with the weight exp(`log_weight`)."""
+
+    node: NodeId
+    count: int
+    log_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """All living particles after `level` steps.
+
+    `children[node]` is how many next steps an open node is given; the others have finished.
+    `close` is what went at this level, and why.
+    """
+
+    level: int
+    particles: tuple[Particles, ...]
+    children: Mapping[NodeId, int]
+    close: tuple[Close, ...] = ()
+
+
+class ParticleFilter(StepwiseSearch):
+    """Move `particles` partial solutions on step by step and resample them by their weights.
+
+    After each step a particle's weight is multiplied by g(score): the odds s / (1 − s) as in Puri
+    et al., arXiv 2502.01618 §3 ("odds"), or s itself ("probability"). When the effective sample
+    size (Σ w)² / Σ w² falls below `ess_threshold * particles`, the slots are dealt anew by
+    systematic resampling, with one draw derived from the tree's ids; in between the weights
+    accumulate (Doucet and Johansen, "A tutorial on particle filtering", 2009, §3.5). The paper
+    resamples at every step: `ess_threshold=1`. Where particles are equal steps of one parent, one
+    node stands for them and carries their number, so the filter stays exact and no path is there
+    twice. A finished path keeps its place and its weight; a failed, cut or unscored one loses it.
+
+    `tempering` resamples by w^(1/τ) with τ = max(1, (1 − level / max_depth) / (ESS / particles))
+    while ESS / particles is below ½ in the first half of the levels (entropic annealing,
+    arXiv 2510.05825), so that few early scores do not decide all. Unlike there, a particle keeps
+    the weight w^(1 − 1/τ) not yet spent, which keeps the filter unbiased; τ counts levels up to
+    `max_depth`, so set it near the usual number of steps.
+
+    Args:
+        particles: partial solutions kept.
+        weight: g, see above.
+        ess_threshold: share of `particles` below which they are resampled.
+        tempering: soften early resampling.
+    """
+
+    aggregate: str = "last"
+    particles: int = Field(default=16, ge=1, le=256)
+    weight: Literal["odds", "probability"] = "odds"
+    ess_threshold: float = Field(default=0.5, ge=0, le=1)
+    tempering: bool = False
+
+    def plan(self, tree: SearchTree) -> Plan:
+        """Weigh the new steps, resample if the weights are uneven, and move on."""
+        population = self.population(tree)
+        merged = self._duplicates(tree)
+        gone = [close for close in population.close if tree[close.node].status == "open"]
+        expand = tuple(
+            Expand(node, count - proposed(tree, node), tree.child_count(node))
+            for node, count in population.children.items()
+            if count > proposed(tree, node)  # all of them, unless a budget cut the level
+        )
+        closed = (*merged, *gone)
+        if not expand:
+            return Plan(close=closed, finish="all particles have ended")
+        return Plan(expand=expand, close=closed)
+
+    def population(self, tree: SearchTree) -> Population:
+        """Return the particles after the last complete step; a function of the tree alone.
+
+        Σ count * exp(log_weight) * f(path) over them, divided by `particles`, estimates the sum
+        of p(path) * Π g(score) * f(path) without bias, p being how the policy draws paths.
+        """
+        known = _CACHE.setdefault(tree, {})
+        population = known.get(self) or Population(
+            0, (Particles(tree.root_id, self.particles, 0.0),), {tree.root_id: self.particles}
+        )
+        while population.children and all(
+            proposed(tree, node) >= count for node, count in population.children.items()
+        ):
+            known[self] = population  # not the next one: its steps may still be redone
+            population = self._next(tree, population)
+        return population
+
+    def _next(self, tree: SearchTree, before: Population) -> Population:
+        """Return the population one step on: moved, weighed, pruned and resampled."""
+        moved = [p for p in before.particles if p.node not in before.children]
+        groups = {p.node: p for p in before.particles if p.node in before.children}
+        key = self.same_step if self.dedup else None
+        children = {
+            child.id: (child, count, groups[parent].log_weight)
+            for parent in groups
+            for child, count in distinct(tree, parent, key)
+        }
+        going_on = [c for c, _, _ in children.values() if c.status not in ("finished", "truncated")]
+        ranked, close = self._rank(tree, going_on)
+        ranked, pruned = self.pruning.apply(ranked)
+        scores = {leaf.id: score for score, leaf in ranked}
+        for child, count, log_weight in children.values():
+            ended = child.status == "finished"
+            score = self.value(tree, child.id) if ended else scores.get(child.id)
+            if score is not None:
+                moved.append(Particles(child.id, count, log_weight + self._log_gain(score)))
+        moved.sort(key=lambda p: p.node)
+        kept, dropped = self._resampled(tree, before.level + 1, moved)
+        grown = {p.node: p.count for p in kept if p.node in scores}
+        return Population(before.level + 1, kept, grown, (*close, *pruned, *dropped))
+
+    def _log_gain(self, score: float) -> float:
+        held = min(max(score, _LEAST), 1.0 - _LEAST)
+        return math.log(held) - (math.log1p(-held) if self.weight == "odds" else 0.0)
+
+    def _resampled(
+        self, tree: SearchTree, level: int, moved: Sequence[Particles]
+    ) -> tuple[tuple[Particles, ...], list[Close]]:
+        top = max((p.log_weight for p in moved), default=0.0)
+        weights = [math.exp(p.log_weight - top) for p in moved]
+        size = effective_sample_size(weights, [p.count for p in moved])
+        if not moved or size >= self.ess_threshold * self.particles:
+            return tuple(moved), []
+        power = 1.0 / self._temperature(level, size)
+        shares = [p.count * w**power for p, w in zip(moved, weights, strict=True)]
+        each = math.log(math.fsum(shares) / self.particles)
+        counts = systematic_counts(shares, self.particles, _draw(tree, level))
+        kept, close = [], []
+        best = max(zip(shares, moved, strict=True), key=lambda pair: pair[0])[1].node
+        for particle, count, share in zip(moved, counts, shares, strict=True):
+            if count:
+                left = top + (1.0 - power) * (particle.log_weight - top) + each
+                kept.append(Particles(particle.node, count, left))
+                continue
+            part = share / math.fsum(shares) * self.particles
+            reason = f"resampled: {part:.4f} of {self.particles} particles drew none; {best} leads"
+            close.append(Close(particle.node, f"{reason}; ESS {size:.2f}"))
+        return tuple(kept), close
+
+    def _temperature(self, level: int, size: float) -> float:
+        share, passed = size / self.particles, level / self.max_depth
+        if not self.tempering or share >= 0.5 or passed >= 0.5:
+            return 1.0
+        return max(1.0, (1.0 - passed) / share)
+
+
+def _draw(tree: SearchTree, level: int) -> float:
+    """Return the level's number in [0, 1); it depends on the problem and the run seed alone."""
+    return int.from_bytes(ids.digest("resample", tree.root_id, level)[:6], "big") / 2**48
+
+
+_CACHE: WeakKeyDictionary[SearchTree, dict[ParticleFilter, Population]] = WeakKeyDictionary()
