@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     )
     from vprm_search.image_store import DiskImageStore
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
-    from vprm_search.scoring.layout import PrmLayout
+    from vprm_search.scoring.judge import JudgeScorer
     from vprm_search.scoring.transformers_scorer import TransformersScorer
+    from vprm_search.scoring.vllm_scorer import VllmScorer
     from vprm_search.search import (
         BeamSearch,
         BestOfN,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         WeightedVote,
     )
     from vprm_search.tree import SearchTree
-    from vprm_search.types import NodeRecord, Policy, Problem, SearchResult, StepScorer, Usage
+    from vprm_search.types import Policy, Problem, SearchResult, StepScorer, Usage
 
 __version__ = "0.1.0"
 
@@ -52,10 +53,10 @@ __all__ = [
     # models and images
     "ChatModelPolicy",
     "TransformersScorer",
-    "PrmLayout",
+    "VllmScorer",
+    "JudgeScorer",
     "DiskImageStore",
     # data
-    "NodeRecord",
     "Problem",
     "SearchResult",
     "SearchTree",
@@ -81,9 +82,9 @@ _HOMES = {
     "Budget": "vprm_search.budget",
     "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
-    "PrmLayout": "vprm_search.scoring.layout",
+    "VllmScorer": "vprm_search.scoring.vllm_scorer",
+    "JudgeScorer": "vprm_search.scoring.judge",
     "DiskImageStore": "vprm_search.image_store",
-    "NodeRecord": "vprm_search.types",
     "Problem": "vprm_search.types",
     "SearchResult": "vprm_search.types",
     "SearchTree": "vprm_search.tree",

@@ -7,7 +7,8 @@
     │   └── RecordError       a stored tree or record is damaged or from another search
     ├── PolicyError           the policy model could not propose a step
     ├── ScorerError           the process reward model could not score
-    │   └── PromptTooLongError    a prompt does not fit into the model's context
+    │   ├── PromptTooLongError    a prompt does not fit into the model's context
+    │   └── ModelChangedError     a scoring server serves another model than before
     ├── SearchError           a search ended without a usable answer
     │   └── NoAnswerError     no path finished (see ``on_no_answer``)
     ├── CheckpointError       a model directory is missing, incomplete or unsafe
@@ -49,6 +50,10 @@ class ScorerError(VprmError):
 
 class PromptTooLongError(ScorerError):
     """A problem with its solution does not fit into the scorer's context."""
+
+
+class ModelChangedError(ScorerError):
+    """A scoring server serves another model than before; their scores must not be mixed."""
 
 
 class SearchError(VprmError):

@@ -100,8 +100,8 @@ def test_broken_directories_are_refused(good: Path, tmp_path: Path, name: str) -
         TransformersScorer.from_pretrained(directory)
 
 
-def test_a_model_name_is_never_downloaded() -> None:
-    with pytest.raises(CheckpointError, match="never downloaded"):
+def test_a_model_name_needs_a_commit() -> None:
+    with pytest.raises(CheckpointError, match="commit"):
         TransformersScorer.from_pretrained("OpenGVLab/VisualPRM-8B")
 
 

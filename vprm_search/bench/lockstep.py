@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from vprm_search import ids
 from vprm_search.graph.phases import Job, score
@@ -14,6 +15,14 @@ from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun, run_jobs
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, StepScorer
+
+_NO_SCORING: dict[str, Any] = {
+    "scored_tokens": 0,
+    "tokens_sent": 0,
+    "tokens_computed": 0,
+    "images_encoded": 0,
+    "forward_passes": 0.0,
+}
 
 Progress = Callable[[int, int], None]
 """Called with (searches ended, searches in all) after every batch."""
@@ -80,7 +89,7 @@ def unscored_copy(
         children = tree.children(old)
         for child in children if old != tree.root_id else children[:first]:
             node = ids.child_id(new, child.index, child.text)
-            blank = replace(child, id=node, parent=new, path_scores={}, scored_tokens=0)
+            blank = replace(child, id=node, parent=new, path_scores={}, **_NO_SCORING)
             copy.merge([replace(blank, score=None, score_reason="")])
             waiting.append((child.id, node))
     return copy

@@ -116,4 +116,5 @@ def _facts(view: SearchView) -> str:
     return (
         f"{score}{unfinished}{view.ended_by} · {spent.rounds} rounds · {spent.candidates} "
         f"candidates · {spent.generated_tokens} tokens generated · {spent.scored_tokens} scored"
+        + (f" · {spent.work()}" if spent.work() else "")
     )

@@ -93,6 +93,7 @@ def _head(
     facts = f"{view.ended_by}; {spent.rounds} rounds, {spent.candidates} candidates"
     draw.text((left, _MARGIN + 94), shortened(facts, 2 * room), _SOFT, _font(14))
     costs = f"{spent.generated_tokens} tokens generated, {spent.scored_tokens} scored"
+    costs += f"; {spent.work()}" if spent.work() else ""
     draw.text((left, _MARGIN + 114), costs, _SOFT, _font(14))
     _scale(draw, left, _MARGIN + 142, view.hidden)
 

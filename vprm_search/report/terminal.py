@@ -70,7 +70,8 @@ def answer_line(view: SearchView) -> Text:
     spent = view.usage
     line.append(
         f"  [{printable(view.ended_by)}; {spent.rounds} rounds, {spent.candidates} candidates, "
-        f"{spent.generated_tokens} tokens generated, {spent.scored_tokens} scored]",
+        f"{spent.generated_tokens} tokens generated, {spent.scored_tokens} scored"
+        + (f"; {spent.work()}]" if spent.work() else "]"),
         style="dim",
     )
     return line

@@ -11,7 +11,7 @@ from vprm_search.tiny.evaluate import Evaluation, Models, Report, evaluate
 from vprm_search.tiny.evaluation_report import fill_section, full_report, read_cells, readme_section
 from vprm_search.tiny.weights import weights_path
 
-_KEPT_TOKENS = 300_000  # of the searches that advance together; nothing is resumed here
+_KEPT_BYTES = 1 << 30  # for each scorer; of the searches that advance together
 
 
 def packaged_models() -> Models:
@@ -28,7 +28,7 @@ def packaged_models() -> Models:
 
     def scorer(name: str) -> TransformersScorer:
         return TransformersScorer.from_pretrained(
-            weights_path(name), device="cpu", kept_context_tokens=_KEPT_TOKENS
+            weights_path(name), device="cpu", kept_context_bytes=_KEPT_BYTES
         )
 
     strong = TinySampler.from_pretrained(weights_path("policy_strong"))
