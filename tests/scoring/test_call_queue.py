@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -237,3 +238,18 @@ async def test_a_call_that_fails_in_the_model_fails_alone(checkpoint: PrmCheckpo
     assert (await first)[0].scores[1].value is not None
     with pytest.raises(RuntimeError, match="a kernel failed"):
         await bad
+
+
+def test_a_forked_child_has_a_worker_of_its_own() -> None:
+    queue: CallQueue[int, int] = CallQueue(
+        lambda asked: ((i, request + 1) for i, request in enumerate(asked)), 0.001
+    )
+    assert queue.submit(1).result(10) == 2
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(queue.submit(40).result(10))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 41
+    assert queue.submit(2).result(10) == 3

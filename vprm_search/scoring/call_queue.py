@@ -7,6 +7,7 @@ few milliseconds for as many to come back, since searches in step tend to.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -39,6 +40,10 @@ class CallQueue(Generic[Q, R]):
     ) -> None:
         self._compute = compute
         self._window_s = window_s
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
         self._waiting: deque[_Call[Q, R]] = deque()
         self._changed = threading.Condition()
         self._served = 1  # callers of the last turn
@@ -46,6 +51,8 @@ class CallQueue(Generic[Q, R]):
 
     def submit(self, request: Q) -> Future[R]:
         """Queue a request; its future is resolved by the worker."""
+        if self._pid != os.getpid():  # threads do not survive a fork
+            self._start()
         call: _Call[Q, R] = _Call(request, Future())
         with self._changed:
             self._waiting.append(call)
