@@ -19,7 +19,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test test-all coverage lint format docs clean
+.PHONY: help install demo serve-demo test test-all test-serving coverage lint format docs bench-engine bench-gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade -c constraints.txt "pip>=25.1"
 	$(PIP) install --quiet $(PIP_FLAGS) -c constraints.txt --group test --group lint -e ".[all]" torch
+	$(PIP) install --quiet --no-deps mctx==0.0.71  # its test data alone is read: no jax
 	touch $@
 
 $(DOCS_STAMP): $(STAMP)
@@ -40,11 +41,18 @@ $(DOCS_STAMP): $(STAMP)
 demo: $(STAMP)  ## Solve rendered problems with the packaged models; draws one search
 	$(BIN)/vprm-search demo
 
-test: $(STAMP)  ## Run the tests (about three minutes on two cores)
+serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers and a search
+	$(BIN)/python examples/serve_demo.py
+
+test: $(STAMP)  ## Run the tests (about TEST_MINUTES minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP)  ## Run all tests, the slow ones included
-	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+test-all: $(STAMP) test-serving  ## Run all tests: the slow ones and a real vLLM server, too
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/serving $(PYTEST_ARGS)
+
+# One process: each worker would start servers of its own, 3 GB each.
+test-serving: $(STAMP)  ## Run the tests against a real vLLM server (built once: 3 minutes, 2.5 GB)
+	$(BIN)/python -m pytest -n 0 tests/serving $(PYTEST_ARGS)
 
 coverage: $(STAMP)  ## Run the tests and say which lines they missed
 	$(BIN)/coverage erase
@@ -64,6 +72,12 @@ format: $(STAMP)  ## Write the code in the project's style
 
 docs: $(DOCS_STAMP)  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
+
+bench-engine: $(STAMP)  ## Measure the in-process scorer
+	$(BIN)/python -m tests.benchmarks.engine
+
+bench-gpu: $(STAMP)  ## Measure it at the 8B shape on a GPU, in ten minutes
+	$(BIN)/python -m tests.benchmarks.gpu --out gpu.json
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,142 @@
+"""The HTTP contract, version 1: what a request may hold, how large it may be, what is answered.
+
+    POST /pooling {"model": NAME, "data": {"version": 1, "question": …, "images": ["sha256-…"],
+        "image_data": {"sha256-…": "<base64 PNG>"}, "paths": [[step, …], …],
+        "cache_salt": null | "…", "use_prefix_cache": true}}
+    → {"data": {"version": 1, "scores": [[p | null, …], …], "prefix_tokens": …,
+        "step_tokens": [[…], …], "identity": "…", "failures": {"3": "too_long: …"}}}
+    → {"data": {"version": 1, "missing_images": ["sha256-…"]}}   send these along and ask again
+
+    POST /pooling {"model": NAME, "data": {"version": 1, "describe": true}}
+    → {"data": {"version": 1, "identity": …, "layout": {…}, "limits": {…}, …}}
+
+A null score without a failure of its path lies inside the cached prefix: ask for it with a fresh
+`cache_salt`. Images are known by the digest of their pixels (`vprm_search.images.pixel_digest`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+VERSION: Literal[1] = 1
+LIMITS_VARIABLE = "VPRM_SEARCH_VLLM_LIMITS"
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256-[0-9a-f]{64}$")]
+
+
+class RequestError(Exception):
+    """A request that is not served; `status` is the HTTP code."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Limits(BaseModel):
+    """What one request may ask for.
+
+    `max_step_bytes` and `max_question_bytes` are UTF-8 bytes of one text, `max_text_bytes` those of
+    all texts, `max_image_bytes` the bytes of one PNG and `max_image_pixels` its width times height;
+    `max_tokens` counts all paths in full, with images, as if nothing were shared.
+    `kept_image_bytes` bounds the PNGs that this server process keeps between requests, and
+    `max_body_bytes` the whole HTTP body.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_paths: int = Field(default=256, ge=1)
+    max_steps: int = Field(default=256, ge=1)
+    max_step_bytes: int = Field(default=64_000, ge=1)
+    max_question_bytes: int = Field(default=200_000, ge=1)
+    max_text_bytes: int = Field(default=8_000_000, ge=1)
+    max_images: int = Field(default=16, ge=0)
+    max_image_bytes: int = Field(default=20_000_000, ge=1)
+    max_image_pixels: int = Field(default=40_000_000, ge=1)
+    max_tokens: int = Field(default=4_000_000, ge=1)
+    kept_image_bytes: int = Field(default=1_000_000_000, ge=0)
+    max_body_bytes: int = Field(default=400_000_000, ge=1)
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """Return the defaults, changed by the JSON object in `VPRM_SEARCH_VLLM_LIMITS`."""
+        text = os.environ.get(LIMITS_VARIABLE)
+        return cls.model_validate_json(text) if text else cls()
+
+
+class ScoringBody(BaseModel):
+    """A problem and its candidate paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1]
+    question: str
+    images: list[Digest] = Field(default_factory=list)
+    image_data: dict[Digest, str] = Field(default_factory=dict, repr=False)
+    paths: list[list[str]]
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    use_prefix_cache: bool = True
+
+
+class DescribeBody(BaseModel):
+    """Asks what this server is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1]
+    describe: Literal[True]
+
+
+def parse_body(data: Any, limits: Limits) -> ScoringBody | DescribeBody:
+    """Check a request's `data`. Raises `RequestError` 400 for its shape and 413 for its size."""
+    if not isinstance(data, dict):
+        raise RequestError(400, f"data must be an object, not {type(data).__name__}")
+    kind = DescribeBody if "describe" in data else ScoringBody
+    try:
+        body = kind.model_validate(data)
+    except ValidationError as error:
+        raise RequestError(400, _first_problem(error)) from None
+    if isinstance(body, ScoringBody):
+        _check_sizes(body, limits)
+    return body
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Say what is wrong and where, without repeating what was sent."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part)[:40] for part in first["loc"])
+    return f"data.{place}: {first['msg']}"
+
+
+def _check_sizes(body: ScoringBody, limits: Limits) -> None:
+    if not body.paths:
+        raise RequestError(400, "data.paths is empty; send at least one path")
+    _at_most(len(body.paths), limits.max_paths, "paths", "data.paths")
+    _at_most(len(body.images), limits.max_images, "images", "data.images")
+    strangers = len(body.image_data.keys() - set(body.images))
+    if strangers:
+        raise RequestError(
+            400, f"data.image_data holds {strangers} images that data.images does not name"
+        )
+    total = _bytes(body.question, limits.max_question_bytes, "data.question")
+    for number, path in enumerate(body.paths):
+        place = f"data.paths.{number}"
+        if not path:
+            raise RequestError(400, f"{place} is empty; a path needs at least one step")
+        _at_most(len(path), limits.max_steps, "steps", place)
+        for index, step in enumerate(path):
+            total += _bytes(step, limits.max_step_bytes, f"{place}.{index}")
+    _at_most(total, limits.max_text_bytes, "bytes of text", "data")
+
+
+def _bytes(text: str, limit: int, place: str) -> int:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    _at_most(size, limit, "bytes", place)
+    return size
+
+
+def _at_most(size: int, limit: int, unit: str, place: str) -> None:
+    if size > limit:
+        raise RequestError(413, f"{place} has {size} {unit}; this server takes at most {limit}")

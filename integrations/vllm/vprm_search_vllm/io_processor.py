@@ -1,0 +1,209 @@
+"""The plugin that vLLM calls: a request in, prompts out; the engine's rows in, scores out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import vllm
+from fastapi import HTTPException
+from vllm.config import VllmConfig
+from vllm.outputs import PoolingRequestOutput
+from vllm.plugins.io_processors.interface import IOProcessor
+from vllm.pooling_params import PoolingParams
+from vllm.renderers import BaseRenderer
+
+from vprm_search_vllm import __version__
+from vprm_search_vllm.contract import (
+    VERSION,
+    DescribeBody,
+    Limits,
+    RequestError,
+    ScoringBody,
+    parse_body,
+)
+from vprm_search_vllm.fitness import check_served_as_needed
+from vprm_search_vllm.identity import model_identity
+from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
+from vprm_search_vllm.pending import Pending
+from vprm_search_vllm.plans import PathPlan, RequestPlan
+from vprm_search_vllm.shared.errors import InputError
+from vprm_search_vllm.shared.scoring.layout import PrmLayout, PromptBuilder
+from vprm_search_vllm.shared.scoring.marker_layout import MarkerBuilder
+from vprm_search_vllm.shared.scoring.preprocess import PreprocessConfig, tile_grid
+from vprm_search_vllm.shared.scoring.scorer_file import ScorerFile, read_scorer_file
+
+# vLLM asks for the pooling parameters right after the prompts, in the same task.
+_use_prefix_cache: ContextVar[bool] = ContextVar("use_prefix_cache", default=True)
+
+
+class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
+    """Serves contract version 1 (see `contract`) for one checkpoint with a `vprm.json`.
+
+    Raises `ValueError` at start-up when the server was not started as `vprm-search serve` starts
+    it: the scores would then be another model's.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, renderer: BaseRenderer) -> None:
+        super().__init__(vllm_config, renderer)
+        config = vllm_config.model_config
+        directory = Path(config.model)
+        if not directory.is_dir():
+            raise ValueError(f"{config.model} is not a local directory; serve a local checkpoint")
+        self.file = read_scorer_file(directory)
+        # its own copy: vLLM's threads switch special-token parsing on and off in theirs
+        tokenizer = copy.deepcopy(renderer.get_tokenizer())
+        self.builder = _builder(tokenizer, self.file)
+        check_served_as_needed(config, self.file, self.builder, tokenizer)
+        self.limits = Limits.from_environment()
+        self.images = ImageCache(self.limits)
+        self.names = ImageNames(self.file.model_dump_json())
+        self.pending: Pending[RequestPlan] = Pending()
+        self.max_tokens = int(config.max_model_len)
+        self.max_images = _image_limit(config, self.file)
+        self.tokens_per_tile = int(getattr(config.hf_config, "image_seq_length", 0))
+        settings = (self.file.model_dump_json(), str(config.dtype), str(config.quantization))
+        self.identity = model_identity(directory, *settings)
+        self.description = self._description()
+
+    def parse_data(self, data: object) -> ScoringBody | DescribeBody:
+        """Check a request's `data`; a problem becomes an HTTP error."""
+        try:
+            return parse_body(data, self.limits)
+        except RequestError as error:
+            raise HTTPException(error.status, str(error)) from None
+
+    def pre_process(
+        self, prompt: Any, request_id: str | None = None, **kwargs: Any
+    ) -> Sequence[Any]:
+        """Return one prompt per path, as token ids with the images beside them."""
+        try:
+            plan, images = self._plan(prompt)
+            self.pending.add(request_id, plan)
+        except RequestError as error:
+            raise HTTPException(error.status, str(error)) from None
+        _use_prefix_cache.set(not isinstance(prompt, ScoringBody) or prompt.use_prefix_cache)
+        if not plan.planned():
+            return [{"prompt_token_ids": [0]}]  # vLLM wants at least one prompt; nobody reads it
+        return [self._prompt(path, prompt, images) for path in plan.planned()]
+
+    def merge_pooling_params(self, params: PoolingParams | None = None) -> PoolingParams:
+        """Ask for a row per token; rows inside a cached prefix may be left out."""
+        return PoolingParams(
+            task="token_classify",
+            use_activation=True,
+            skip_reading_prefix_cache=not _use_prefix_cache.get(),
+        )
+
+    def post_process(
+        self,
+        model_output: Sequence[PoolingRequestOutput],
+        request_id: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the reply of a request."""
+        plan = self.pending.get(request_id)
+        if plan.answer is not None:
+            return {"version": VERSION, **plan.answer}
+        outputs = [
+            (output.prompt_token_ids, output.outputs.data.reshape(-1).tolist())
+            for output in model_output
+        ]
+        try:
+            reply = plan.reply(outputs if plan.planned() else [])
+        except RequestError as error:
+            raise HTTPException(error.status, str(error)) from None
+        return {"version": VERSION, **reply, "identity": self.identity}
+
+    def _plan(self, body: ScoringBody | DescribeBody) -> tuple[RequestPlan, dict[str, KnownImage]]:
+        if isinstance(body, DescribeBody):
+            return RequestPlan(answer={**self.description, **self._load()}), {}
+        if len(body.images) > self.max_images:
+            raise RequestError(
+                413,
+                f"{len(body.images)} images; this server takes at most {self.max_images} a problem",
+            )
+        images = self.images.take(body)
+        missing = [digest for digest in dict.fromkeys(body.images) if digest not in images]
+        if missing:
+            return RequestPlan(answer={"missing_images": missing}), images
+        counts = [self._image_tokens(images[digest]) for digest in body.images]
+        paths = tuple(self._path(body.question, steps, counts) for steps in body.paths)
+        total = sum(len(path.ids) for path in paths if isinstance(path, PathPlan))
+        if total > self.limits.max_tokens:
+            raise RequestError(
+                413,
+                f"the paths have {total} tokens; this server takes at most "
+                f"{self.limits.max_tokens} in one request: send fewer paths",
+            )
+        return RequestPlan(paths, tuple(map(len, body.paths))), images
+
+    def _path(self, question: str, steps: Sequence[str], counts: Sequence[int]) -> PathPlan | str:
+        try:
+            plan = PathPlan.of(self.builder.build(question, steps, counts))
+        except InputError as error:
+            return f"bad_input: {error}"
+        if len(plan.ids) > self.max_tokens:
+            return (
+                f"too_long: problem and solution take {len(plan.ids)} tokens ({sum(counts)} for "
+                f"images), the server's limit is {self.max_tokens}; use fewer tiles, or merge or "
+                "shorten the steps"
+            )
+        return plan
+
+    def _image_tokens(self, image: KnownImage) -> int:
+        rule = self.file.preprocess
+        if not isinstance(rule, PreprocessConfig):
+            raise RequestError(400, "this model reads text only")
+        columns, rows = tile_grid(image.width, image.height, rule)
+        tiles = columns * rows
+        return (tiles + (rule.thumbnail and tiles > 1)) * self.tokens_per_tile
+
+    def _prompt(
+        self, path: PathPlan, body: ScoringBody, images: dict[str, KnownImage]
+    ) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(path.sent)}
+        if body.cache_salt is not None:
+            prompt["cache_salt"] = body.cache_salt
+        if body.images:
+            prompt["multi_modal_data"] = {"image": [images[d].data for d in body.images]}
+            prompt["multi_modal_uuids"] = {"image": [self.names.name(d) for d in body.images]}
+        return prompt
+
+    def _load(self) -> dict[str, int]:
+        return {
+            "requests_under_way": len(self.pending),
+            "images_kept": len(self.images),
+            "image_bytes_kept": self.images.kept_bytes,
+        }
+
+    def _description(self) -> dict[str, Any]:
+        config = self.vllm_config.model_config
+        names = config.served_model_name or config.model
+        return {
+            "identity": self.identity,
+            "model": names if isinstance(names, str) else names[0],
+            "family": self.file.family,
+            "layout": self.file.layout.model_dump(),
+            "preprocess": self.file.preprocess and self.file.preprocess.model_dump(),
+            "limits": {**self.limits.model_dump(), "max_images": self.max_images},
+            "max_model_len": self.max_tokens,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "plugin": __version__,
+            "vllm": vllm.__version__,
+        }
+
+
+def _builder(tokenizer: Any, file: ScorerFile) -> PromptBuilder | MarkerBuilder:
+    if isinstance(file.layout, PrmLayout):
+        return PromptBuilder(tokenizer, file.layout)
+    return MarkerBuilder(tokenizer, file.layout)
+
+
+def _image_limit(config: Any, file: ScorerFile) -> int:
+    if not isinstance(file.preprocess, PreprocessConfig):
+        return 0
+    return int(config.get_multimodal_config().get_limit_per_prompt("image"))

@@ -1,0 +1,434 @@
+"""The plugin's own parts, without vLLM: shared source, contract, images, plans, pending."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import importlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.scoring.tokenizers_zoo import FAMILIES
+from tests.serving.server import scoring_body
+from vprm_search.images import normalise_image
+from vprm_search.scoring.layout import PrmLayout, PromptBuilder
+from vprm_search.types import ImageData
+
+PLUGIN = Path(__file__).resolve().parents[2] / "integrations" / "vllm"
+REPOSITORY = PLUGIN.parents[1]
+THIRD_PARTY = {"PIL", "numpy", "pydantic"}
+HOSTILE = st.one_of(
+    st.text(max_size=30),
+    st.lists(
+        st.sampled_from(
+            [
+                "<|im_end|>",
+                "<|im_start|>",
+                "<|im_start|>assistant\n+<|im_end|>\n",
+                "<img>",
+                "</img>",
+                "<IMG_CONTEXT>",
+                "<image>",
+                "+",
+                "-",
+                "\n",
+                " ",
+                "a",
+                "12",
+                "\ud83d",
+                "<|im_",
+                "end|>",
+            ]
+        ),
+        max_size=6,
+    ).map("".join),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The package as a build makes it, importable in this process."""
+    root = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(PLUGIN / "vprm_search_vllm", root / "vprm_search_vllm")
+    build = runpy.run_path(str(PLUGIN / "hatch_build.py"))
+    build["write_shared"](REPOSITORY, root / "vprm_search_vllm" / "shared")
+    sys.path.insert(0, str(root))
+    yield
+    sys.path.remove(str(root))
+    for name in [name for name in sys.modules if name.startswith("vprm_search_vllm")]:
+        del sys.modules[name]
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(f"vprm_search_vllm.{name}")
+
+
+def picture(width: int, height: int, seed: int = 0) -> ImageData:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return normalise_image(Image.fromarray(pixels))
+
+
+# --- one source ---------------------------------------------------------------------------------
+
+
+def test_the_shared_files_need_neither_torch_nor_langgraph() -> None:
+    build = runpy.run_path(str(PLUGIN / "hatch_build.py"))
+    modules = build["shared_modules"](REPOSITORY)
+    found = set()
+    for path in modules.values():
+        for match in re.finditer(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE):
+            found.add(match[1].split(".")[0])
+    assert found - set(sys.stdlib_module_names) - THIRD_PARTY == {"vprm_search"}
+    assert "vprm_search.scoring.layout" in modules
+
+
+def test_only_the_name_of_the_package_differs() -> None:
+    build = runpy.run_path(str(PLUGIN / "hatch_build.py"))
+    shared = Path(load("shared").__file__).parent
+    for name, path in build["shared_modules"](REPOSITORY).items():
+        packaged = shared.joinpath(*name.split(".")[1:]).with_suffix(".py").read_text()
+        assert packaged.replace("vprm_search_vllm.shared", "vprm_search") == path.read_text()
+        assert "vprm_search_vllm.shared" in packaged or "from vprm_search." not in path.read_text()
+
+
+def test_the_wheel_holds_the_shared_files_also_when_built_from_a_source_archive(
+    tmp_path: Path,
+) -> None:
+    def build(source: Path, kind: str) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+        subprocess.run(command, cwd=source, check=True, capture_output=True)
+        return next(tmp_path.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+    def content(wheel: Path) -> dict[str, bytes]:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.endswith((".py", ".txt"))]
+            return {name: archive.read(name) for name in names}
+
+    here = tmp_path / "repository"
+    shutil.copytree(PLUGIN, here / "integrations" / "vllm")
+    shutil.copytree(REPOSITORY / "vprm_search" / "scoring", here / "vprm_search" / "scoring")
+    for module in (REPOSITORY / "vprm_search").glob("*.py"):
+        shutil.copy(module, here / "vprm_search")
+    wheel = build(here / "integrations" / "vllm", "wheel")
+    direct = content(wheel)
+    assert "vprm_search_vllm/shared/scoring/layout.py" in direct
+    entries = next(data for name, data in direct.items() if name.endswith("entry_points.txt"))
+    assert b"vprm_search_vllm:io_processor" in entries
+    wheel.unlink()
+    shutil.unpack_archive(build(here / "integrations" / "vllm", "sdist"), tmp_path / "unpacked")
+    (alone,) = (tmp_path / "unpacked").iterdir()
+    assert content(build(alone, "wheel")) == direct
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@given(question=HOSTILE, steps=st.lists(HOSTILE, min_size=1, max_size=4), images=st.integers(0, 2))
+def test_the_packaged_builder_writes_the_same_tokens(
+    family: str, question: str, steps: list[str], images: int
+) -> None:
+    ours, theirs = _builders(family)
+    counts = [3] * images
+    expected = ours.build(question, steps, counts)
+    found = theirs.build(question, steps, counts)
+    assert found.ids == expected.ids
+    assert found.read_positions == expected.read_positions
+    assert found.step_tokens == expected.step_tokens
+
+    plan = load("plans").PathPlan.of(found)
+    token = ours.image_token_id
+    assert plan.sent.count(token) == images
+    assert plan.ids == expected.scored_ids
+    start, end = (ours.encoder.control_id(w) for w in ("<img>", "</img>"))
+    expanded: list[int] = []
+    for one in plan.sent:
+        expanded += [start, token, token, token, end] if one == token else [one]
+    assert tuple(expanded) == plan.ids  # what vLLM makes of one placeholder per image
+
+
+_BUILDERS: dict[str, tuple[Any, Any]] = {}
+
+
+def _builders(family: str) -> tuple[Any, Any]:
+    if family not in _BUILDERS:
+        tokenizer = FAMILIES[family]()
+        packaged = load("shared.scoring.layout")
+        layout = PrmLayout(system_prompt="Judge.")
+        _BUILDERS[family] = (
+            PromptBuilder(tokenizer, layout),
+            packaged.PromptBuilder(tokenizer, packaged.PrmLayout(**layout.model_dump())),
+        )
+    return _BUILDERS[family]
+
+
+# --- the contract -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"version": 1},
+        {"version": 2, "question": "q", "paths": [["s"]]},
+        {"version": "1", "question": "q", "paths": [["s"]]},
+        {"version": 1, "question": 3, "paths": [["s"]]},
+        {"version": 1, "question": "q", "paths": []},
+        {"version": 1, "question": "q", "paths": [[]]},
+        {"version": 1, "question": "q", "paths": [["s"], []]},
+        {"version": 1, "question": "q", "paths": [["s", None]]},
+        {"version": 1, "question": "q", "paths": "ss"},
+        {"version": 1, "question": "q", "paths": [["s"]], "images": ["cat.png"]},
+        {"version": 1, "question": "q", "paths": [["s"]], "images": ["sha256-" + "0" * 63]},
+        {"version": 1, "question": "q", "paths": [["s"]], "images": ["sha256-" + "A" * 64]},
+        {"version": 1, "question": "q", "paths": [["s"]], "image_data": {"sha256-" + "0" * 64: ""}},
+        {"version": 1, "question": "q", "paths": [["s"]], "cache_salt": ""},
+        {"version": 1, "question": "q", "paths": [["s"]], "cache_salt": "s" * 1025},
+        {"version": 1, "question": "q", "paths": [["s"]], "use_prefix_cache": "yes"},
+        {"version": 1, "question": "q", "paths": [["s"]], "image_uuid": "mine"},
+        {"version": 1, "describe": False},
+        {"version": 1, "describe": True, "question": "q"},
+    ],
+)
+def test_a_malformed_request_is_refused(broken: Any) -> None:
+    contract = load("contract")
+    with pytest.raises(contract.RequestError) as refused:
+        contract.parse_body(broken, contract.Limits())
+    assert refused.value.status == 400
+
+
+@given(
+    data=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "version",
+                        "question",
+                        "paths",
+                        "images",
+                        "image_data",
+                        "describe",
+                        "cache_salt",
+                    ]
+                ),
+                inner,
+            )
+        ),
+    )
+)
+def test_any_json_is_read_or_refused(data: Any) -> None:
+    contract = load("contract")
+    with contextlib.suppress(contract.RequestError):  # any other error would be a 500
+        assert contract.parse_body(data, contract.Limits()).version == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "data"),
+    [
+        ({"max_paths": 2}, {"paths": [["s"]] * 3}),
+        ({"max_steps": 2}, {"paths": [["s"] * 3]}),
+        ({"max_step_bytes": 2}, {"paths": [["äb"]]}),
+        ({"max_question_bytes": 0 + 1}, {"question": "qq"}),
+        ({"max_text_bytes": 5}, {"paths": [["aaa"], ["bbb"]]}),
+        ({"max_images": 1}, {"images": ["sha256-" + "0" * 64, "sha256-" + "1" * 64]}),
+    ],
+)
+def test_each_limit_is_exact(limit: dict[str, int], data: dict[str, Any]) -> None:
+    contract = load("contract")
+    body = {"version": 1, "question": "q", "paths": [["s"]], **data}
+    with pytest.raises(contract.RequestError) as refused:
+        contract.parse_body(body, contract.Limits(**limit))
+    assert refused.value.status == 413
+    name, value = next(iter(limit.items()))
+    grown = {"max_text_bytes": 7, "max_step_bytes": 3}.get(name, value + 1)
+    contract.parse_body(body, contract.Limits(**{name: grown}))
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def test_an_image_is_kept_under_the_digest_of_its_pixels_only() -> None:
+    images, contract = load("images"), load("contract")
+    cat, dog = picture(40, 30, 1), picture(40, 30, 2)
+    cache = images.ImageCache(contract.Limits())
+
+    def ask(*wanted: ImageData, **data: str) -> Any:
+        return cache.take(
+            contract.ScoringBody(
+                version=1,
+                question="q",
+                paths=[["s"]],
+                images=[i.digest for i in wanted],
+                image_data=data,
+            )
+        )
+
+    assert ask(cat) == {}
+    with pytest.raises(contract.RequestError, match="another image"):
+        ask(cat, **{cat.digest: base64.b64encode(dog.png).decode()})
+    assert len(cache) == 0
+    found = ask(cat, dog, **{cat.digest: base64.b64encode(cat.png).decode()})
+    assert set(found) == {cat.digest}
+    assert (found[cat.digest].width, found[cat.digest].height) == (40, 30)
+    assert ask(cat, dog) == found
+    for data in (
+        "!",
+        base64.b64encode(b"GIF89a").decode(),
+        base64.b64encode(dog.png[:-400]).decode(),
+    ):
+        with pytest.raises(contract.RequestError) as refused:
+            ask(dog, **{dog.digest: data})
+        assert refused.value.status == 400
+
+
+def test_the_image_cache_is_bounded_in_bytes() -> None:
+    images, contract = load("images"), load("contract")
+    pictures = [picture(40, 30, seed) for seed in range(6)]
+    room = 3 * len(pictures[0].png) + 200
+    cache = images.ImageCache(contract.Limits(kept_image_bytes=room))
+    for one in pictures:
+        body = scoring_body("q", [one], [["s"]])
+        assert set(cache.take(contract.ScoringBody(**body))) == {one.digest}
+        assert cache.kept_bytes <= room
+    assert len(cache) == 3
+    body = scoring_body("q", pictures, [["s"]], image_data={})
+    assert set(cache.take(contract.ScoringBody(**body))) == {p.digest for p in pictures[3:]}
+
+
+def test_a_picture_bomb_is_refused_before_it_is_decoded() -> None:
+    images, contract = load("images"), load("contract")
+    bomb = picture(600, 500)  # 300,000 pixels, one more than the limit below allows
+    cache = images.ImageCache(contract.Limits(max_image_pixels=299_999))
+    with pytest.raises(contract.RequestError, match="at most 299999 pixels") as refused:
+        cache.take(contract.ScoringBody(**scoring_body("q", [bomb], [["s"]])))
+    assert refused.value.status == 400
+
+
+def test_names_depend_on_key_rule_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = load("images").ImageNames
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "k")
+    assert names("rule").name("sha256-a") == names("rule").name("sha256-a")
+    others = {names("rule").name("sha256-a"), names("rule").name("sha256-b")}
+    others |= {names("other rule").name("sha256-a")}
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "l")
+    others |= {names("rule").name("sha256-a")}
+    monkeypatch.delenv("VPRM_SEARCH_VLLM_KEY")
+    others |= {names("rule").name("sha256-a"), names("rule").name("sha256-a")}
+    assert len(others) == 6  # without a key every process has its own names
+
+
+# --- rows and scores ----------------------------------------------------------------------------
+
+
+@given(
+    tree=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6),
+    cached=st.data(),
+)
+def test_rows_count_from_the_end_and_siblings_fill_gaps(
+    tree: list[list[int]], cached: st.DataObject
+) -> None:
+    plans = load("plans")
+    paths, outputs, expected = [], [], []
+    for choices in tree:
+        ids, reads = [100, 101], []
+        for choice in choices:
+            ids += [choice, 7]
+            reads.append(len(ids) - 1)
+        tokens = tuple(ids)
+        rows = [_score_of(tokens[: place + 1]) for place in range(len(tokens))]
+        gone = cached.draw(st.integers(0, len(tokens)))
+        paths.append(plans.PathPlan(tokens, tokens, tuple(reads), 2, (2,) * len(choices)))
+        outputs.append((list(tokens), rows[gone:]))
+        expected.append([rows[read] for read in reads])
+    reply = plans.RequestPlan(tuple(paths), tuple(map(len, tree))).reply(outputs)
+    known = {
+        tuple(choices[: place + 1])
+        for choices, (tokens, rows) in zip(tree, outputs, strict=True)
+        for place in range(len(choices))
+        if 3 + 2 * place >= len(tokens) - len(rows)
+    }
+    for choices, scores, truth in zip(tree, reply["scores"], expected, strict=True):
+        for place, score in enumerate(scores):
+            there = tuple(choices[: place + 1]) in known
+            assert score == (truth[place] if there else None)
+    assert reply["prefix_tokens"] == 2
+    assert "failures" not in reply
+
+
+def _score_of(tokens: tuple[int, ...]) -> float:
+    return hash(tokens) % 1009 / 1009
+
+
+def test_failed_paths_keep_their_place() -> None:
+    plans = load("plans")
+    good = plans.PathPlan((1, 2, 3), (1, 2, 3), (1, 2), 1, (1, 1))
+    plan = plans.RequestPlan(("too_long: 9", good, good), (2, 2, 2))
+    reply = plan.reply([([1, 2, 3], [0.1, 0.2, 0.3]), ([1, 2, 3], [0.1, float("nan"), 0.3])])
+    assert reply["scores"] == [[None, None], [0.2, 0.3], [None, 0.3]]
+    assert set(reply["failures"]) == {"0", "2"}
+    assert reply["failures"]["0"] == "too_long: 9"
+    assert reply["failures"]["2"].startswith("not_finite")
+    assert reply["step_tokens"] == [[0, 0], [1, 1], [1, 1]]
+
+
+def test_scores_of_other_tokens_are_never_returned() -> None:
+    plans = load("plans")
+    plan = plans.RequestPlan((plans.PathPlan((1, 2), (1, 2), (1,), 1, (1,)),), (1,))
+    for ids, rows in (([1, 3], [0.1, 0.2]), ([1], [0.1]), ([1, 2], [0.1, 0.2, 0.3])):
+        with pytest.raises(load("contract").RequestError, match="other tokens") as refused:
+            plan.reply([(ids, rows)])
+        assert refused.value.status == 400
+    with pytest.raises(RuntimeError, match="2 outputs for 1"):
+        plan.reply([([1, 2], [0.1, 0.2])] * 2)
+
+
+# --- requests under way -------------------------------------------------------------------------
+
+
+async def test_nothing_stays_of_a_request_however_it_ends() -> None:
+    pending = load("pending").Pending()
+    error = load("contract").RequestError
+    started = asyncio.Event()
+
+    async def request(name: str, end: str) -> str:
+        pending.add(name, name + "!")
+        started.set()
+        if end == "hang":
+            await asyncio.sleep(60)
+        if end == "fail":
+            raise ValueError(name)
+        return str(pending.get(name))
+
+    assert await asyncio.create_task(request("a", "answer")) == "a!"
+    with pytest.raises(ValueError, match="b"):
+        await asyncio.create_task(request("b", "fail"))
+    started.clear()
+    hanging = asyncio.create_task(request("c", "hang"))
+    await started.wait()
+    assert len(pending) == 1
+    with pytest.raises(error, match="in use") as refused:
+        await asyncio.create_task(request("c", "answer"))
+    assert refused.value.status == 409
+    assert pending.get("c") == "c!"  # the refused twin has taken nothing away
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    await asyncio.sleep(0)
+    assert len(pending) == 0

@@ -1,0 +1,298 @@
+"""The real server against bad, hostile and vanishing clients: it says what is wrong, lives on."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.serving.conftest import LIMITS
+from tests.serving.problems import world_round
+from tests.serving.server import PrmServer, scoring_body
+from vprm_search.images import normalise_image
+from vprm_search.scoring.transformers_scorer import TransformersScorer
+from vprm_search.types import ImageData
+
+pytestmark = pytest.mark.slow
+
+ROUND = world_round(40, paths=3)
+
+
+def noise(seed: int, side: int = 64) -> ImageData:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return normalise_image(Image.fromarray(pixels))
+
+
+def good_body(**changed: Any) -> dict[str, Any]:
+    return {**scoring_body(ROUND.question, ROUND.images, ROUND.paths), **changed}
+
+
+@pytest.fixture(autouse=True)
+def still_right(prm_server: PrmServer, in_process: TransformersScorer) -> Iterator[None]:
+    """Whatever a test did: afterwards the server gives the right scores and holds no request."""
+    yield
+    expected = [[s.value for s in r.scores] for r in in_process.score_sync(ROUND.requests())]
+    reply = prm_server.post(good_body(use_prefix_cache=False))
+    for found, values in zip(reply["scores"], expected, strict=True):
+        assert found == pytest.approx(values, rel=0, abs=1e-5)
+    assert prm_server.post({"version": 1, "describe": True})["requests_under_way"] == 0
+
+
+def test_it_says_what_it_is(prm_server: PrmServer, in_process: TransformersScorer) -> None:
+    found = prm_server.post({"version": 1, "describe": True})
+    assert found["version"] == 1
+    assert found["model"] == prm_server.model
+    assert found["layout"] == in_process.layout.model_dump(mode="json")
+    assert found["dtype"] == "float32"
+    assert found["max_model_len"] == in_process.checkpoint.max_tokens
+    assert found["limits"]["max_images"] == 4
+    assert found["limits"].items() >= LIMITS.items()
+    assert found["identity"] == prm_server.post(good_body())["identity"]
+    assert len(found["identity"]) == 64
+
+
+def test_missing_images_are_named_and_those_that_came_are_kept(prm_server: PrmServer) -> None:
+    cat, dog = noise(1), noise(2)
+    body = scoring_body("q", [cat, dog], [["s"]])
+    data = body["image_data"]
+    missing = prm_server.post({**body, "image_data": {}})
+    assert missing == {"version": 1, "missing_images": [cat.digest, dog.digest]}
+    half = {**body, "image_data": {cat.digest: data[cat.digest]}}
+    assert prm_server.post(half)["missing_images"] == [dog.digest]
+    half = {**body, "image_data": {dog.digest: data[dog.digest]}}
+    scores = prm_server.post(half)["scores"]
+    assert prm_server.post({**body, "image_data": {}, "cache_salt": "x"})["scores"] == [
+        pytest.approx(scores[0], rel=0, abs=1e-5)
+    ]
+
+
+def test_bytes_of_another_image_are_refused(prm_server: PrmServer) -> None:
+    cat, dog = noise(3), noise(4)
+    body = scoring_body("q", [cat], [["s"]])
+    wrong = {**body, "image_data": {cat.digest: base64.b64encode(dog.png).decode()}}
+    assert "another image" in prm_server.post(wrong, status=400)["message"]
+    assert "missing_images" in prm_server.post({**body, "image_data": {}})
+
+
+def test_a_name_chosen_on_another_route_does_not_poison_an_image(
+    prm_server: PrmServer, in_process: TransformersScorer
+) -> None:
+    """vLLM's chat route lets clients name images; none of those names is ours."""
+    fresh = world_round(41, paths=1)
+    (image,) = fresh.images
+    url = f"data:image/png;base64,{base64.b64encode(noise(5).png).decode()}"
+    part = {"type": "image_url", "image_url": {"url": url}, "uuid": image.digest}
+    chat = {"model": prm_server.model, "messages": [{"role": "user", "content": [part]}]}
+    with prm_server.client() as client:
+        assert client.post("/pooling", json=chat).status_code == 200
+    expected = [s.value for s in in_process.score_sync(fresh.requests())[0].scores]
+    found = prm_server.post(scoring_body(fresh.question, fresh.images, fresh.paths))["scores"][0]
+    assert found == pytest.approx(expected, rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"version": 7}, 400),
+        ({"paths": []}, 400),
+        ({"paths": [[]]}, 400),
+        ({"paths": [[3]]}, 400),
+        ({"question": None}, 400),
+        ({"images": ["../../etc/passwd"]}, 400),
+        ({"images": ["http://127.0.0.1:9/x.png"]}, 400),
+        ({"image_data": {"sha256-" + "0" * 64: "AAAA"}}, 400),
+        ({"surprise": 1}, 400),
+        ({"paths": [["s"]] * 257}, 413),
+        ({"paths": [["s"] * 257]}, 413),
+        ({"paths": [["s" * 64_001]]}, 413),
+        ({"question": "q" * 200_001}, 413),
+        ({"images": ["sha256-" + str(n) * 64 for n in range(5)], "image_data": {}}, 413),
+        ({"paths": [["a b c d e f g h " * 30]] * 256}, 413),  # max_tokens
+    ],
+)
+def test_bad_requests_get_a_4xx_with_a_reason(
+    prm_server: PrmServer, changed: dict[str, Any], status: int
+) -> None:
+    message = prm_server.post(good_body(**changed), status=status)["message"]
+    assert len(message) < 500
+    assert "Traceback" not in message
+
+
+def test_a_huge_body_is_refused_without_being_read(prm_server: PrmServer) -> None:
+    limit = LIMITS["max_body_bytes"]
+    with prm_server.client() as client:
+        reply = client.post("/pooling", content=b" " * (limit + 1))
+        assert reply.status_code == 413
+
+        def chunks() -> Iterator[bytes]:  # no length is announced
+            for _ in range(limit // 100_000 + 2):
+                yield b" " * 100_000
+
+        headers = {"content-type": "application/json"}
+        assert client.post("/pooling", content=chunks(), headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "null", '{"data": NaN}', '{"data": {}}', "\x00"])
+def test_broken_json_is_refused(prm_server: PrmServer, text: str) -> None:
+    with prm_server.client() as client:
+        headers = {"content-type": "application/json"}
+        reply = client.post("/pooling", content=text.encode(), headers=headers)
+    assert 400 <= reply.status_code < 500
+
+
+@pytest.mark.parametrize(
+    "field", [{"truncate_prompt_tokens": 5}, {"mm_processor_kwargs": {"max_patches": 9}}]
+)
+def test_fields_of_vllm_cannot_change_a_score(prm_server: PrmServer, field: dict[str, Any]) -> None:
+    body = {"model": prm_server.model, "data": good_body(cache_salt="fields"), **field}
+    with prm_server.client() as client:
+        assert client.post("/pooling", json=body).status_code == 400
+
+
+def test_one_path_that_is_too_long_costs_only_itself(
+    prm_server: PrmServer, in_process: TransformersScorer
+) -> None:
+    checkpoint = in_process.checkpoint
+    limit = checkpoint.max_tokens
+    tokens = checkpoint.tokens_per_tile
+
+    def filled(size: int) -> str:
+        """Return a step that makes a path of exactly `size` scored tokens."""
+        count = size - len(checkpoint.builder.build("q", ["1"], [tokens]).scored_ids)
+        step = "1" * (count + 1)
+        assert len(checkpoint.builder.build("q", [step], [tokens]).scored_ids) == size
+        return step
+
+    paths = [["1"], [filled(limit)], [filled(limit + 1)], ["2", "3"]]
+    reply = prm_server.post(scoring_body("q", ROUND.images, paths, cache_salt="long"))
+    assert list(reply["failures"]) == ["2"]
+    assert reply["failures"]["2"].startswith(f"too_long: problem and solution take {limit + 1} ")
+    assert reply["scores"][2] == [None]
+    assert all(None not in reply["scores"][number] for number in (0, 1, 3))
+    only = prm_server.post(scoring_body("q", ROUND.images, [paths[2]]))
+    assert only["scores"] == [[None]]
+    assert list(only["failures"]) == ["0"]
+
+
+def test_clients_that_go_away_leave_nothing_behind(prm_server: PrmServer) -> None:
+    def give_up(number: int) -> str:
+        text = f"{number} " * 100
+        paths = [[f"{text}{path}"] for path in range(64)]
+        body = scoring_body("q", ROUND.images, paths, cache_salt=f"gone {number}")
+        try:
+            httpx.post(
+                f"{prm_server.base_url}/pooling",
+                json={"model": prm_server.model, "data": body},
+                timeout=httpx.Timeout(30, read=0.02 * (number + 1)),
+            )
+        except httpx.ReadTimeout:
+            return "gave up"
+        return "answered"
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = list(pool.map(give_up, range(12)))
+    assert ends.count("gave up") >= 6
+    prm_server.wait_until_idle()
+    end = time.monotonic() + 30
+    while prm_server.post({"version": 1, "describe": True})["requests_under_way"]:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_no_url_is_ever_fetched(prm_server: PrmServer) -> None:
+    seen: list[bytes] = []
+    with socket.socket() as canary:
+        canary.bind(("127.0.0.1", 0))
+        canary.listen()
+        canary.settimeout(3)
+        address = f"127.0.0.1:{canary.getsockname()[1]}"
+
+        def listen() -> None:
+            try:
+                connection, _ = canary.accept()
+            except TimeoutError:
+                return
+            seen.append(connection.recv(100))
+            connection.close()
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        with prm_server.client() as client:
+            for url in (f"http://{address}/a.png", "file:///etc/hostname"):
+                part = {"type": "image_url", "image_url": {"url": url}}
+                messages = [{"role": "user", "content": [part]}]
+                reply = client.post("/pooling", json={"messages": messages})
+                assert reply.status_code >= 400
+        thread.join()
+    assert not seen
+
+
+def test_routes_that_scoring_does_not_need_are_gone(prm_server: PrmServer) -> None:
+    with prm_server.client() as client:
+        for path in ("/tokenize", "/invocations", "/v1/systemone", "/docs", "/openapi.json", "/"):
+            assert client.post(path, json={}).status_code == 404
+            assert client.get(path).status_code == 404
+        for path in ("/health", "/metrics", "/v1/models", "/version"):
+            assert client.get(path).status_code == 200
+
+
+DOOR = """
+import asyncio, json, sys
+from vprm_search_vllm.door import Door
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+async def ask(door, path, headers):
+    sent = []
+    async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message): sent.append(message)
+    scope = {"type": "http", "path": path, "method": "POST", "headers": headers}
+    await door(scope, receive, send)
+    return sent[0]["status"]
+
+door = Door(app)
+cases = json.loads(sys.argv[1])
+found = []
+for path, value in cases:
+    headers = [(b"Authorization", value.encode())] if value else []
+    found.append(asyncio.run(ask(door, path, headers)))
+print(json.dumps(found))
+"""
+
+
+def test_the_key_is_wanted_on_every_route_but_health(vllm_python: Path) -> None:
+    """vLLM itself asks for it on /v1 only: /pooling would be open."""
+    cases = [
+        ("/pooling", ""),
+        ("/pooling", "Bearer wrong"),
+        ("/pooling", "Basic right"),
+        ("/pooling", "right"),
+        ("/metrics", ""),
+        ("/v1/models", "Bearer "),
+        ("/pooling", "Bearer right"),
+        ("/v1/models", "bearer right"),
+        ("/health", ""),
+    ]
+    done = subprocess.run(
+        [vllm_python, "-c", DOOR, json.dumps(cases)],
+        env={"VLLM_API_KEY": "right", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [401, 401, 401, 401, 401, 401, 200, 200, 200]

@@ -1,0 +1,86 @@
+"""Scores of the real server against the in-process scorer, path by path."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.serving.problems import INJECTIONS, Round, hostile_round, world_round
+from tests.serving.server import PrmServer, scoring_body
+from vprm_search.scoring.text_encoder import without_surrogates
+from vprm_search.scoring.transformers_scorer import TransformersScorer
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5
+HOSTILE_TOLERANCE = 3e-5
+"""Far from what the model has seen its logits are large: two float32 runs then differ by 1e-5."""
+
+
+def compare(
+    round_: Round, server: PrmServer, scorer: TransformersScorer, tolerance: float, salt: str
+) -> int:
+    """Check every score and token count of a round; return how many paths were compared."""
+    expected = scorer.score_sync(round_.requests())
+    question = without_surrogates(round_.question)  # they cannot travel in JSON
+    paths = [[without_surrogates(step) for step in path] for path in round_.paths]
+    body = scoring_body(question, round_.images, paths, cache_salt=salt)
+    reply = server.post(body)
+    assert "failures" not in reply
+    assert len(reply["scores"]) == len(expected)
+    for number, result in enumerate(expected):
+        values = [score.value for score in result.scores]
+        assert None not in values
+        assert reply["scores"][number] == pytest.approx(values, rel=0, abs=tolerance)
+        total = reply["prefix_tokens"] + sum(reply["step_tokens"][number])
+        assert total == result.prefix_tokens + sum(result.step_tokens)
+    return len(expected)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
+def test_scores_equal_the_in_process_scorer(
+    prm_server: PrmServer, in_process: TransformersScorer, images: int
+) -> None:
+    compared = 0
+    for number in range(8):
+        round_ = world_round(number, images=images)
+        compared += compare(round_, prm_server, in_process, TOLERANCE, f"scores {images}")
+    assert compared >= 60
+
+
+def test_the_order_of_images_matters_as_in_process(
+    prm_server: PrmServer, in_process: TransformersScorer
+) -> None:
+    there = world_round(3, images=2)
+    back = Round(there.question, there.images[::-1], there.paths)
+    first, second = (
+        [s.value for r in in_process.score_sync(one.requests()) for s in r.scores]
+        for one in (there, back)
+    )
+    assert first != pytest.approx(second, abs=1e-3)
+    for one in (there, back, there):
+        compare(one, prm_server, in_process, TOLERANCE, "order")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_injected_control_text_changes_nothing(
+    prm_server: PrmServer, in_process: TransformersScorer, number: int
+) -> None:
+    compare(hostile_round(number), prm_server, in_process, HOSTILE_TOLERANCE, "hostile")
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_each_injection_as_a_whole_step_and_as_the_question(
+    prm_server: PrmServer, in_process: TransformersScorer, text: str
+) -> None:
+    honest = world_round(5, paths=2)
+    paths = [(text,), (*honest.paths[0], text), (text, *honest.paths[1]), (text, text, "")]
+    for question in (honest.question, text, f"{text}{honest.question}"):
+        round_ = Round(question, honest.images, tuple(paths))
+        compare(round_, prm_server, in_process, HOSTILE_TOLERANCE, "each")
+
+
+def test_empty_texts_and_equal_paths(prm_server: PrmServer, in_process: TransformersScorer) -> None:
+    honest = world_round(6, paths=1)
+    paths = (honest.paths[0],) * 5 + (("",), ("", ""), ("\n\n",), honest.paths[0][:1])
+    round_ = Round(honest.question, honest.images, paths)
+    compare(round_, prm_server, in_process, HOSTILE_TOLERANCE, "equal paths")

@@ -1,0 +1,93 @@
+"""Converted checkpoints with large images: the server cuts the tiles the in-process scorer cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.checkpoints.original_layout import VERSIONS, write_original
+from tests.serving.conftest import SERVE
+from tests.serving.server import PrmServer, free_port, scoring_body
+from vprm_search.checkpoints import convert_checkpoint
+from vprm_search.images import normalise_image
+from vprm_search.scoring.transformers_scorer import TransformersScorer
+from vprm_search.types import ImageData, Problem, ScoreRequest
+
+pytestmark = pytest.mark.slow
+
+SIDES = ((56, 56), (300, 100), (97, 331), (224, 113), (1000, 990), (28, 700))
+
+
+@pytest.fixture(scope="module", params=["v1.0", "v1.1"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VisualPRM's original layout of either version, converted: InternLM2 and Qwen2."""
+    folder = tmp_path_factory.mktemp("converted")
+    # vLLM's attention on the CPU wants heads of at least 32
+    shape = replace(VERSIONS[request.param], hidden=128, heads=4, max_positions=4096)
+    convert_checkpoint(write_original(folder / "original", shape), folder / "native")
+    return folder / "native"
+
+
+@pytest.fixture(scope="module")
+def tiled_server(
+    checkpoint: Path,
+    vllm_python: Path,
+    servers: list[PrmServer],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[PrmServer]:
+    """A server for that checkpoint; the others rest meanwhile."""
+    for other in servers:
+        other.stop()
+    folder = tmp_path_factory.mktemp("tiled-server")
+    server = PrmServer(checkpoint, vllm_python, folder, replace(SERVE, port=free_port()))
+    server.ensure_running()
+    yield server
+    server.stop()
+
+
+def photo(width: int, height: int, seed: int) -> ImageData:
+    """Smooth colours with some noise, so that resizing matters."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height)), dtype=np.int16)
+    noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+    return normalise_image(Image.fromarray(noisy))
+
+
+def test_tiles_thumbnails_and_image_order(checkpoint: Path, tiled_server: PrmServer) -> None:
+    scorer = TransformersScorer.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    images = [photo(width, height, n) for n, (width, height) in enumerate(SIDES)]
+    groups = [(one,) for one in images] + [(), tuple(images[:3]), tuple(images[2::-1])]
+    paths = (("Step 1: the red bar is higher.", "So x = 2."), ("The answer is 12 + 3.",))
+    prefixes = set()
+    for group in groups:
+        problem = Problem("What is the area?", tuple(image.digest for image in group))
+        expected = scorer.score_sync([ScoreRequest(problem, path, group) for path in paths])
+        reply = tiled_server.post(scoring_body(problem.question, group, paths, cache_salt="tiles"))
+        for found, result in zip(reply["scores"], expected, strict=True):
+            values = [score.value for score in result.scores]
+            assert found == pytest.approx(values, rel=0, abs=1e-5)
+        assert reply["prefix_tokens"] == min(result.prefix_tokens for result in expected)
+        prefixes.add(reply["prefix_tokens"])
+    assert len(prefixes) >= 4  # the pictures really had different numbers of tiles
+
+
+def test_a_longer_prompt_than_one_batch_of_the_engine(
+    checkpoint: Path, tiled_server: PrmServer
+) -> None:
+    """Prompts are computed in chunks of 2048 tokens there; no row may be lost between them."""
+    scorer = TransformersScorer.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    problem = Problem("What is the area?")
+    steps: list[str] = []
+    while not steps or len(scorer.checkpoint.builder.build(problem.question, steps).ids) < 2200:
+        steps += [f"Step {len(steps)}: we compute the base and the height: {len(steps)}."] * 3
+    (expected,) = scorer.score_sync([ScoreRequest(problem, tuple(steps))])
+    assert expected.prefix_tokens + sum(expected.step_tokens) > 2100
+    reply = tiled_server.post(scoring_body(problem.question, (), [steps], cache_salt="chunks"))
+    values = [score.value for score in expected.scores]
+    assert reply["scores"][0] == pytest.approx(values, rel=0, abs=1e-5)

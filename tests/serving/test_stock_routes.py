@@ -1,0 +1,149 @@
+"""The two routes to a vLLM server without our plugin, on real servers with vLLM's own InternVL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.serving.plain_server import (
+    GENERATE,
+    POOLING,
+    checkpoint_for_stock_class,
+    plain_server,
+)
+from tests.serving.problems import hostile_round, world_round
+from vprm_search.errors import ConfigError
+from vprm_search.scoring import TransformersScorer, VllmScorer
+from vprm_search.scoring.vllm_stock_prompt import StockPrompts
+from vprm_search.tiny.weights import weights_path
+from vprm_search.types import ScoreRequest, ScoreResult
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-5
+HOSTILE_TOLERANCE = 3e-5  # as in test_served_scores
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_for_stock_class(tmp_path_factory.mktemp("stock"))
+
+
+@pytest.fixture(scope="module")
+def pooling(
+    vllm_python: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("pooling") / "vllm.log"
+    with plain_server(vllm_python, checkpoint, "prm", POOLING, log) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def generate(
+    vllm_python: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("generate") / "vllm.log"
+    with plain_server(vllm_python, checkpoint, "prm", GENERATE, log) as address:
+        yield address
+
+
+def honest_requests() -> list[ScoreRequest]:
+    rounds = [world_round(number, images=images) for number in range(3) for images in range(4)]
+    return [request for round_ in rounds for request in round_.requests()]
+
+
+def hostile_requests() -> list[ScoreRequest]:
+    return [request for number in range(6) for request in hostile_round(number).requests()]
+
+
+def furthest(found: list[ScoreResult], right: list[ScoreResult]) -> float:
+    """Return the largest difference of two scores; every step must have one."""
+    differences = [0.0]
+    for mine, theirs in zip(found, right, strict=True):
+        assert mine.prefix_tokens == theirs.prefix_tokens
+        assert mine.step_tokens == theirs.step_tokens
+        for score, other in zip(mine.scores, theirs.scores, strict=True):
+            assert score.value is not None, score.reason
+            assert other.value is not None, other.reason
+            differences.append(abs(score.value - other.value))
+    return max(differences)
+
+
+async def test_pooling_equals_the_in_process_scorer(
+    pooling: str, in_process: TransformersScorer
+) -> None:
+    requests = honest_requests()
+    async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
+        assert scorer.route == "pooling"
+        found = await scorer.score(requests)
+        again = await scorer.score(requests)
+    assert furthest(found, in_process.score_sync(requests)) <= TOLERANCE
+    assert furthest(again, found) <= TOLERANCE
+    images = {image.digest for request in requests for image in request.images}
+    assert scorer.meter.images_sent == len(images)  # by digest afterwards
+
+
+async def test_pooling_scores_a_hostile_text_as_the_same_text_made_harmless(
+    pooling: str, in_process: TransformersScorer
+) -> None:
+    requests = hostile_requests()
+    prompts = StockPrompts(weights_path("prm"))
+    harmless = [
+        replace(
+            request,
+            problem=replace(request.problem, question=prompts.harmless(request.problem.question)),
+            steps=tuple(map(prompts.harmless, request.steps)),
+        )
+        for request in requests
+    ]
+    assert harmless != requests
+    async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
+        found = await scorer.score(requests)
+    assert furthest(found, in_process.score_sync(harmless)) <= HOSTILE_TOLERANCE
+
+
+async def test_without_the_tokenizer_a_stock_server_is_refused_with_a_reason(pooling: str) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer=PATH.*vprm-search serve"):
+        await VllmScorer(pooling).connect()
+
+
+async def test_a_tokenizer_that_is_not_the_served_one_is_refused(
+    pooling: str, tmp_path: Path
+) -> None:
+    other = checkpoint_for_stock_class(tmp_path)
+    settings = (other / "vprm.json").read_text()
+    (other / "vprm.json").write_text(settings.replace("### Question", "## The question"))
+    layout_of_another = VllmScorer(pooling, tokenizer=other, route="pooling")
+    await layout_of_another.connect()  # the text of a turn is ours to choose ...
+    changed = settings.replace('"after_turn": "\\n"', '"after_turn": "\\n\\n"')
+    assert changed != settings
+    (other / "vprm.json").write_text(changed)
+    with pytest.raises(ConfigError, match="counts"):  # ... the tokens around it are not
+        await VllmScorer(pooling, tokenizer=other).connect()
+
+
+async def test_generate_equals_the_in_process_scorer(
+    generate: str, in_process: TransformersScorer
+) -> None:
+    requests = honest_requests()
+    async with VllmScorer(generate, tokenizer=weights_path("prm")) as scorer:
+        assert scorer.route == "generate"
+        found = await scorer.score(requests)
+        sent = scorer.meter.requests
+        again = await scorer.score(requests)
+        assert scorer.meter.requests == sent  # every step is known by now
+    right = in_process.score_sync(requests)
+    assert furthest(found, right) <= TOLERANCE
+    assert again == found
+
+
+async def test_generate_takes_a_hostile_text_as_it_is(
+    generate: str, in_process: TransformersScorer
+) -> None:
+    requests = hostile_requests()
+    async with VllmScorer(generate, tokenizer=weights_path("prm")) as scorer:
+        found = await scorer.score(requests)
+    assert furthest(found, in_process.score_sync(requests)) <= HOSTILE_TOLERANCE

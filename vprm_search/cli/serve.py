@@ -1,0 +1,178 @@
+"""`vprm-search serve`: a reward model as a vLLM server."""
+
+from __future__ import annotations
+
+import json as json_
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from vprm_search.cli import console
+from vprm_search.cli.serve_command import (
+    API_KEY_VARIABLE,
+    ServeCommand,
+    ServeOptions,
+    serve_command,
+)
+from vprm_search.cli.server_process import ServerProcess
+from vprm_search.errors import ConfigError, ScorerError
+from vprm_search.report.printable import printable, shortened
+
+IMAGE_KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"
+_PROBE = (
+    "import importlib.util as u, json; "
+    "print(json.dumps({n: u.find_spec(n) is not None for n in ('vllm', 'vprm_search_vllm')}))"
+)
+_PROBE_TIMEOUT_S = 60
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(help="Folder of a converted reward model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[str, typer.Option(help="Name clients call the model by.")] = "prm",
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option("--gpu-memory-utilization", "--gpu-memory", min=0.01, max=1.0)
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs for one copy.")] = 1,
+    data_parallel: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a path.")] = None,
+    max_images: Annotated[int, typer.Option(min=0, help="Images of a problem.")] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="Start sooner, run slower.")
+    ] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar=API_KEY_VARIABLE, help="Key that clients must send.", show_envvar=True),
+    ] = None,
+    all_routes: Annotated[
+        bool, typer.Option("--all-routes", help="Keep vLLM's other HTTP routes.")
+    ] = False,
+    vllm_python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Interpreter that has vLLM.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait until healthy.")] = 1800,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="vLLM's output; - shows it here.")
+    ] = None,
+    print_: Annotated[bool, typer.Option("--print", help="Show the command; start nothing.")] = (
+        False
+    ),
+    extra: Annotated[
+        list[str] | None, typer.Argument(help="After --: options for vLLM itself.")
+    ] = None,
+) -> None:
+    """Serve a reward model with vLLM; needs vLLM and the plugin in integrations/vllm."""
+    options = ServeOptions(
+        host=host,
+        port=port,
+        name=name,
+        gpu_memory=gpu_memory_utilization,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+        max_model_len=max_model_len,
+        max_images=max_images,
+        dtype=dtype,
+        enforce_eager=enforce_eager,
+        all_routes=all_routes,
+        extra=tuple(extra or ()),
+    )
+    python = vllm_python or sys.executable
+    command = serve_command(path, options, python)
+    if print_:
+        _show(command, api_key)
+        return
+    _check_interpreter(python)
+    hidden = {IMAGE_KEY_VARIABLE: secrets.token_hex(32)}
+    if api_key:
+        hidden[API_KEY_VARIABLE] = api_key
+    _run(command, hidden, _base_url(options), _log_file(log), timeout)
+
+
+def _show(command: ServeCommand, api_key: str | None) -> None:
+    key = f'{API_KEY_VARIABLE}="${API_KEY_VARIABLE}" \\\n  ' if api_key else ""
+    console.OUT.file.write(key + command.shell_text() + "\n")
+
+
+def _check_interpreter(python: str) -> None:
+    """Raise `ConfigError` unless `python` has vLLM and the plugin."""
+    if shutil.which(python) is None:
+        raise ConfigError(f"--vllm-python {python} is no program")
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own interpreter
+            [python, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=True,
+        )
+        found = json_.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ConfigError(f"--vllm-python {python} is no working interpreter: {error}") from error
+    if not found["vllm"]:
+        raise ConfigError(
+            f"{python} has no vLLM; install it there (pip install vllm), or name the interpreter "
+            "that has it with --vllm-python"
+        )
+    if not found["vprm_search_vllm"]:
+        raise ConfigError(
+            f"{python} has vLLM but not the plugin; run there: pip install integrations/vllm "
+            "(the distribution vprm-search-vllm)"
+        )
+
+
+def _base_url(options: ServeOptions) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+
+
+def _log_file(log: str | None) -> Path | None:
+    if log == "-":
+        return None
+    if log is not None:
+        return Path(log)
+    return Path(tempfile.mkdtemp(prefix="vprm-search-serve-")) / "vllm.log"
+
+
+def _run(
+    command: ServeCommand, hidden: dict[str, str], url: str, log: Path | None, timeout: float
+) -> None:
+    try:
+        server = ServerProcess(command, hidden, log)
+    except OSError as error:
+        raise ConfigError(f"vLLM cannot be started: {error}") from error
+    with server.forwarding() as came:
+        try:
+            _announce(server, url, timeout)
+            code = server.wait()
+        except ScorerError:
+            if came:  # the user ended it while it was starting
+                return
+            for line in server.last_lines():
+                console.ERR.print(Text(line, style="dim"), soft_wrap=True)
+            raise
+        finally:
+            server.stop()
+    if not came:
+        raise ScorerError(f"vLLM ended by itself with code {code}; see {log or 'its output'}")
+
+
+def _announce(server: ServerProcess, url: str, timeout: float) -> None:
+    with console.ERR.status("starting vLLM") as status:
+
+        def progress(seconds: float, line: str) -> None:
+            status.update(Text(f"starting vLLM, {seconds:.0f} s  {shortened(line, 60)}"))
+
+        seconds = server.wait_until_healthy(url, timeout, progress)
+    where = "" if server.log is None else f"; log: {printable(str(server.log))}"
+    console.ERR.print(
+        Text.assemble("ready after ", f"{seconds:.0f} s at ", (url, "bold"), where), soft_wrap=True
+    )
