@@ -1,7 +1,7 @@
 """Accuracy of every selector with every aggregation on scored paths of the tiny world.
 
     vprm-search calibrate tiny --out paths.jsonl --problems 100 --samples 8 --first 200
-    python -m tests.benchmarks.selectors paths.jsonl
+    python -m tests.benchmarks.selection paths.jsonl
 
 All selectors choose among the same finished paths of a problem, so differences are paired.
 """

@@ -1,0 +1,84 @@
+"""This package and its_hub on the same synthetic worlds, in one run.
+
+    python -m tests.benchmarks.peers.install /tmp/peers
+    python -m tests.benchmarks.leaderboard --peers /tmp/peers --out /tmp/leaderboard
+
+Prints the tables, writes them as JSON beside the cells, and with `--page docs/leaderboard.md`
+between the page's `synthetic` marks. What is measured already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.synthetic import SETTINGS, Setting, measure
+from vprm_search.bench.compare_cell import cell_path, write_atomically
+from vprm_search.bench.compare_summary import Measured, read_cells, summarise
+from vprm_search.bench.synthetic_world import SyntheticWorld
+from vprm_search.report.compare_table import synthetic_table
+from vprm_search.tiny.evaluation_report import fill_section
+
+
+def add_peers(folder: Path) -> None:
+    """Make the packages of the peers' environment importable, after all others."""
+    packages = folder if folder.name == "site-packages" else None
+    found = packages or next(iter((folder / "lib").glob("python3*/site-packages")), None)
+    if found is None or not (found / "its_hub").is_dir():
+        raise SystemExit(f"{folder}: no its_hub there; make it with peers/install.py")
+    sys.path.append(str(found))
+
+
+def measure_peers(setting: Setting, out: Path) -> None:
+    """Measure its_hub on one world, in cells beside this package's own."""
+    from tests.benchmarks.peers.its_hub_entries import entries
+    from tests.benchmarks.peers.its_hub_entries import measure as measure_entry
+
+    world = SyntheticWorld(setting.world)
+    for name in entries():
+        for size in setting.sizes:
+            path = cell_path(out, 0, setting.problems, name, size)
+            if path.exists() or size % 4:  # its beam is 4 wide and takes no other budgets
+                continue
+            row = measure_entry(world, range(setting.problems), name, size)
+            write_atomically(path, json.dumps(row))
+            print(f"{out.name}: {name}@{size} in {row['seconds']:.1f} s", flush=True)
+
+
+def run(names: Sequence[str], out: Path) -> tuple[str, dict[str, Any]]:
+    """Measure worlds by name; return the tables and everything as JSON."""
+    tables, summaries = [], {}
+    for name in names:
+        setting, folder = SETTINGS[name], out / name
+        print(f"{name}: {setting.title}", flush=True)
+        measure(setting, folder, report=lambda line: print(line, flush=True))
+        measure_peers(setting, folder)
+        cells: list[Measured] = read_cells(folder)
+        summaries[name] = {"title": setting.title, **summarise(cells)}
+        tables.append(f"**{setting.title}** ({setting.problems} problems)")
+        tables.append(synthetic_table(summaries[name]))
+    return "\n\n".join(tables), summaries
+
+
+def main() -> None:
+    """Measure, print, and write what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", type=Path, required=True, help="environment with its_hub")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the measured cells")
+    parser.add_argument("--page", type=Path, help="Markdown file with 'synthetic' marks")
+    parser.add_argument("worlds", nargs="*", help=f"of {', '.join(SETTINGS)}; default: all")
+    given = parser.parse_args()
+    add_peers(given.peers)
+    text, summaries = run(given.worlds or list(SETTINGS), given.out)
+    write_atomically(given.out / "leaderboard.json", json.dumps(summaries, indent=1))
+    print(text)
+    if given.page is not None:
+        fill_section(given.page, text, marks=("synthetic",))
+
+
+if __name__ == "__main__":
+    main()

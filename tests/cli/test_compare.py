@@ -1,0 +1,138 @@
+"""`vprm-search compare` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Run
+from vprm_search.cli.compare_worlds import FileProblems, TinyProblems
+from vprm_search.errors import ImageError, RecordError
+from vprm_search.tiny.world import generate, render
+
+QUICK = ("--world", "synthetic", "--problems", "6", "--n", "4", "--strategy", "beam")
+
+
+def test_a_comparison_writes_tables_results_and_plots(run: Run, tmp_path: Path) -> None:
+    out, readme = tmp_path / "out", tmp_path / "README.md"
+    readme.write_text("before\n<!-- strategies:begin -->\n<!-- strategies:end -->\nafter\n")
+    ran = run("compare", *QUICK, "--out", str(out), "--readme", str(readme))
+    assert ran.code == 0, ran.err
+    assert "[2/2] problems 0-5: beam@4" in ran.err
+    assert "weighted-vote:product" in ran.out
+    with Image.open(out / "comparison.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+    results = json.loads((out / "comparison-results.json").read_text())
+    assert {row["name"] for row in results["rows"]} == {"best-of-n", "beam"}
+    assert results["comparison"]["world"]["settings"]["auc"] == 0.73
+    filled = readme.read_text()
+    assert filled.startswith("before\n")
+    assert filled.endswith("after\n")
+    assert "| **beam, weighted-vote:product** |" in filled
+    again = run("compare", *QUICK, "--out", str(out), "--selector", "weighted-vote:product")
+    assert again.code == 0
+    assert "problems 0-5" not in again.err  # nothing was measured again
+
+
+def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
+    lines = []
+    for number in range(2):
+        problem = generate("tiles", "validation", 900 + number)
+        render(problem).save(tmp_path / f"{number}.png")
+        lines.append(
+            {"question": problem.question, "image": f"{number}.png", "answer": problem.answer}
+        )
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    ran = run(
+        "compare", "--problems", str(file), "--n", "4", "--strategy", "dvts",
+        "--selector", "majority", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    results = json.loads((tmp_path / "out" / "comparison-results.json").read_text())
+    assert results["problems"] == 2
+    assert {row["choice"] for row in results["rows"]} == {"majority"}
+    assert all(row["generated_tokens"] > 0 for row in results["rows"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--strategy", "bream"), "no strategy bream"),
+        (("--selector", "loudest"), "no selector 'loudest'"),
+        (("--selector", "majority:sideways"), "unknown aggregation"),
+        (("--n", "1"), "between 2 and 256"),
+        (("--difficulty", "absurd"), "easy, medium, hard"),
+        (("--policy", "openai:m"), "are for --problems FILE.jsonl"),
+        (("--world", "mars"), "not known"),
+        (("--problems", "nowhere.jsonl"), "cannot be read"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ran = run("compare", *QUICK, "--out", str(tmp_path / "out"), *arguments)
+    assert ran.code == 1
+    assert message in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_marks_and_a_missing_matplotlib_are_said(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    ran = run("compare", *QUICK, "--out", str(tmp_path / "out"), "--readme", str(page))
+    assert ran.code == 1
+    assert "strategies:begin" in ran.err
+    assert not (tmp_path / "out").exists()  # found out before anything was measured
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    ran = run("compare", *QUICK, "--out", str(tmp_path / "out"))
+    assert ran.code == 1
+    assert "vprm-search[plots]" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '"text"',
+        '{"question": "?"}',
+        '{"question": "", "answer": "4"}',
+        '{"question": "?", "answer": true}',
+        '{"question": "?", "answer": "4", "image": 3}',
+        '{"question": "?", "answer": "4", "images": "a.png"}',
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_measured(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text(f'{{"question": "2 + 2?", "answer": 4}}\n\n{line}\n')
+    with pytest.raises(RecordError, match="problem 2"):
+        FileProblems.read(file, {}, {})
+    file.write_text("\n\n")
+    with pytest.raises(RecordError, match="holds no problems"):
+        FileProblems.read(file, {}, {})
+
+
+def test_images_of_a_file_are_never_fetched(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text('{"question": "?", "answer": "4", "image": "https://example.org/a.png"}\n')
+    world = FileProblems.read(file, {"name": "tiny"}, {"name": "tiny"})
+    with pytest.raises(ImageError, match="URL"):
+        world.load(0, 1)
+
+
+def test_tiny_families_take_turns() -> None:
+    ground = TinyProblems(problems=6, first_index=40).load(1, 5)
+    wanted = [("tiles-long", 40), ("bars", 40), ("tiles", 41), ("tiles-long", 41)]
+    found = [(task.problem.question, task.answer) for task in ground.tasks]
+    expected = [generate(family, "validation", index) for family, index in wanted]
+    assert found == [(problem.question, problem.answer) for problem in expected]

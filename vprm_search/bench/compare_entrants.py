@@ -1,0 +1,181 @@
+"""What can be compared: strategies by name, each made for a size N, and the rules that choose.
+
+At size N a strategy is set so that it proposes about N children per level, which costs about as
+many tokens as N whole solutions; the budget (`compare_budget`) sees to the rest. Slots of merged
+equal siblings are not asked for again: under a token budget that buys breadth with depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vprm_search.bench.compare_widening import Widening
+from vprm_search.errors import ConfigError
+from vprm_search.search import (
+    DVTS,
+    MCTS,
+    REBASE,
+    BeamSearch,
+    BestFirst,
+    BestOfN,
+    BestScore,
+    HybridVote,
+    Knockout,
+    MajorityVote,
+    ParticleFilter,
+    Selector,
+    Strategy,
+    WeightedVote,
+)
+
+REFERENCE = "best-of-n"
+"""The entrant whose tokens are everybody's budget."""
+
+SEARCH_CHOICES = ("best-score:product", "weighted-vote:last", "weighted-vote:product")
+SAMPLE_CHOICES = (
+    "majority",
+    "best-score:mean",
+    "best-score:product",
+    "weighted-vote:mean",
+    "weighted-vote:product",
+    "hybrid:product",
+    "knockout:product",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A strategy under a name. `make` returns it for a size; `choices` are its selectors."""
+
+    name: str
+    make: Callable[[int], Strategy]
+    choices: tuple[str, ...] = SEARCH_CHOICES
+
+
+def expand_of(size: int) -> int:
+    """Return the children per path at a size: 4, as in the sources of beam and DVTS, or 2."""
+    return 4 if size >= 8 else 2
+
+
+def _width(size: int) -> int:
+    return max(1, size // expand_of(size))
+
+
+def _beam(size: int, **options: Any) -> Strategy:
+    return BeamSearch(width=_width(size), expand=expand_of(size), stop=None, refill=0, **options)
+
+
+def _dvts(size: int, **options: Any) -> Strategy:
+    return DVTS(subtrees=_width(size), expand=expand_of(size), stop=None, refill=0, **options)
+
+
+def _adaptive(size: int) -> Strategy:
+    return BestOfN(n=size, confidence=0.95, min_n=min(4, size), wave=max(1, min(4, size // 4)))
+
+
+def _mcts(size: int) -> Strategy:
+    wide = expand_of(size)
+    return MCTS(
+        simulations=4 * size, batch=_width(size), expand=wide, root_expand=2 * wide, refill=0
+    )
+
+
+def _widening(size: int) -> Strategy:
+    return Widening(strategy=REBASE(width=size, temperature=0.125, refill=0))
+
+
+def _best_first(size: int) -> Strategy:
+    width = _width(size)
+    return BestFirst(
+        batch=width, expand=expand_of(size), expansions=128 * width, stop=size, refill=0
+    )
+
+
+_LIST = (
+    Entrant(REFERENCE, lambda size: BestOfN(n=size), SAMPLE_CHOICES),
+    Entrant("adaptive-best-of-n", _adaptive, SAMPLE_CHOICES),
+    Entrant("beam", _beam),
+    Entrant("beam-last", lambda size: _beam(size, aggregate="last")),
+    Entrant("beam-product", lambda size: _beam(size, aggregate="product")),
+    Entrant("beam-annealed", lambda size: _beam(size, anneal=max(1, _width(size) // 8))),
+    Entrant("dvts", _dvts),
+    Entrant("dvts-last", lambda size: _dvts(size, aggregate="last")),
+    Entrant("rebase", lambda size: REBASE(width=size, refill=0)),
+    Entrant("rebase-sharp", lambda size: REBASE(width=size, temperature=0.125, refill=0)),
+    Entrant("widening-rebase", _widening),
+    Entrant("rebase-product", lambda size: REBASE(width=size, aggregate="product", refill=0)),
+    Entrant("particles", lambda size: ParticleFilter(particles=size, refill=0)),
+    Entrant(
+        "particles-always",
+        lambda size: ParticleFilter(particles=size, ess_threshold=1.0, refill=0),
+    ),
+    Entrant(
+        "entropic-particles", lambda size: ParticleFilter(particles=size, tempering=True, refill=0)
+    ),
+    Entrant("mcts", _mcts),
+    Entrant("best-first", _best_first),
+)
+ENTRANTS: Mapping[str, Entrant] = MappingProxyType({entrant.name: entrant for entrant in _LIST})
+"""The entrants by name."""
+
+DEFAULT_ENTRANTS = (
+    REFERENCE,
+    "adaptive-best-of-n",
+    "beam",
+    "beam-last",
+    "dvts",
+    "rebase",
+    "particles",
+    "mcts",
+    "best-first",
+)
+
+_SELECTORS: Mapping[str, Callable[..., Selector]] = MappingProxyType(
+    {
+        "majority": MajorityVote,
+        "best-score": BestScore,
+        "weighted-vote": WeightedVote,
+        "hybrid": HybridVote,
+        "knockout": Knockout,
+    }
+)
+
+
+def entrants_of(names: Sequence[str]) -> tuple[Entrant, ...]:
+    """Return entrants by name, the reference first. Raises `ConfigError` for an unknown name."""
+    unknown = sorted(set(names) - set(ENTRANTS))
+    if unknown:
+        raise ConfigError(
+            f"no strategy {', '.join(unknown)} to compare; there are: {', '.join(ENTRANTS)}"
+        )
+    return tuple(ENTRANTS[name] for name in dict.fromkeys((REFERENCE, *names)))
+
+
+def choice_of(text: str) -> Selector:
+    """Return the selector that "NAME" or "NAME:AGGREGATION" stands for. Raises `ConfigError`."""
+    name, _, aggregate = text.partition(":")
+    if name not in _SELECTORS:
+        raise ConfigError(f"no selector {name!r}; there are: {', '.join(_SELECTORS)}")
+    try:
+        return _SELECTORS[name](**({"aggregate": aggregate} if aggregate else {}))
+    except ValidationError as error:
+        raise ConfigError(f"selector {text!r}: {error.errors()[0]['msg']}") from error
+
+
+def described(strategy: Strategy) -> dict[str, Any]:
+    """Return a strategy's name and options as plain JSON, to tell two of them apart."""
+    options = strategy.model_dump() if isinstance(strategy, BaseModel) else {}
+    return {"strategy": type(strategy).__name__, **{k: _plain(v) for k, v in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return getattr(value, "__name__", repr(value)) if callable(value) else value
