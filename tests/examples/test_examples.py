@@ -86,3 +86,17 @@ def test_the_served_policy_is_built_without_a_server(
     out = capsys.readouterr().out
     for node in ("ingest", "plan", "propose", "score", "answer"):
         assert node in out
+
+
+def test_the_serve_demo_serves_both_models_on_loopback_only() -> None:
+    """`tests/serving/test_production.py` runs the same set-up; here only what would be started."""
+    module = _load("serve_demo")
+    prm = module.prm_command("python3", 8001).argv
+    policy = module.policy_command("python3", 8002).argv
+    for argv, port in ((prm, "8001"), (policy, "8002")):
+        assert argv[:2] == ("python3", "-m")
+        assert argv[argv.index("--host") + 1] == "127.0.0.1"
+        assert argv[argv.index("--port") + 1] == port
+        assert "--trust-remote-code" not in argv
+    assert "--io-processor-plugin" in prm
+    assert "--runner" not in policy

@@ -131,7 +131,7 @@ def test_majority_counts_equal_answers(candidates: list[Path]) -> None:
 @given(paths("finished"))
 def test_a_weighted_vote_adds_scores_of_equal_answers(candidates: list[Path]) -> None:
     tree, last = build(candidates)
-    selection = WeightedVote().select(tree, tree.finished())
+    selection = WeightedVote(aggregate="mean").select(tree, tree.finished())
     assert selection.node == elected(last, weighted=True)
     for node, votes in selection.votes.items():
         group = SPELLINGS[last[node].answer or ""]
@@ -140,7 +140,7 @@ def test_a_weighted_vote_adds_scores_of_equal_answers(candidates: list[Path]) ->
         assert votes == pytest.approx(float(sum(means)), rel=1e-15)
 
 
-SELECTORS: list[Selector] = [BestScore(), MajorityVote(), WeightedVote()]
+SELECTORS: list[Selector] = [BestScore(), MajorityVote(), WeightedVote(aggregate="mean")]
 selectors = st.sampled_from(SELECTORS)
 
 

@@ -15,9 +15,13 @@ import typer
 
 import vprm_search
 from vprm_search.cli import console
+from vprm_search.cli.calibrate import calibrate
+from vprm_search.cli.compare import compare
+from vprm_search.cli.convert import convert
 from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
 from vprm_search.cli.score import score
+from vprm_search.cli.serve import serve
 from vprm_search.cli.solve import solve
 from vprm_search.cli.tiny import tiny
 from vprm_search.errors import VprmError
@@ -38,7 +42,11 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(solve)
 app.command()(score)
+app.command()(compare)
+app.command()(serve)
+app.command()(convert)
 app.command()(doctor)
+app.add_typer(calibrate, name="calibrate")
 app.add_typer(tiny, name="tiny")
 
 

@@ -13,14 +13,29 @@ if TYPE_CHECKING:
     from vprm_search.types import Policy, StepScorer
 
 TINY = "tiny"
+VLLM = "vllm:"
 Continuation = Literal["auto", "prefill", "instruct"]
 
 
-def load_scorer(name: str, device: str = "auto") -> StepScorer:
-    """Return the scorer `name`: "tiny", or the folder of a native InternVL reward model.
+def load_scorer(
+    name: str,
+    device: str = "auto",
+    *,
+    api_key: str | None = None,
+    tokenizer: Path | None = None,
+) -> StepScorer:
+    """Return the scorer `name`: "tiny", a reward model's folder, or "vllm:URL".
 
-    Raises `CheckpointError` when it is not there, `MissingDependencyError` without torch.
+    `api_key` and `tokenizer` are for a server. Raises `CheckpointError` when a folder holds no
+    native InternVL reward model, `MissingDependencyError` without torch, `ConfigError` for an
+    address that cannot be used.
     """
+    if name.startswith(VLLM):
+        from vprm_search.scoring.vllm_scorer import VllmScorer
+
+        return VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
+    if tokenizer is not None:
+        raise ConfigError("--scorer-tokenizer is for --scorer vllm:URL only")
     _need("torch", "local")
     _need("transformers", "local")
     from vprm_search.scoring.transformers_scorer import TransformersScorer

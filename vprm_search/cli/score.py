@@ -27,7 +27,11 @@ def score(
         str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
     ],
     scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
     device: options.Device = "auto",
+    calibration: options.CalibrationFile = None,
+    calibration_policy: options.CalibrationPolicy = None,
     max_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Merge steps into at most this many groups (VisualPRM: 12)."),
@@ -44,7 +48,9 @@ def score(
     images = options.read_images(image)
     problem = Problem(normalise_text(question).strip(), tuple(i.digest for i in images))
     request = ScoreRequest(problem, tuple(steps), images)
-    (result,) = asyncio.run(models.load_scorer(scorer, device).score([request]))
+    loaded = models.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    judge = options.calibrated(loaded, calibration, calibration_policy)
+    (result,) = asyncio.run(judge.score([request]))
     values = [step.value for step in result.scores]
     whole = {name: path_score(name, values) for name in ("mean", "min", "last", "product")}
     if json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class Searcher:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | Mapping[str, Policy],
         scorer: StepScorer,
         strategy: Strategy,
         selector: Selector,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vprm_search.budget import Budget
-from vprm_search.cli import console, models, options
+from vprm_search.cli import console, models, options, pricing
 from vprm_search.cli.searching import Searched, Searcher
 from vprm_search.report.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vprm_search.budget import Prices
     from vprm_search.types import ImageData
 
 _SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
@@ -37,7 +39,11 @@ def solve(
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7,
     step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512,
     scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
     device: options.Device = "auto",
+    calibration: options.CalibrationFile = None,
+    calibration_policy: options.CalibrationPolicy = None,
     strategy: Annotated[
         options.StrategyName, typer.Option(rich_help_panel=_SEARCH)
     ] = options.StrategyName.beam,
@@ -60,18 +66,50 @@ def solve(
         float | None,
         typer.Option(help="beam: furthest below the best.", rich_help_panel=_SEARCH),
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any option of the strategy (subtrees=8, particles=32); repeatable.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    lookahead: Annotated[
+        int | None,
+        typer.Option(help="Judge steps by rollouts of so many steps.", rich_help_panel=_SEARCH),
+    ] = None,
+    strong: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tiny|openai:MODEL|PROVIDER:MODEL",
+            help="Policy that redoes the steps of --policy that score below --threshold.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="See --strong.", rich_help_panel=_SEARCH)] = 0.7,
     selector: Annotated[
         options.SelectorName, typer.Option(rich_help_panel=_SEARCH)
     ] = options.SelectorName.weighted_vote,
     aggregate: Annotated[
-        str,
-        typer.Option(help="Path score: mean, last, min, product, …", rich_help_panel=_SEARCH),
-    ] = "mean",
+        str | None,
+        typer.Option(
+            help="Path score: mean, last, min, product, …; default: the selector's and strategy's.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Makes all draws.", rich_help_panel=_SEARCH)] = 0,
     max_candidates: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
     max_generated_tokens: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
     max_scored_tokens: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
+    max_requests: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
+    max_rounds: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
     max_seconds: Annotated[float | None, typer.Option(rich_help_panel=_LIMITS)] = None,
+    prices: pricing.PriceFile = None,
+    price_prompt: pricing.PricePrompt = None,
+    price_generated: pricing.PriceGenerated = None,
+    price_scored: pricing.PriceScored = None,
+    price_image: pricing.PriceImage = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print result and tree.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -93,32 +131,50 @@ def solve(
         "prune_below": prune_below,
         "prune_margin": prune_margin,
     }
-    if strategy is options.StrategyName.beam:
+    if strategy is options.StrategyName.beam and aggregate is not None:
         beam["aggregate"] = aggregate
+    chooser = options.selector_of(selector, aggregate)
     limits = {
         "candidates": max_candidates,
         "generated_tokens": max_generated_tokens,
         "scored_tokens": max_scored_tokens,
+        "requests": max_requests,
+        "rounds": max_rounds,
         "seconds": max_seconds,
     }
+    price_list = pricing.read_prices(
+        prices,
+        prompt=price_prompt,
+        generated=price_generated,
+        scored=price_scored,
+        image=price_image,
+    )
+    judge = models.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    load = partial(
+        models.load_policy,
+        base_url=base_url,
+        temperature=temperature,
+        max_tokens_per_step=step_tokens,
+        continuation=continuation.value,
+    )
     searcher = Searcher(
-        models.load_policy(
-            policy,
-            base_url=base_url,
-            temperature=temperature,
-            max_tokens_per_step=step_tokens,
-            continuation=continuation.value,
+        load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
+        options.calibrated(judge, calibration, calibration_policy),
+        options.strategy_of(
+            strategy,
+            {"n": n, **beam},
+            setting or (),
+            lookahead=lookahead,
+            threshold=None if strong is None else threshold,
         ),
-        models.load_scorer(scorer, device),
-        options.strategy_of(strategy, {"n": n, **beam}),
-        options.selector_of(selector, aggregate),
+        chooser,
         budget=options.checked(Budget, limits),
         run_seed=seed,
     )
     images = options.read_images(image)
     searched = _search(searcher, question, images, system)
-    _show(searched, as_json=json, aggregate=aggregate)
-    _write(searched, images, html, png, aggregate)
+    _show(searched, price_list, as_json=json, aggregate=chooser.aggregate)
+    _write(searched, images, html, png, chooser.aggregate)
     if searched.result.answer is None:
         raise typer.Exit(console.NO_ANSWER)
 
@@ -136,17 +192,23 @@ def _search(
         return searcher(question, images, system=system, on_event=tell)
 
 
-def _show(searched: Searched, *, as_json: bool, aggregate: str) -> None:
+def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate: str) -> None:
+    usage = searched.result.usage
     if as_json:
         result, tree = searched.result.to_json(), searched.tree.to_json()
-        console.print_json({"result": result, "tree": tree})
+        cost = {} if prices is None else {"cost": pricing.cost_json(usage, prices)}
+        console.print_json({"result": result, "tree": tree, **cost})
         return
     from vprm_search.report.terminal import answer_line, tree_view
     from vprm_search.report.view import view_of
+    from vprm_search.search.fates import ends_line
 
     view = view_of(searched.tree, searched.result, aggregate=aggregate, max_nodes=200)
     console.OUT.print(tree_view(view, width=max(40, console.OUT.width - 40)))
     console.OUT.print(answer_line(view))
+    console.OUT.print(f"Paths: {ends_line(searched.tree)}", markup=False, style="dim")
+    if prices is not None:
+        console.OUT.print(pricing.cost_line(usage, prices), markup=False)
     if searched.result.answer is None and searched.result.node is None:
         failures = sorted({r.reason for r in searched.tree if r.status == "failed" and r.reason})
         for reason in failures[:3]:

@@ -75,7 +75,7 @@ def create_search_graph(
         scorer: what gives each step P('+').
         strategy: which paths to go on with. Default: `BeamSearch()`.
         selector: which finished path is the answer. Default: `WeightedVote()`, which is
-            `BestScore()` when no two answers agree.
+            `BestScore("last")` when no two answers agree.
         budget: limits that end a search with the best answer so far. Default: none.
         image_store: where pictures are kept. Default: `DiskImageStore()`, so that a search can be
             resumed in another process.

@@ -6,6 +6,11 @@ image_missing   the request does not hold the problem's images
 bad_image       an image is damaged
 out_of_memory   even this path alone does not fit into memory
 not_finite      the model's logits are NaN or infinite
+no_server       a scoring server could not be reached, or did not answer in time
+server_error    a scoring server answered with an error that may pass, to the end
+refused         a scoring server refused the request
+bad_reply       a scoring server's reply is not what was agreed
+no_score        a scoring server answered, without a score for this step
 """
 
 from __future__ import annotations
@@ -16,6 +21,11 @@ IMAGE_MISSING = "image_missing"
 BAD_IMAGE = "bad_image"
 OUT_OF_MEMORY = "out_of_memory"
 NOT_FINITE = "not_finite"
+NO_SERVER = "no_server"
+SERVER_ERROR = "server_error"
+REFUSED = "refused"
+BAD_REPLY = "bad_reply"
+NO_SCORE = "no_score"
 
 
 def is_permanent(reason: str) -> bool:

@@ -84,9 +84,11 @@ class WeightedVote(Voting):
 
     Li et al., arXiv 2206.02336 (weighted voting by a step-aware verifier). `weigh="max"` takes the
     answer of the best path, `weigh="mean"` the answer whose paths are best on average: how often
-    an answer was given then counts for nothing.
+    an answer was given then counts for nothing. A path weighs its last score: means of good and bad
+    paths differ too little to outweigh a frequent wrong answer (docs/selection.md).
     """
 
+    aggregate: str = "last"
     weigh: Weigh = "sum"
 
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
@@ -106,6 +108,7 @@ class HybridVote(Voting):
     judges (Genest & Zidek, Statistical Science 1(1), 1986).
     """
 
+    aggregate: str = "last"
     agreement: float = Field(default=0.5, ge=0, le=1)
     weigh: Weigh = Field(default="max")
 

@@ -1,0 +1,168 @@
+"""A loopback server that stands for a stock vLLM server: chat pooling and token-id generation.
+
+Prompts are rendered with the checkpoint's own chat template and tokenized with control tokens on,
+as vLLM does it. A token's probability is a pure function of the tokens up to it and the images.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from vprm_search.tiny.weights import weights_path
+
+Body = dict[str, Any]
+IMAGE_TOKENS = 16
+
+
+def probabilities(ids: Sequence[int], images: Sequence[str]) -> list[float]:
+    """Return P('+') behind every token, as float32 numbers."""
+    state = hashlib.sha256(json.dumps(list(images)).encode())
+    values = array.array("f")
+    for token in ids:
+        state.update(f"{token},".encode())
+        values.append(int.from_bytes(state.digest()[:3], "big") / (1 << 24))
+    return values.tolist()
+
+
+class Refused(Exception):
+    """Answer with this status and text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass
+class StockDouble:
+    """The state of the server. `spoil` changes a reply before it is sent."""
+
+    kind: str
+    url: str = ""
+    model: Body = field(
+        default_factory=lambda: {"id": "prm", "root": "/m/prm", "max_model_len": 1024}
+    )
+    spoil: Callable[[Body], Body] = lambda reply: reply
+    template_tail: str = ""
+    fail_next: int = 0
+    images: dict[str, bytes] = field(default_factory=dict)
+    pixels_sent: list[str] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(weights_path("prm"))
+        self.context, self.start, self.end = map(
+            self.tokenizer.convert_tokens_to_ids, ("<IMG_CONTEXT>", "<img>", "</img>")
+        )
+
+    def pooling(self, body: Body) -> Body:
+        if self.kind != "pooling":
+            raise Refused(404, "Not Found")
+        if "messages" not in body:
+            raise Refused(400, "No IOProcessor plugin installed.")
+        lists = [m["content"] for m in body["messages"] if isinstance(m["content"], list)]
+        parts = [part for content in lists for part in content]
+        images = [part for part in parts if part["type"] == "image_url"]
+        uuids = self._take([{**p, "url": (p["image_url"] or {}).get("url")} for p in images])
+        for part in parts:
+            part["type"] = "image" if part["type"] == "image_url" else part["type"]
+        text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False)
+        folded = self.tokenizer(text + self.template_tail, add_special_tokens=False)["input_ids"]
+        ids = self._expanded(folded)
+        rows = array.array("f", probabilities(ids, uuids))
+        data = base64.b64encode(rows.tobytes()).decode()
+        usage = {"prompt_tokens": len(ids)}
+        return {"object": "list", "data": [{"index": 0, "data": data}], "usage": usage}
+
+    def generate(self, body: Body) -> Body:
+        if self.kind != "generate":
+            raise Refused(404, "Not Found")
+        uuids = self._take(body.get("content_parts", []))
+        ids = self._expanded(body["token_ids"])
+        value = probabilities(ids, uuids)[-1]
+        wanted = body["sampling_params"]["logprob_token_ids"][:-1]  # the last one is lost
+        numbers = {wanted[0]: math.log(value + 1e-30) - 2, wanted[1]: math.log1p(-value) - 2}
+        rows = [{"token_id": token, "logprob": number} for token, number in numbers.items()]
+        content = [{"token_id": 7, "logprob": -0.5, "top_logprobs": rows}]
+        choice = {"index": 0, "logprobs": {"content": content}}
+        return {"choices": [choice], "prompt_token_ids": ids}
+
+    def _take(self, parts: Sequence[Body]) -> list[str]:
+        with self.lock:
+            for place, part in enumerate(parts):
+                if part["url"] is not None:
+                    head, _, data = part["url"].partition(",")
+                    assert head == "data:image/png;base64"
+                    self.images[part["uuid"]] = base64.b64decode(data, validate=True)
+                    self.pixels_sent.append(part["uuid"])
+                elif part["uuid"] not in self.images:
+                    text = f"Cache miss for image at index {place} but data is not provided."
+                    raise Refused(400, text)
+        return [part["uuid"] for part in parts]
+
+    def _expanded(self, ids: Sequence[int]) -> list[int]:
+        image = [self.start, *[self.context] * IMAGE_TOKENS, self.end]
+        return [t for token in ids for t in (image if token == self.context else [token])]
+
+
+@contextmanager
+def stock_server(kind: str) -> Iterator[StockDouble]:
+    """Run a double of the given kind, "pooling" or "generate", on a free port."""
+    double = StockDouble(kind)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                self.answer(200, {"data": [double.model]})
+            else:
+                self.answer(200 if self.path == "/health" else 404, {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            routes = {"/pooling": double.pooling, "/inference/v1/generate": double.generate}
+            with double.lock:
+                double.bodies.append(body)
+                double.fail_next -= 1
+                fails = double.fail_next >= 0
+            if fails:
+                self.answer(503, {"error": "restarting"})
+                return
+            try:
+                self.answer(200, double.spoil(routes[self.path](body)))
+            except Refused as refused:
+                self.answer(refused.status, {"error": {"message": str(refused)}})
+
+        def answer(self, status: int, body: Body) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    double.url = f"http://127.0.0.1:{listener.server_port}"
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield double
+    finally:
+        listener.shutdown()
+        listener.server_close()
+        thread.join()

@@ -1,0 +1,133 @@
+"""Prompts for a server without our plugin: built here, from the served checkpoint's own files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vprm_search.errors import CheckpointError, ConfigError, InputError
+from vprm_search.ids import digest
+from vprm_search.scoring.layout import PrmLayout, PromptBuilder
+from vprm_search.scoring.preprocess import PreprocessConfig, tile_grid
+from vprm_search.scoring.scorer_file import read_json, read_scorer_file
+from vprm_search.scoring.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.text_encoder import without_surrogates
+from vprm_search.types import ImageData
+
+_BREAK = "\N{MIDDLE DOT}"  # the same visible sign that TextEncoder uses
+_PLACEHOLDERS = ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "<ref>")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_PNG_HEADER = b"\x89PNG\r\n\x1a\n"
+
+
+class StockPrompts:
+    """Builds prompts, counts image tokens and makes control tokens in texts harmless.
+
+    `directory` holds the tokenizer, `config.json` and `vprm.json` of the served checkpoint; weights
+    are not needed. Raises `CheckpointError` when something is missing there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"tokenizer={directory} is no checkpoint directory (no config.json); give the one "
+                "that is served, without its weights if you like"
+            )
+        file = read_scorer_file(directory)
+        if not (
+            isinstance(file.layout, PrmLayout) and isinstance(file.preprocess, PreprocessConfig)
+        ):
+            raise ConfigError(
+                f"{directory} holds a model of family {file.family!r}; routes to a stock server "
+                "know VisualPRM's kin only: start the server with `vprm-search serve`"
+            )
+        self._preprocess = file.preprocess
+        self.tokens_per_tile = _tokens_per_tile(directory)
+        tokenizer = _load_tokenizer(directory)
+        try:
+            self.builder = PromptBuilder(tokenizer, file.layout)
+        except ConfigError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+        self.layout = file.layout
+        self._words = _control_names(tokenizer, file.layout.control_words())
+        self.identity = digest("vllm-stock", _files_digest(directory), file.model_dump_json()).hex()
+
+    def build(
+        self, question: str, steps: Sequence[str], images: Sequence[ImageData]
+    ) -> ScoringPrompt:
+        """Build the whole conversation, images expanded. Raises `InputError`."""
+        counts = [self.image_tokens(image) for image in images]
+        return self.builder.build(question, steps, counts)
+
+    def image_tokens(self, image: ImageData) -> int:
+        """Return how many placeholders the server will make of an image. Raises `InputError`."""
+        if not image.png.startswith(_PNG_HEADER) or len(image.png) < 24:
+            raise InputError(f"image {image.digest} is no PNG; make it with normalise_image")
+        width, height = struct.unpack(">II", image.png[16:24])  # of the first chunk, IHDR
+        if not (width and height):
+            raise InputError(f"image {image.digest} is {width}x{height} pixels")
+        columns, rows = tile_grid(width, height, self._preprocess)
+        tiles = columns * rows
+        return (tiles + (self._preprocess.thumbnail and tiles > 1)) * self.tokens_per_tile
+
+    def harmless(self, text: str) -> str:
+        """Return `text` with every name of a control token broken by a visible dot.
+
+        For routes on which the server tokenizes text with its control tokens switched on.
+        """
+        clean = without_surrogates(text)
+        for word in self._words:
+            clean = clean.replace(word, word[0] + _BREAK + word[1:])
+        return clean
+
+
+def folded(prompt: ScoringPrompt, stop: int) -> list[int]:
+    """Return the first `stop` tokens of a prompt with one placeholder token for each image.
+
+    A server expands it itself, and writes the image start and image end around it too.
+    """
+    ids: list[int] = []
+    begin = 0
+    for first, last in prompt.image_spans:
+        ids += prompt.ids[begin : first - 1]
+        ids.append(prompt.ids[first])
+        begin = last + 1
+    return [*ids, *prompt.ids[begin:stop]]
+
+
+def _tokens_per_tile(directory: Path) -> int:
+    count = read_json(directory / "config.json").get("image_seq_length")
+    if type(count) is not int or count < 1:
+        raise CheckpointError(
+            f"{directory}/config.json has no image_seq_length; routes to a stock server need a "
+            "native InternVL checkpoint"
+        )
+    return count
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(f"{directory} holds no tokenizer ({', '.join(_TOKENIZER_FILES)})")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(directory), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+
+
+def _control_names(tokenizer: Any, layout_words: Iterable[str]) -> tuple[str, ...]:
+    """Return all names that a chat endpoint could take for a token, longest first."""
+    words = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    words |= {*layout_words, *_PLACEHOLDERS}
+    return tuple(sorted((w for w in words if len(w.strip()) > 1), key=lambda w: (-len(w), w)))
+
+
+def _files_digest(directory: Path) -> bytes:
+    names = ("config.json", "tokenizer_config.json", *_TOKENIZER_FILES)
+    files = [directory / name for name in names if (directory / name).is_file()]
+    return digest(*(part for file in files for part in (file.name, file.read_bytes())))
