@@ -57,7 +57,7 @@ def winner(selector: Selector, candidates: Sequence[Path]) -> tuple[str | None, 
 
 @given(paths("finished"), st.sampled_from(["sum", "mean", "max"]))
 def test_a_weighted_vote_weighs_classes_as_it_says(candidates: list[Path], weigh: str) -> None:
-    chosen, last = winner(WeightedVote(weigh=weigh), candidates)  # type: ignore[arg-type]
+    chosen, last = winner(WeightedVote(aggregate="mean", weigh=weigh), candidates)  # type: ignore[arg-type]
     value: dict[str, Value] = {
         "sum": lambda means, _: sum(means, Fraction(0)),
         "mean": lambda means, _: float(sum(means, Fraction(0)) / len(means)),
@@ -70,7 +70,7 @@ def test_a_weighted_vote_weighs_classes_as_it_says(candidates: list[Path], weigh
 def test_a_hybrid_vote_is_the_product_of_agreement_and_best_score(
     candidates: list[Path], agreement: float
 ) -> None:
-    chosen, last = winner(HybridVote(agreement=agreement), candidates)
+    chosen, last = winner(HybridVote(aggregate="mean", agreement=agreement), candidates)
     # fourth powers are exact and rank alike
     fourths = int(agreement * 4)
     expected = elected_by(
@@ -86,9 +86,9 @@ def test_the_ends_of_the_hybrid_are_score_alone_and_agreement_alone(
 ) -> None:
     tree, last = build(candidates)
     finished = tree.finished()
-    by_score = HybridVote(agreement=0.0).select(tree, finished).node
-    assert by_score == WeightedVote(weigh="max").select(tree, finished).node
-    by_count = HybridVote(agreement=1.0).select(tree, finished)
+    by_score = HybridVote(aggregate="mean", agreement=0.0).select(tree, finished).node
+    assert by_score == WeightedVote(aggregate="mean", weigh="max").select(tree, finished).node
+    by_count = HybridVote(aggregate="mean", agreement=1.0).select(tree, finished)
     if any(mean(p) is not None and p.answer for p in candidates):
         assert by_count.node == MajorityVote().select(tree, finished).node
     if all(path.answer for path in candidates):
@@ -101,8 +101,8 @@ def test_agreement_times_mean_ranks_as_the_sum_when_all_are_scored(
 ) -> None:
     scored = [p for p in candidates if None not in p.scores]
     tree, _ = build(scored)
-    hybrid = HybridVote(agreement=0.5, weigh="mean").select(tree, tree.finished())
-    summed = WeightedVote().select(tree, tree.finished())
+    hybrid = HybridVote(aggregate="mean", agreement=0.5, weigh="mean").select(tree, tree.finished())
+    summed = WeightedVote(aggregate="mean").select(tree, tree.finished())
     if summed.node is not None and hybrid.node != summed.node:  # a tie, up to the last bit
         assert hybrid.node is not None
         assert summed.votes[hybrid.node] == pytest.approx(summed.votes[summed.node], rel=1e-12)
@@ -115,7 +115,7 @@ def test_agreement_times_mean_ranks_as_the_sum_when_all_are_scored(
 def test_a_jury_of_one_is_a_weighted_vote(candidates: list[Path], weigh: str) -> None:
     tree, _ = build(candidates)
     one = Knockout(jury=("mean",), weigh=weigh)  # type: ignore[arg-type]
-    vote = WeightedVote(weigh=weigh)  # type: ignore[arg-type]
+    vote = WeightedVote(aggregate="mean", weigh=weigh)  # type: ignore[arg-type]
     assert one.select(tree, tree.finished()) == vote.select(tree, tree.finished())
 
 
