@@ -28,7 +28,6 @@ from vprm_search.bench.compare_problems import Ground, Task, is_right
 from vprm_search.bench.compare_run import run_comparison
 from vprm_search.bench.compare_summary import read_cells, resampled_means, summarise
 from vprm_search.bench.compare_synthetic import SyntheticProblems
-from vprm_search.bench.compare_widening import Widening
 from vprm_search.bench.lockstep import search_many
 from vprm_search.bench.statistics import bootstrap
 from vprm_search.bench.synthetic_models import SyntheticPolicy, SyntheticScorer
@@ -36,7 +35,7 @@ from vprm_search.bench.synthetic_world import SyntheticWorld, WorldSettings
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
-from vprm_search.search import REBASE, BestScore, Strategy
+from vprm_search.search import BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, ScoreRequest, ScoreResult
 
@@ -331,20 +330,3 @@ def test_a_shard_that_is_there_loads_no_models(tmp_path: Path) -> None:
     report: Callable[[str], None] = lines.append
     measure_shard(QUICK, Unloadable(0), tmp_path, 0, 6, report)
     assert lines == []
-
-
-@pytest.mark.parametrize("levels", [3, 5])
-@pytest.mark.parametrize("deeper", [0, 2])
-def test_widening_costs_as_much_as_its_mean_width(levels: int, deeper: int) -> None:
-    world = SyntheticWorld(replace(SMALL, depth=levels + deeper, words=10**6))
-    strategy = Widening(strategy=REBASE(width=20, refill=0), start=0.5, levels=levels)
-    (run,) = searched(strategy, world, 10**9, 1)
-    proposed = [
-        sum(1 for record in run.tree.round_nodes(level) if record.seed)
-        for level in range(1, levels + deeper + 1)
-    ]
-    assert proposed[0] == 10
-    assert proposed[levels - 1] == 30
-    assert proposed[levels:] == [20] * deeper
-    assert proposed[:levels] == sorted(proposed[:levels])
-    assert sum(proposed) == 20 * (levels + deeper)

@@ -25,10 +25,11 @@ ENTRANTS = (
     "dvts-last",
     "rebase",
     "particles",
-    "rebase-sharp",
+    "particles-half",
+    "rebase-paper",
     "widening-rebase",
 )
-LESS = ("best-of-n", "rebase", "widening-rebase", "particles-always")
+LESS = ("best-of-n", "rebase", "widening-rebase", "particles")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ class StockDouble:
     )
     spoil: Callable[[Body], Body] = lambda reply: reply
     template_tail: str = ""
+    tells_tokens: bool = True
+    tell: Callable[[list[int]], list[int]] = lambda ids: ids
     fail_next: int = 0
     images: dict[str, bytes] = field(default_factory=dict)
     pixels_sent: list[str] = field(default_factory=list)
@@ -85,6 +87,13 @@ class StockDouble:
         data = base64.b64encode(rows.tobytes()).decode()
         usage = {"prompt_tokens": len(ids)}
         return {"object": "list", "data": [{"index": 0, "data": data}], "usage": usage}
+
+    def tokenize(self, body: Body) -> Body:
+        if not self.tells_tokens:
+            raise Refused(404, "Not Found")
+        text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False)
+        ids = self.tokenizer(text + self.template_tail, add_special_tokens=False)["input_ids"]
+        return {"tokens": self.tell(ids), "count": len(ids)}
 
     def generate(self, body: Body) -> Body:
         if self.kind != "generate":
@@ -133,9 +142,14 @@ def stock_server(kind: str) -> Iterator[StockDouble]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            routes = {"/pooling": double.pooling, "/inference/v1/generate": double.generate}
+            routes = {
+                "/pooling": double.pooling,
+                "/tokenize": double.tokenize,
+                "/inference/v1/generate": double.generate,
+            }
             with double.lock:
-                double.bodies.append(body)
+                if self.path != "/tokenize":
+                    double.bodies.append(body)
                 double.fail_next -= 1
                 fails = double.fail_next >= 0
             if fails:

@@ -122,6 +122,19 @@ async def test_a_template_that_is_not_the_models_gives_no_score() -> None:
             await connect(server, route="pooling").connect()
 
 
+async def test_other_tokens_of_the_same_number_are_refused_where_the_server_tells_them() -> None:
+    with stock_server("pooling") as server:
+        server.tell = lambda ids: [*ids[:3], ids[3] + 1, *ids[4:]]
+        with pytest.raises(ConfigError, match="other tokens of a conversation, from token 3 on"):
+            await connect(server, route="pooling").connect()
+        server.tell = lambda ids: ids[:-1]
+        with pytest.raises(ConfigError, match="other tokens"):
+            await connect(server, route="pooling").connect()
+        server.tells_tokens = False  # then their number has to do
+        async with connect(server) as scorer:
+            assert scorer.route == "pooling"
+
+
 def _rows(reply: dict[str, Any], rows: Any) -> dict[str, Any]:
     return {**reply, "data": [{"index": 0, "data": rows}]}
 

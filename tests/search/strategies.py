@@ -30,8 +30,9 @@ EVERY: dict[str, Callable[[], Strategy]] = {
     ),
     "dvts": lambda: DVTS(subtrees=3, expand=2, max_depth=6),
     "rebase": lambda: REBASE(width=6, max_depth=6),
+    "rebase-paper": lambda: REBASE(width=6, temperature=0.2, start=0.5, levels=4, max_depth=6),
     "rebase-context": lambda: REBASE(width=6, context_cost=1.0, refill=2, max_depth=6),
-    "particles": lambda: ParticleFilter(particles=6, max_depth=6),
+    "particles": lambda: ParticleFilter(particles=6, ess_threshold=0.5, max_depth=6),
     "particles-tempered": lambda: ParticleFilter(
         particles=6, ess_threshold=1.0, tempering=True, weight="probability", max_depth=6
     ),

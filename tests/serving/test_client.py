@@ -9,6 +9,7 @@ import pytest
 
 from tests.serving.problems import Round, hostile_round, world_round
 from tests.serving.server import PrmServer
+from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
 from vprm_search.cli.models import load_policy
 from vprm_search.graph import arun_search, run_jobs
@@ -23,8 +24,6 @@ from vprm_search.types import ImageData, Policy, Problem, ScoreResult, StepScore
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 1e-5
-HOSTILE_TOLERANCE = 3e-5  # as in test_served_scores
 FIRST_PROBLEM = 6000
 SEARCHES = 32
 RULES = SearchRules(BeamSearch(width=2, expand=3, max_depth=13), BestScore(), Budget())
@@ -44,7 +43,7 @@ def problem(number: int) -> tuple[Problem, ImageData]:
 
 
 def assert_equal(
-    found: list[ScoreResult], right: list[ScoreResult], tolerance: float = TOLERANCE
+    found: list[ScoreResult], right: list[ScoreResult], tolerance: float = TRAINED_TWICE
 ) -> int:
     """Compare all scores and token counts; return how many scores there were."""
     compared = 0
@@ -64,7 +63,7 @@ def assert_same_tree(found: SearchTree, right: SearchTree) -> None:
         assert (twin.status, twin.answer) == (record.status, record.answer)
         assert twin.score_reason == record.score_reason == ""
         assert (twin.score is None) == (record.score is None)  # the root has none
-        assert (twin.score or 0) == pytest.approx(record.score or 0, rel=0, abs=TOLERANCE)
+        assert (twin.score or 0) == pytest.approx(record.score or 0, rel=0, abs=TRAINED_TWICE)
 
 
 async def test_scores_equal_the_in_process_scorer(
@@ -88,7 +87,7 @@ async def test_hostile_texts_change_nothing(
     requests = [r for number in range(6) for r in hostile_round(number).requests()]
     async with VllmScorer(prm_server.base_url, options=OPTIONS) as scorer:
         found = await scorer.score(requests)
-    assert_equal(found, in_process.score_sync(requests), HOSTILE_TOLERANCE)
+    assert_equal(found, in_process.score_sync(requests), TRAINED_TWICE)
 
 
 async def test_a_path_that_is_too_long_costs_itself_only(

@@ -11,6 +11,7 @@ from langchain_openai import ChatOpenAI
 
 from tests.serving.plain_server import POLICY, plain_server
 from tests.serving.server import PrmServer
+from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
 from vprm_search.cli.models import load_policy
 from vprm_search.graph.phases import Job
@@ -29,7 +30,6 @@ pytestmark = pytest.mark.slow
 
 PROBLEMS = 60
 FIRST_PROBLEM = 6000
-TOLERANCE = 1e-5
 RULES = SearchRules(BeamSearch(width=2, expand=3, max_depth=13), BestScore(), Budget())
 
 
@@ -113,7 +113,7 @@ def assert_scored_alike(tree: SearchTree, image: ImageData, scorer: Transformers
     for leaf, result in zip(leaves, scorer.score_sync(requests), strict=True):
         path = [record for record in tree.path(leaf) if record.text]
         for record, score in zip(path, result.scores, strict=True):
-            assert record.score == pytest.approx(score.value, rel=0, abs=TOLERANCE)
+            assert record.score == pytest.approx(score.value, rel=0, abs=TRAINED_TWICE)
             compared += 1
     return compared
 

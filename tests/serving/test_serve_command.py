@@ -208,7 +208,9 @@ def test_signals_end_the_server_and_the_command(tmp_path: Path, number: signal.S
     """The command runs as a process of its own, with an interpreter that stands for vLLM's."""
     port = free_port()
     code = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        # whoever runs the tests in the background may have it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from vprm_search.cli import serve\n"
         "from vprm_search.cli.serve_command import ServeCommand\n"
         f"command = ServeCommand((sys.executable, '-c', {STAND_IN!r}, '{port}', '0', '0'))\n"

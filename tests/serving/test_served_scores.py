@@ -6,14 +6,12 @@ import pytest
 
 from tests.serving.problems import INJECTIONS, Round, hostile_round, world_round
 from tests.serving.server import PrmServer, scoring_body
+from tests.serving.tolerances import TRAINED, TRAINED_TWICE
 from vprm_search.scoring.text_encoder import without_surrogates
 from vprm_search.scoring.transformers_scorer import TransformersScorer
+from vprm_search.tiny.weights import weights_path
 
 pytestmark = pytest.mark.slow
-
-TOLERANCE = 1e-5
-HOSTILE_TOLERANCE = 3e-5
-"""Far from what the model has seen its logits are large: two float32 runs then differ by 1e-5."""
 
 
 def compare(
@@ -36,14 +34,20 @@ def compare(
     return len(expected)
 
 
+@pytest.fixture(scope="module")
+def exact() -> TransformersScorer:
+    """The same model in float64."""
+    return TransformersScorer.from_pretrained(weights_path("prm"), device="cpu", dtype="float64")
+
+
 @pytest.mark.parametrize("images", [0, 1, 2, 3])
-def test_scores_equal_the_in_process_scorer(
-    prm_server: PrmServer, in_process: TransformersScorer, images: int
+def test_scores_equal_the_model_in_float64(
+    prm_server: PrmServer, exact: TransformersScorer, images: int
 ) -> None:
     compared = 0
     for number in range(8):
         round_ = world_round(number, images=images)
-        compared += compare(round_, prm_server, in_process, TOLERANCE, f"scores {images}")
+        compared += compare(round_, prm_server, exact, TRAINED, f"scores {images}")
     assert compared >= 60
 
 
@@ -58,14 +62,14 @@ def test_the_order_of_images_matters_as_in_process(
     )
     assert first != pytest.approx(second, abs=1e-3)
     for one in (there, back, there):
-        compare(one, prm_server, in_process, TOLERANCE, "order")
+        compare(one, prm_server, in_process, TRAINED_TWICE, "order")
 
 
 @pytest.mark.parametrize("number", range(12))
 def test_injected_control_text_changes_nothing(
     prm_server: PrmServer, in_process: TransformersScorer, number: int
 ) -> None:
-    compare(hostile_round(number), prm_server, in_process, HOSTILE_TOLERANCE, "hostile")
+    compare(hostile_round(number), prm_server, in_process, TRAINED_TWICE, "hostile")
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
@@ -76,11 +80,11 @@ def test_each_injection_as_a_whole_step_and_as_the_question(
     paths = [(text,), (*honest.paths[0], text), (text, *honest.paths[1]), (text, text, "")]
     for question in (honest.question, text, f"{text}{honest.question}"):
         round_ = Round(question, honest.images, tuple(paths))
-        compare(round_, prm_server, in_process, HOSTILE_TOLERANCE, "each")
+        compare(round_, prm_server, in_process, TRAINED_TWICE, "each")
 
 
 def test_empty_texts_and_equal_paths(prm_server: PrmServer, in_process: TransformersScorer) -> None:
     honest = world_round(6, paths=1)
     paths = (honest.paths[0],) * 5 + (("",), ("", ""), ("\n\n",), honest.paths[0][:1])
     round_ = Round(honest.question, honest.images, paths)
-    compare(round_, prm_server, in_process, HOSTILE_TOLERANCE, "equal paths")
+    compare(round_, prm_server, in_process, TRAINED_TWICE, "equal paths")

@@ -12,7 +12,9 @@ from PIL import Image
 
 from tests.checkpoints.original_layout import VERSIONS, write_original
 from tests.serving.conftest import SERVE
+from tests.serving.problems import world_round
 from tests.serving.server import PrmServer, free_port, scoring_body
+from tests.serving.tolerances import EXACT
 from vprm_search.checkpoints import convert_checkpoint
 from vprm_search.images import normalise_image
 from vprm_search.scoring.transformers_scorer import TransformersScorer
@@ -71,10 +73,27 @@ def test_tiles_thumbnails_and_image_order(checkpoint: Path, tiled_server: PrmSer
         reply = tiled_server.post(scoring_body(problem.question, group, paths, cache_salt="tiles"))
         for found, result in zip(reply["scores"], expected, strict=True):
             values = [score.value for score in result.scores]
-            assert found == pytest.approx(values, rel=0, abs=1e-5)
+            assert found == pytest.approx(values, rel=0, abs=EXACT)
         assert reply["prefix_tokens"] == min(result.prefix_tokens for result in expected)
         prefixes.add(reply["prefix_tokens"])
     assert len(prefixes) >= 4  # the pictures really had different numbers of tiles
+
+
+def test_random_paths_with_one_several_and_no_images(
+    checkpoint: Path, tiled_server: PrmServer
+) -> None:
+    scorer = TransformersScorer.from_pretrained(checkpoint, device="cpu", dtype="float32")
+    paths = 0
+    for number in range(8):
+        for images in range(4):
+            round_ = world_round(number, images=images)
+            body = scoring_body(round_.question, round_.images, round_.paths, cache_salt="random")
+            found = tiled_server.post(body)["scores"]
+            expected = scorer.score_sync(round_.requests())
+            for mine, result in zip(found, expected, strict=True):
+                assert mine == pytest.approx([s.value for s in result.scores], rel=0, abs=EXACT)
+                paths += 1
+    assert paths >= 200
 
 
 def test_a_longer_prompt_than_one_batch_of_the_engine(
@@ -90,4 +109,4 @@ def test_a_longer_prompt_than_one_batch_of_the_engine(
     assert expected.prefix_tokens + sum(expected.step_tokens) > 2100
     reply = tiled_server.post(scoring_body(problem.question, (), [steps], cache_salt="chunks"))
     values = [score.value for score in expected.scores]
-    assert reply["scores"][0] == pytest.approx(values, rel=0, abs=1e-5)
+    assert reply["scores"][0] == pytest.approx(values, rel=0, abs=EXACT)

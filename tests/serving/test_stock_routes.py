@@ -15,6 +15,7 @@ from tests.serving.plain_server import (
     plain_server,
 )
 from tests.serving.problems import hostile_round, world_round
+from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer, VllmScorer
 from vprm_search.scoring.vllm_stock_prompt import StockPrompts
@@ -22,9 +23,6 @@ from vprm_search.tiny.weights import weights_path
 from vprm_search.types import ScoreRequest, ScoreResult
 
 pytestmark = pytest.mark.slow
-
-TOLERANCE = 1e-5
-HOSTILE_TOLERANCE = 3e-5  # as in test_served_scores
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +78,8 @@ async def test_pooling_equals_the_in_process_scorer(
         assert scorer.route == "pooling"
         found = await scorer.score(requests)
         again = await scorer.score(requests)
-    assert furthest(found, in_process.score_sync(requests)) <= TOLERANCE
-    assert furthest(again, found) <= TOLERANCE
+    assert furthest(found, in_process.score_sync(requests)) <= TRAINED_TWICE
+    assert furthest(again, found) <= TRAINED_TWICE
     images = {image.digest for request in requests for image in request.images}
     assert scorer.meter.images_sent == len(images)  # by digest afterwards
 
@@ -102,7 +100,7 @@ async def test_pooling_scores_a_hostile_text_as_the_same_text_made_harmless(
     assert harmless != requests
     async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
         found = await scorer.score(requests)
-    assert furthest(found, in_process.score_sync(harmless)) <= HOSTILE_TOLERANCE
+    assert furthest(found, in_process.score_sync(harmless)) <= TRAINED_TWICE
 
 
 async def test_without_the_tokenizer_a_stock_server_is_refused_with_a_reason(pooling: str) -> None:
@@ -118,11 +116,13 @@ async def test_a_tokenizer_that_is_not_the_served_one_is_refused(
     (other / "vprm.json").write_text(settings.replace("### Question", "## The question"))
     layout_of_another = VllmScorer(pooling, tokenizer=other, route="pooling")
     await layout_of_another.connect()  # the text of a turn is ours to choose ...
-    changed = settings.replace('"after_turn": "\\n"', '"after_turn": "\\n\\n"')
-    assert changed != settings
-    (other / "vprm.json").write_text(changed)
-    with pytest.raises(ConfigError, match="counts"):  # ... the tokens around it are not
-        await VllmScorer(pooling, tokenizer=other).connect()
+    # ... the tokens around it are not: another number of them, or one other token
+    for after_turn, told in ((r"\n- -\n", "counts"), (r"\n\n", "other tokens")):
+        changed = settings.replace(r'"after_turn": "\n"', f'"after_turn": "{after_turn}"')
+        assert changed != settings
+        (other / "vprm.json").write_text(changed)
+        with pytest.raises(ConfigError, match=told):
+            await VllmScorer(pooling, tokenizer=other).connect()
 
 
 async def test_generate_equals_the_in_process_scorer(
@@ -136,7 +136,7 @@ async def test_generate_equals_the_in_process_scorer(
         again = await scorer.score(requests)
         assert scorer.meter.requests == sent  # every step is known by now
     right = in_process.score_sync(requests)
-    assert furthest(found, right) <= TOLERANCE
+    assert furthest(found, right) <= TRAINED_TWICE
     assert again == found
 
 
@@ -146,4 +146,4 @@ async def test_generate_takes_a_hostile_text_as_it_is(
     requests = hostile_requests()
     async with VllmScorer(generate, tokenizer=weights_path("prm")) as scorer:
         found = await scorer.score(requests)
-    assert furthest(found, in_process.score_sync(requests)) <= HOSTILE_TOLERANCE
+    assert furthest(found, in_process.score_sync(requests)) <= TRAINED_TWICE

@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vprm_search.bench.compare_widening import Widening
 from vprm_search.errors import ConfigError
 from vprm_search.search import (
     DVTS,
@@ -26,6 +25,7 @@ from vprm_search.search import (
     BestScore,
     HybridVote,
     Knockout,
+    Lookahead,
     MajorityVote,
     ParticleFilter,
     Selector,
@@ -86,7 +86,11 @@ def _mcts(size: int) -> Strategy:
 
 
 def _widening(size: int) -> Strategy:
-    return Widening(strategy=REBASE(width=size, temperature=0.125, refill=0))
+    return REBASE(width=size, start=0.6, levels=10, refill=0)
+
+
+def _lookahead(size: int) -> Strategy:
+    return Lookahead(strategy=_beam(max(2, size // 2)), steps=1)
 
 
 def _best_first(size: int) -> Strategy:
@@ -106,17 +110,18 @@ _LIST = (
     Entrant("dvts", _dvts),
     Entrant("dvts-last", lambda size: _dvts(size, aggregate="last")),
     Entrant("rebase", lambda size: REBASE(width=size, refill=0)),
-    Entrant("rebase-sharp", lambda size: REBASE(width=size, temperature=0.125, refill=0)),
+    Entrant("rebase-paper", lambda size: REBASE(width=size, temperature=0.2, refill=0)),
     Entrant("widening-rebase", _widening),
     Entrant("rebase-product", lambda size: REBASE(width=size, aggregate="product", refill=0)),
     Entrant("particles", lambda size: ParticleFilter(particles=size, refill=0)),
     Entrant(
-        "particles-always",
-        lambda size: ParticleFilter(particles=size, ess_threshold=1.0, refill=0),
+        "particles-half",
+        lambda size: ParticleFilter(particles=size, ess_threshold=0.5, refill=0),
     ),
     Entrant(
         "entropic-particles", lambda size: ParticleFilter(particles=size, tempering=True, refill=0)
     ),
+    Entrant("lookahead-beam", _lookahead),
     Entrant("mcts", _mcts),
     Entrant("best-first", _best_first),
 )
@@ -130,7 +135,9 @@ DEFAULT_ENTRANTS = (
     "beam-last",
     "dvts",
     "rebase",
+    "widening-rebase",
     "particles",
+    "lookahead-beam",
     "mcts",
     "best-first",
 )

@@ -24,6 +24,7 @@ from vprm_search.scoring.vllm_stock_prompt import StockPrompts
 from vprm_search.scoring.vllm_stock_server import Images, StockServer
 
 _POOLING = "/pooling"
+_TOKENIZE = "/tokenize"
 
 
 class PoolingRoute:
@@ -67,11 +68,26 @@ class PoolingRoute:
         return self._server.prompts.layout
 
     async def try_out(self, end: float) -> None:
-        """Score a plain text; raises `RequestFailed` with status 400 where that cannot work."""
+        """Score a plain text; raises `RequestFailed` with status 400 where that cannot work.
+
+        A server that tells its tokens must have the very tokens of the prompt built here; one that
+        does not is judged by their number alone.
+        """
         round_ = ProblemRound("How many?", ())
         path = ("First, 1 + 1 = 2.", "The answer is 2.")
         prompt = self._server.prompts.build(round_.question, path, ())
         await self._ask(round_, path, prompt, end)
+        body = {
+            "model": self.model,
+            "messages": conversation(self.layout, round_.question, path, ()),
+            "add_generation_prompt": False,
+        }
+        read = _tokens_reader([int(number) for number in prompt.ids])
+        try:
+            await self._server.post(_TOKENIZE, (), lambda _: body, read, end)
+        except RequestFailed as failure:
+            if failure.status not in (403, 404, 405, 501):
+                raise
 
     async def score(self, round_: ProblemRound, end: float) -> None:
         """Give every path of a round its values or a reason."""
@@ -127,6 +143,27 @@ def conversation(
     for step in steps[1:]:
         messages += [{"role": "user", "content": [{"type": "text", "text": step}]}, plus]
     return messages
+
+
+def _tokens_reader(ids: Sequence[int]) -> Callable[[bytes], None]:
+    """Return the reader of a reply that must hold exactly these token ids."""
+
+    def read(body: bytes) -> None:
+        try:
+            told = list(read_json(body)["tokens"])
+        except (KeyError, TypeError):
+            raise bad_reply("the reply holds no 'tokens'") from None
+        if told != list(ids):
+            places = zip(told, ids, strict=False)
+            place = next((i for i, (a, b) in enumerate(places) if a != b), min(len(told), len(ids)))
+            raise RequestFailed(
+                BAD_INPUT,
+                f"the server makes other tokens of a conversation, from token {place} on: its chat "
+                "template or tokenizer is not this checkpoint's",
+                status=400,
+            )
+
+    return read
 
 
 def _rows_reader(tokens: int) -> Callable[[bytes], array.array[float]]:

@@ -50,11 +50,13 @@ class ParticleFilter(StepwiseSearch):
     After each step a particle's weight is multiplied by g(score): the odds s / (1 − s) as in Puri
     et al., arXiv 2502.01618 §3 ("odds"), or s itself ("probability"). When the effective sample
     size (Σ w)² / Σ w² falls below `ess_threshold * particles`, the slots are dealt anew by
-    systematic resampling, with one draw derived from the tree's ids; in between the weights
-    accumulate (Doucet and Johansen, "A tutorial on particle filtering", 2009, §3.5). The paper
-    resamples at every step: `ess_threshold=1`. Where particles are equal steps of one parent, one
-    node stands for them and carries their number, so the filter stays exact and no path is there
-    twice. A finished path keeps its place and its weight; a failed, cut or unscored one loses it.
+    systematic resampling, with one draw derived from the tree's ids: at 1, the default and the
+    paper's rule, at every step with unequal weights. Below 1 the weights accumulate in between
+    (Doucet and Johansen, "A tutorial on particle filtering", 2009, §3.5); on synthetic worlds a
+    threshold of ½ found fewer right answers (docs/leaderboard.md). Where particles are equal steps
+    of one parent, one node stands for them and carries their number, so the filter stays exact and
+    no path is there twice. A finished path keeps its place and its weight; a failed, cut or
+    unscored one loses it.
 
     `tempering` resamples by w^(1/τ) with τ = max(1, (1 − level / max_depth) / (ESS / particles))
     while ESS / particles is below ½ in the first half of the levels (entropic annealing,
@@ -72,7 +74,7 @@ class ParticleFilter(StepwiseSearch):
     aggregate: str = "last"
     particles: int = Field(default=16, ge=1, le=256)
     weight: Literal["odds", "probability"] = "odds"
-    ess_threshold: float = Field(default=0.5, ge=0, le=1)
+    ess_threshold: float = Field(default=1.0, ge=0, le=1)
     tempering: bool = False
 
     def plan(self, tree: SearchTree) -> Plan:

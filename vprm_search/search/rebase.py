@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.pruning import Ranked
-from vprm_search.search.resampling import largest_remainders, softmax
+from vprm_search.search.resampling import largest_remainders, softmax, tempered
 from vprm_search.search.shared_context import worth_keeping
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
@@ -15,10 +17,21 @@ from vprm_search.tree import SearchTree
 class REBASE(StepwiseSearch):
     """Give each open path a number of next steps in proportion to softmax(score / temperature).
 
-    The steps of a level sum to `width` less the paths that have finished, so the search narrows
-    as answers come in and ends when `width` of them are there. Reward balanced search, Wu et al.,
-    arXiv 2408.00724 §3.2; the defaults are its temperature 0.2 and the score of the latest step.
-    Shares are rounded by largest remainders, where the paper rounds each, so that they sum exactly.
+    The steps of a level sum to the level's width less the paths that have finished, so the search
+    narrows as answers come in and ends when `width` of them are there. Reward balanced search, Wu
+    et al., arXiv 2408.00724 §3.2, by the score of the latest step. Shares are rounded by largest
+    remainders, where the paper rounds each, so that they sum exactly.
+
+    The paper's temperature is 0.2. What is right depends on how far a reward model's scores lie
+    apart, so by default it is chosen anew at every level: the one at which the shares are worth
+    1 + `effective_share` * (paths - 1) equal ones, as counted by the effective sample size. That
+    is how sequential Monte Carlo chooses its tempering (Jasra et al., Scand. J. Stat. 38, 2011);
+    scores that lie closer together than the lowest temperature stay as good as equal.
+
+    With `start` below 1 the width grows evenly from `start * width` at the first to
+    `(2 - start) * width` at the last of `levels` levels: few first steps have to be right, and at
+    the end many right paths are needed to outvote the wrong ones. The schedule is ours; over
+    `levels` levels it costs what an even width costs.
 
     With `context_cost` above 0 paths are first pruned together so that the kept ones share more of
     their context (see `shared_context.worth_keeping`), in the spirit of ETS (arXiv 2502.13575);
@@ -26,19 +39,33 @@ class REBASE(StepwiseSearch):
 
     Args:
         width: steps proposed per level, and finished paths wanted.
-        temperature: low values give most steps to the best path, high values equal shares.
+        temperature: low values give most steps to the best path, high values equal shares; None
+            chooses it by `effective_share`.
+        effective_share: between 0 (all to the best path) and 1 (equal shares).
+        start: share of the width at the first level.
+        levels: levels over which the width grows, about the steps of a solution; after them it is
+            `width` again. Needed by a `start` below 1.
         context_cost: weight of the context kept against the reward kept; ETS uses 1 to 2.
     """
 
     aggregate: str = "last"
     width: int = Field(default=16, ge=1, le=256)
-    temperature: float = Field(default=0.2, gt=0)
+    temperature: float | None = Field(default=None, gt=0)
+    effective_share: float = Field(default=0.25, ge=0, le=1)
+    start: float = Field(default=1.0, gt=0, le=1)
+    levels: int | None = Field(default=None, ge=2, le=128)
     context_cost: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _levels_are_known(self) -> Self:
+        if self.start < 1 and self.levels is None:
+            raise ValueError(f"start={self.start:g} needs levels=, about the steps of a solution")
+        return self
 
     def plan(self, tree: SearchTree) -> Plan:
         """Refill the level if slots are empty, else divide what is left of the width."""
         if tree.rounds == 0:
-            return Plan(expand=(Expand(tree.root_id, self.width),))
+            return Plan(expand=(Expand(tree.root_id, self._width_at(0)),))
         merged = self._duplicates(tree)
         refill = self._refills(tree)
         if refill:
@@ -46,10 +73,11 @@ class REBASE(StepwiseSearch):
         gone = {close.node for close in merged}
         ranked, close = self._rank(tree, (r for r in tree.open_leaves() if r.id not in gone))
         close = merged + close
-        left = self.width - sum(1 for record in tree.finished() if record.id not in gone)
+        width = self._width_at(max((tree.depth(leaf.id) for _, leaf in ranked), default=0))
+        left = width - sum(1 for record in tree.finished() if record.id not in gone)
         if left <= 0:
-            close += [Close(leaf.id, f"width {self.width} used up") for _, leaf in ranked]
-            return Plan(close=tuple(close), finish=f"{self.width} paths finished")
+            close += [Close(leaf.id, f"width {width} used up") for _, leaf in ranked]
+            return Plan(close=tuple(close), finish=f"{width} paths finished")
         ranked, pruned = self.pruning.apply(ranked)
         close += pruned
         if not ranked:
@@ -58,10 +86,24 @@ class REBASE(StepwiseSearch):
         expand, outweighed = self._divide(ranked, left)
         return Plan(expand=expand, close=(*close, *costly, *outweighed))
 
+    def _width_at(self, level: int) -> int:
+        if self.levels is None or level >= self.levels:
+            return self.width
+        share = self.start + 2 * (1 - self.start) * level / (self.levels - 1)
+        return max(1, round(self.width * share))
+
+    def _weights(self, ranked: Ranked) -> list[float]:
+        """Return the share of each path, in all 1."""
+        scores = [score for score, _ in ranked]
+        if self.temperature is not None:
+            return softmax(scores, self.temperature)
+        wanted = 1 + self.effective_share * (len(scores) - 1)
+        return softmax(scores, tempered(scores, wanted))
+
     def _share_context(self, tree: SearchTree, ranked: Ranked) -> tuple[Ranked, list[Close]]:
         if not self.context_cost:
             return ranked, []
-        weights = softmax([score for score, _ in ranked], self.temperature)
+        weights = self._weights(ranked)
         worth = {leaf.id: weight for (_, leaf), weight in zip(ranked, weights, strict=True)}
         keep = worth_keeping(tree, worth, self.context_cost) | {ranked[0][1].id}
         why = f"context_cost {self.context_cost}: its own context outweighs its share"
@@ -73,7 +115,7 @@ class REBASE(StepwiseSearch):
         return [pair for pair in ranked if pair[1].id in keep], close
 
     def _divide(self, ranked: Ranked, slots: int) -> tuple[tuple[Expand, ...], list[Close]]:
-        weights = softmax([score for score, _ in ranked], self.temperature)
+        weights = self._weights(ranked)
         expand, close = [], []
         for (_, leaf), weight, count in zip(
             ranked, weights, largest_remainders(weights, slots), strict=True

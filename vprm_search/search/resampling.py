@@ -74,3 +74,26 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
     weights = [math.exp((score - top) / temperature) for score in scores]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
+
+
+def tempered(
+    scores: Sequence[float], effective: float, *, low: float = 0.02, high: float = 20.0
+) -> float:
+    """Return the temperature at which softmax(scores) has this effective sample size.
+
+    The size grows with the temperature, so it is found by bisection, in logarithms, to 1 part in
+    10^9. The nearer limit where none between `low` and `high` has that size; scores that differ by
+    less than `low` are not told apart sharply.
+    """
+    if effective_sample_size(softmax(scores, low)) >= effective:
+        return low
+    if effective_sample_size(softmax(scores, high)) <= effective:
+        return high
+    bottom, top = math.log(low), math.log(high)
+    for _ in range(33):
+        middle = (bottom + top) / 2
+        if effective_sample_size(softmax(scores, math.exp(middle))) < effective:
+            bottom = middle
+        else:
+            top = middle
+    return math.exp(top)
