@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from vprm_search.scoring import VllmOptions
 from vprm_search.scoring.reasons import is_permanent
-from vprm_search.scoring.vllm_failures import (
+from vprm_search.scoring.vllm.failures import (
     RequestFailed,
     failed_reply,
     failed_transport,
     pause_s,
     retry_after,
 )
-from vprm_search.scoring.vllm_reply import MissingImages, PluginScores, scores_reader
+from vprm_search.scoring.vllm.reply import MissingImages, PluginScores, scores_reader
 
 AGAIN = {408, 409, 425, 429, *range(500, 600)}
 

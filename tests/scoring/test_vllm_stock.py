@@ -16,7 +16,7 @@ from tests.scoring.stock_double import StockDouble, probabilities, stock_server
 from vprm_search.errors import CheckpointError, ConfigError, ModelChangedError
 from vprm_search.images import normalise_image
 from vprm_search.scoring import VllmOptions, VllmScorer
-from vprm_search.scoring.vllm_stock_prompt import StockPrompts
+from vprm_search.scoring.vllm.stock_prompt import StockPrompts
 from vprm_search.tiny.weights import weights_path
 from vprm_search.types import Problem, ScoreRequest, ScoreResult
 

@@ -18,7 +18,7 @@ from tests.serving.problems import hostile_round, world_round
 from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer, VllmScorer
-from vprm_search.scoring.vllm_stock_prompt import StockPrompts
+from vprm_search.scoring.vllm.stock_prompt import StockPrompts
 from vprm_search.tiny.weights import weights_path
 from vprm_search.types import ScoreRequest, ScoreResult
 

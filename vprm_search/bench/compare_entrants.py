@@ -66,7 +66,7 @@ def _width(size: int) -> int:
     return max(1, size // expand_of(size))
 
 
-def _beam(size: int, **options: Any) -> Strategy:
+def _beam(size: int, **options: Any) -> BeamSearch:
     return BeamSearch(width=_width(size), expand=expand_of(size), stop=None, refill=0, **options)
 
 

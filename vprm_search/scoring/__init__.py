@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vprm_search.scoring.scoring_prompt import ScoringPrompt
     from vprm_search.scoring.solution import score_solution, solution_request
     from vprm_search.scoring.transformers_scorer import TransformersScorer
-    from vprm_search.scoring.vllm_options import VllmOptions
-    from vprm_search.scoring.vllm_scorer import VllmScorer
+    from vprm_search.scoring.vllm.options import VllmOptions
+    from vprm_search.scoring.vllm.scorer import VllmScorer
     from vprm_search.scoring.whole_answer import WholeAnswerScorer
 
 _HOMES = {
@@ -41,8 +41,8 @@ _HOMES = {
     "ScorerFile": "scorer_file",
     "ScoringPrompt": "scoring_prompt",
     "TransformersScorer": "transformers_scorer",
-    "VllmOptions": "vllm_options",
-    "VllmScorer": "vllm_scorer",
+    "VllmOptions": "vllm.options",
+    "VllmScorer": "vllm.scorer",
     "WholeAnswerScorer": "whole_answer",
     "build_prompt": "layout",
     "score_solution": "solution",

@@ -14,14 +14,14 @@ from vprm_search.errors import ConfigError
 from vprm_search.scoring.layout import PrmLayout
 from vprm_search.scoring.reasons import BAD_INPUT
 from vprm_search.scoring.scoring_prompt import ScoringPrompt
-from vprm_search.scoring.vllm_calls import ServerCalls
-from vprm_search.scoring.vllm_failures import RequestFailed, bad_reply
-from vprm_search.scoring.vllm_reply import read_json
-from vprm_search.scoring.vllm_round import Path as Steps
-from vprm_search.scoring.vllm_round import ProblemRound
-from vprm_search.scoring.vllm_served_model import ServedModel
-from vprm_search.scoring.vllm_stock_prompt import StockPrompts
-from vprm_search.scoring.vllm_stock_server import Images, StockServer
+from vprm_search.scoring.vllm.calls import ServerCalls
+from vprm_search.scoring.vllm.failures import RequestFailed, bad_reply
+from vprm_search.scoring.vllm.reply import read_json
+from vprm_search.scoring.vllm.round import Path as Steps
+from vprm_search.scoring.vllm.round import ProblemRound
+from vprm_search.scoring.vllm.served_model import ServedModel
+from vprm_search.scoring.vllm.stock_prompt import StockPrompts
+from vprm_search.scoring.vllm.stock_server import Images, StockServer
 
 _POOLING = "/pooling"
 _TOKENIZE = "/tokenize"

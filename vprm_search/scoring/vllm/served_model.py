@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.vllm_calls import ServerCalls
-from vprm_search.scoring.vllm_failures import bad_reply
-from vprm_search.scoring.vllm_reply import read_json
+from vprm_search.scoring.vllm.calls import ServerCalls
+from vprm_search.scoring.vllm.failures import bad_reply
+from vprm_search.scoring.vllm.reply import read_json
 
 _MODELS = "/v1/models"
 

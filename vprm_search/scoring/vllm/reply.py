@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from vprm_search.scoring.reasons import BAD_INPUT, NOT_FINITE, OUT_OF_MEMORY, TOO_LONG
-from vprm_search.scoring.vllm_failures import bad_reply, shortened
+from vprm_search.scoring.vllm.failures import bad_reply, shortened
 
 CONTRACT_VERSION = 1
 

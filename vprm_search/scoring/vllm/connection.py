@@ -12,13 +12,13 @@ import httpx
 from pydantic import SecretStr
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.vllm_failures import (
+from vprm_search.scoring.vllm.failures import (
     RequestFailed,
     bad_reply,
     failed_reply,
     failed_transport,
 )
-from vprm_search.scoring.vllm_options import VllmOptions
+from vprm_search.scoring.vllm.options import VllmOptions
 
 _ERROR_BYTES = 1 << 16
 _KEEP_ALIVE_S = 4.0

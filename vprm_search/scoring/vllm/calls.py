@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from vprm_search.scoring.reasons import NO_SERVER
-from vprm_search.scoring.vllm_connection import ServerConnection
-from vprm_search.scoring.vllm_failures import RequestFailed, pause_s
-from vprm_search.scoring.vllm_meter import VllmMeter
+from vprm_search.scoring.vllm.connection import ServerConnection
+from vprm_search.scoring.vllm.failures import RequestFailed, pause_s
+from vprm_search.scoring.vllm.meter import VllmMeter
 
 T = TypeVar("T")
 

@@ -11,13 +11,13 @@ from vprm_search.errors import ConfigError, InputError, ModelChangedError
 from vprm_search.ids import digest
 from vprm_search.scoring.reasons import BAD_INPUT, REFUSED, TOO_LONG
 from vprm_search.scoring.scoring_prompt import ScoringPrompt
-from vprm_search.scoring.vllm_calls import ServerCalls, T
-from vprm_search.scoring.vllm_failures import RequestFailed
-from vprm_search.scoring.vllm_images import ImageLedger
-from vprm_search.scoring.vllm_round import Path, ProblemRound
-from vprm_search.scoring.vllm_served_model import ServedModel, served_model
-from vprm_search.scoring.vllm_stock_prompt import StockPrompts
-from vprm_search.scoring.vllm_together import all_done
+from vprm_search.scoring.vllm.calls import ServerCalls, T
+from vprm_search.scoring.vllm.failures import RequestFailed
+from vprm_search.scoring.vllm.images import ImageLedger
+from vprm_search.scoring.vllm.round import Path, ProblemRound
+from vprm_search.scoring.vllm.served_model import ServedModel, served_model
+from vprm_search.scoring.vllm.stock_prompt import StockPrompts
+from vprm_search.scoring.vllm.together import all_done
 from vprm_search.types import ImageData
 
 Ask = Callable[[ProblemRound, Path, ScoringPrompt, float], Awaitable[list[float]]]

@@ -11,7 +11,7 @@ import httpx
 
 from vprm_search.errors import ScorerError
 from vprm_search.scoring.reasons import BAD_REPLY, NO_SERVER, REFUSED, SERVER_ERROR
-from vprm_search.scoring.vllm_options import VllmOptions
+from vprm_search.scoring.vllm.options import VllmOptions
 
 _RETRYABLE_STATUS = frozenset({408, 409, 425, 429})
 _GONE_STATUS = frozenset({502, 503, 504})

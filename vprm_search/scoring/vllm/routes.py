@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 
 from vprm_search.errors import ConfigError
 from vprm_search.scoring.layout import PrmLayout
-from vprm_search.scoring.vllm_calls import ServerCalls
-from vprm_search.scoring.vllm_failures import RequestFailed
-from vprm_search.scoring.vllm_plugin_route import PluginRoute, describe
-from vprm_search.scoring.vllm_round import ProblemRound
-from vprm_search.scoring.vllm_served_model import ServedModel, served_model
+from vprm_search.scoring.vllm.calls import ServerCalls
+from vprm_search.scoring.vllm.failures import RequestFailed
+from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe
+from vprm_search.scoring.vllm.round import ProblemRound
+from vprm_search.scoring.vllm.served_model import ServedModel, served_model
 
 RouteName = Literal["plugin", "pooling", "generate"]
 
@@ -114,7 +114,7 @@ async def _plugin(calls: ServerCalls, setup: RouteSetup, served: ServedModel, en
 
 
 async def _pooling(calls: ServerCalls, setup: RouteSetup, served: ServedModel, end: float) -> Route:
-    from vprm_search.scoring.vllm_pooling_route import PoolingRoute
+    from vprm_search.scoring.vllm.pooling_route import PoolingRoute
 
     route = PoolingRoute(calls, served, _tokenizer_of(setup), setup.cache_salt)
     await route.try_out(end)
@@ -124,7 +124,7 @@ async def _pooling(calls: ServerCalls, setup: RouteSetup, served: ServedModel, e
 async def _generate(
     calls: ServerCalls, setup: RouteSetup, served: ServedModel, end: float
 ) -> Route:
-    from vprm_search.scoring.vllm_generate_route import GenerateRoute
+    from vprm_search.scoring.vllm.generate_route import GenerateRoute
 
     route = GenerateRoute(calls, served, _tokenizer_of(setup), setup.cache_salt)
     await route.try_out(end)

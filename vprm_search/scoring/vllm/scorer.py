@@ -17,14 +17,14 @@ from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.layout import PrmLayout
 from vprm_search.scoring.reasons import IMAGE_MISSING, NO_SERVER
 from vprm_search.scoring.text_encoder import without_surrogates
-from vprm_search.scoring.vllm_calls import ServerCalls
-from vprm_search.scoring.vllm_connection import ServerConnection
-from vprm_search.scoring.vllm_failures import RequestFailed
-from vprm_search.scoring.vllm_meter import VllmMeter
-from vprm_search.scoring.vllm_options import VllmOptions, server_address
-from vprm_search.scoring.vllm_round import ProblemRound
-from vprm_search.scoring.vllm_routes import Route, RouteName, RouteSetup, choose_route
-from vprm_search.scoring.vllm_together import all_done
+from vprm_search.scoring.vllm.calls import ServerCalls
+from vprm_search.scoring.vllm.connection import ServerConnection
+from vprm_search.scoring.vllm.failures import RequestFailed
+from vprm_search.scoring.vllm.meter import VllmMeter
+from vprm_search.scoring.vllm.options import VllmOptions, server_address
+from vprm_search.scoring.vllm.round import ProblemRound
+from vprm_search.scoring.vllm.routes import Route, RouteName, RouteSetup, choose_route
+from vprm_search.scoring.vllm.together import all_done
 from vprm_search.types import ScoreRequest, ScoreResult
 
 _LOG = logging.getLogger(__name__)

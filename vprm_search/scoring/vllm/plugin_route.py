@@ -14,18 +14,18 @@ from vprm_search.errors import ModelChangedError
 from vprm_search.scoring.layout import PrmLayout
 from vprm_search.scoring.reasons import BAD_REPLY
 from vprm_search.scoring.text_encoder import without_surrogates
-from vprm_search.scoring.vllm_calls import ServerCalls
-from vprm_search.scoring.vllm_failures import RequestFailed
-from vprm_search.scoring.vllm_images import ImageLedger, Shipment
-from vprm_search.scoring.vllm_reply import (
+from vprm_search.scoring.vllm.calls import ServerCalls
+from vprm_search.scoring.vllm.failures import RequestFailed
+from vprm_search.scoring.vllm.images import ImageLedger, Shipment
+from vprm_search.scoring.vllm.reply import (
     CONTRACT_VERSION,
     PluginScores,
     ServerDescription,
     read_description,
     scores_reader,
 )
-from vprm_search.scoring.vllm_round import Path, ProblemRound, StepMemory
-from vprm_search.scoring.vllm_together import all_done
+from vprm_search.scoring.vllm.round import Path, ProblemRound, StepMemory
+from vprm_search.scoring.vllm.together import all_done
 
 POOLING = "/pooling"
 _SHIPMENTS = 4

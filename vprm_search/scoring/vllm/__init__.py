@@ -1,0 +1,1 @@
+"""Scores from a vLLM server: with our plugin, or through a stock server's own routes."""
