@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -54,6 +55,26 @@ def client(server: Server, **options: Any) -> ChatOpenAI:
 
 def quick(**rules: Any) -> RetryRules:
     return RetryRules(**{"first_wait_s": 0.01, "longest_wait_s": 0.02, **rules})
+
+
+@pytest.mark.parametrize(
+    ("own", "bound", "heat", "sent"),
+    [
+        (0.8, None, 1.5, 1.2),
+        (0.8, 0.4, 1.5, 0.6),
+        (1.5, None, 1.5, 2.0),  # the interface's highest
+        (None, None, 1.5, None),  # the server's own temperature is not known
+        (0.8, None, 1.0, 0.8),
+    ],
+)
+async def test_heat_multiplies_the_temperature(
+    server: Server, own: float | None, bound: float | None, heat: float, sent: float | None
+) -> None:
+    model: Any = client(server, temperature=own)
+    model = model if bound is None else model.bind(temperature=bound)
+    await ChatModelPolicy(model).propose([replace(request("Step 1: a = 1.", n=1), heat=heat)])
+    (body,) = server.bodies
+    assert body.get("temperature") == (None if sent is None else pytest.approx(sent))
 
 
 async def test_a_step_on_the_wire(server: Server) -> None:

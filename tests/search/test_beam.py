@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.budget import Budget
 from vprm_search.ids import child_id
-from vprm_search.search import BeamSearch, Plan
+from vprm_search.search import DVTS, MCTS, BeamSearch, Plan, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, NodeStatus
 
@@ -181,6 +181,28 @@ def test_slots_of_duplicates_are_really_refilled() -> None:
         assert texts[0] <= texts[1]
         gained += len(texts[1]) - len(texts[0])
     assert gained > 20
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        BeamSearch(width=3, expand=3, refill_heat=1.5, max_depth=4),
+        DVTS(subtrees=3, refill_heat=1.5, max_depth=4),
+        MCTS(simulations=6, batch=2, refill_heat=1.5, max_depth=4),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_slots_are_asked_for_again_at_a_higher_temperature(strategy: Strategy) -> None:
+    again = 0
+    for seed in range(5):
+        trace = run(World(seed=seed, words=2, stop=0.1), strategy)
+        for plan, text in zip(trace.plans, trace.before, strict=True):
+            tree = SearchTree.loads(text)
+            for expand in plan.expand:
+                refills = tree.child_count(expand.node) > 0
+                assert expand.heat == (1.5 if refills else 1.0)
+                again += refills
+    assert again > 5
 
 
 @pytest.mark.parametrize(

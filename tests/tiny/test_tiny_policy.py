@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,13 @@ async def test_proposes_what_the_sampler_samples() -> None:
     ]
     assert [p.prompt_tokens > 0 for p in proposals] == [True, False, False]
     assert [p.requests for p in proposals] == [1, 0, 0]
+
+
+async def test_heat_multiplies_the_temperature() -> None:
+    hot = replace(request(), heat=1.5)
+    (mine,) = await policy(0.8).propose([hot])
+    (theirs,) = await policy(0.8 * 1.5).propose([request()])
+    assert mine == theirs
 
 
 async def test_a_request_answers_alike_in_any_company() -> None:

@@ -122,6 +122,7 @@ def _expand_to_json(expand: Expand) -> dict[str, Json]:
     }
     data |= {"policy": expand.policy} if expand.policy else {}
     data |= {"round": expand.round} if expand.round else {}
+    data |= {"heat": expand.heat} if expand.heat != 1 else {}
     return data | ({"role": expand.role} if expand.role else {})
 
 
@@ -137,6 +138,7 @@ def plan_from_json(data: Mapping[str, Json]) -> Plan:
                 e.get("policy", ""),
                 e.get("role", ""),
                 int(e.get("round", 0)),
+                float(e.get("heat", 1.0)),
             )
             for e in data["expand"]
         ),

@@ -7,7 +7,7 @@ address. A model of your own may carry the answer itself, as an attribute `polic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,7 +28,8 @@ class ModelCapabilities:
     white space. `many`: `n` answers in one call. `seeds`: no seed, one per call, or one per child
     (a call argument `seeds`). `stop`: which stop strings it takes. `instructions`: it follows
     instructions in the question. `max_tokens_key`: the call argument that limits an answer.
-    `in_process`: calls share this process, so there is no reason to limit them.
+    `in_process`: calls share this process, so there is no reason to limit them. `max_temperature`:
+    the highest one it takes.
     """
 
     prefill: Prefill = "none"
@@ -39,6 +40,7 @@ class ModelCapabilities:
     instructions: bool = True
     max_tokens_key: str | None = "max_tokens"
     in_process: bool = False
+    max_temperature: float = 2.0
 
 
 UNKNOWN_MODEL = ModelCapabilities()
@@ -46,8 +48,8 @@ OPEN_SERVER = ModelCapabilities(prefill="server", many=True, seeds="call")
 OPENAI = ModelCapabilities(many=True, seeds="call")
 OPENAI_REASONING = ModelCapabilities(stop="none")
 HOSTED = ModelCapabilities()
-ANTHROPIC = ModelCapabilities(stop="non_blank")
-ANTHROPIC_PREFILL = ModelCapabilities(prefill="message", prefill_whitespace=False, stop="non_blank")
+ANTHROPIC = ModelCapabilities(stop="non_blank", max_temperature=1.0)
+ANTHROPIC_PREFILL = replace(ANTHROPIC, prefill="message", prefill_whitespace=False)
 OLLAMA = ModelCapabilities(prefill="message", max_tokens_key=None)
 
 _OPENAI_HOSTS = ("openai.com", "azure.com")

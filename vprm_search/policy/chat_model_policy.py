@@ -164,6 +164,7 @@ class ChatModelPolicy:
                 self._max_tokens[request.until],
                 stop,
                 continues=self._style.prefill != "none" and bool(request.steps),
+                heat=request.heat,
             )
         )
         if outcome.value is None:

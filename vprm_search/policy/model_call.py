@@ -27,7 +27,8 @@ _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 class Ask:
     """What is asked in one call: one answer to `messages` for each of `seeds`.
 
-    `continues` is True when the last message is a partial answer.
+    `continues` is True when the last message is a partial answer. `heat` is a factor on the
+    temperature, where the model tells one.
     """
 
     messages: Sequence[BaseMessage]
@@ -35,6 +36,7 @@ class Ask:
     max_tokens: int
     stop: tuple[str, ...] = ()
     continues: bool = False
+    heat: float = 1.0
 
 
 class ModelCaller:
@@ -96,6 +98,9 @@ class ModelCaller:
             arguments["seeds"] = list(ask.seeds)
         elif known.seeds == "call":
             arguments["seed"] = ask.seeds[0] & _CALL_SEED_MASK
+        temperature = arguments.get("temperature", getattr(self.model, "temperature", None))
+        if ask.heat != 1 and temperature is not None:
+            arguments["temperature"] = min(known.max_temperature, temperature * ask.heat)
         if known.many or len(ask.seeds) > 1:
             arguments["n"] = len(ask.seeds)
         if _can_stream(self.model):

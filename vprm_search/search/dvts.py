@@ -51,9 +51,8 @@ class DVTS(BeamSearch):
             return Plan(expand=(Expand(root, self._target(tree, root), round=1),))
         merged = duplicates(tree, [root], self.same_step) if self.dedup else []
         last = max(child.round for child in tree.children(root) if child.role != "lookahead")
-        more = self._missing(tree, root, self._target(tree, root))
-        if more:
-            again = Expand(root, more, tree.child_count(root), round=last + 1)
+        again = self._ask(tree, root, at=last + 1)
+        if again.count:
             return Plan(expand=(again,), close=tuple(merged))
         parts = _Parts(tree, self._deal(tree, {close.node for close in merged}), last, busy)
         return self._plan_idle(tree, parts, merged)
@@ -79,13 +78,10 @@ class DVTS(BeamSearch):
         """Return what `BeamSearch` plans for one subtree; its `finish` ends the subtree only."""
         at, parents = parts.last_level(number)
         merged = duplicates(tree, parents, self.same_step) if self.dedup else []
-        refill = [
-            Expand(parent, count, tree.child_count(parent), round=at + 1)
-            for parent in parents
-            if (count := self._missing(tree, parent, self._target(tree, parent)))
-        ]
+        asked = (self._ask(tree, parent, at=at + 1) for parent in parents)
+        refill = tuple(expand for expand in asked if expand.count)
         if refill:
-            return Plan(expand=tuple(refill), close=tuple(merged))
+            return Plan(expand=refill, close=tuple(merged))
         gone = gone | {close.node for close in merged}
         leaves = [leaf for leaf in parts.leaves[number] if leaf.id not in gone]
         finished = [record for record in parts.finished[number] if record.id not in gone]

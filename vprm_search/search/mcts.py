@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from vprm_search.search.plan import Close, Expand, Plan
+from vprm_search.search.plan import Close, Plan
 from vprm_search.search.puct import Arm, QTransform, Stats, as_is, back_up, puct_scores
 from vprm_search.search.resampling import softmax
 from vprm_search.search.siblings import distinct, last_parents
@@ -74,7 +74,7 @@ class MCTS(StepwiseSearch):
         waiting = self._advance(tree, state)
         close = tuple(self._closes(tree))
         if waiting:
-            return Plan(expand=tuple(self._asked(tree, node) for node in waiting), close=close)
+            return Plan(expand=tuple(self._ask(tree, node) for node in waiting), close=close)
         used_up = state.started >= self.simulations
         done = f"{self.simulations} simulations made" if used_up else "no open path is left"
         return Plan(close=close, finish=done)
@@ -95,7 +95,7 @@ class MCTS(StepwiseSearch):
         while True:
             self._settle(tree, state)
             leaves = dict.fromkeys(walk[-1] for walk in state.walks)
-            waiting = [leaf for leaf in leaves if self._asked(tree, leaf).count]
+            waiting = [leaf for leaf in leaves if self._ask(tree, leaf).count]
             if waiting or not leaves:
                 return waiting
             for walk in [*state.walks]:
@@ -185,12 +185,11 @@ class MCTS(StepwiseSearch):
         ranked.sort(key=lambda pair: (-pair[0], pair[1].id))
         return [child.id for _, child in ranked]
 
-    def _asked(self, tree: SearchTree, node: NodeId) -> Expand:
-        target = self.root_expand if node == tree.root_id else self.expand
-        return Expand(node, self._missing(tree, node, target), tree.child_count(node))
+    def _target(self, tree: SearchTree, parent: NodeId) -> int:
+        return self.root_expand if parent == tree.root_id else self.expand
 
     def _closes(self, tree: SearchTree) -> list[Close]:
-        done = [node for node in last_parents(tree) if not self._asked(tree, node).count]
+        done = [node for node in last_parents(tree) if not self._ask(tree, node).count]
         close = self._duplicates(tree)
         return close + [c for node in done for c in self._siblings(tree, node)[1]]
 

@@ -33,6 +33,7 @@ class StepwiseSearch(BaseModel):
         aggregate: name of the aggregation of the path score.
         dedup: merge identical siblings.
         refill: how often the slots of merged or failed siblings are asked for again.
+        refill_heat: factor on the policy's temperature then, so that it repeats itself less.
         same_step: tells which siblings are the same; `exact_step`, `loose_step` or your own
             function from a step's text to a key (near-duplicates share one).
         pruning: what is put aside besides the strategy's own rule.
@@ -44,6 +45,7 @@ class StepwiseSearch(BaseModel):
     aggregate: str = "mean"
     dedup: bool = True
     refill: int = Field(default=1, ge=0, le=8)
+    refill_heat: float = Field(default=1.0, ge=1, le=4)
     same_step: StepKey = exact_step
     pruning: Pruning = Pruning()
 
@@ -80,12 +82,14 @@ class StepwiseSearch(BaseModel):
 
     def _refills(self, tree: SearchTree) -> tuple[Expand, ...]:
         """Return what to ask for again among the children of the last round."""
-        expand = []
-        for parent in last_parents(tree):
-            count = self._missing(tree, parent, self._target(tree, parent))
-            if count:
-                expand.append(Expand(parent, count, tree.child_count(parent)))
-        return tuple(expand)
+        asked = (self._ask(tree, parent) for parent in last_parents(tree))
+        return tuple(expand for expand in asked if expand.count)
+
+    def _ask(self, tree: SearchTree, parent: NodeId, *, at: int = 0) -> Expand:
+        """Return what is still to be asked for below a node, at first or again; maybe nothing."""
+        known = tree.child_count(parent)
+        count = self._missing(tree, parent, self._target(tree, parent))
+        return Expand(parent, count, known, round=at, heat=self.refill_heat if known else 1.0)
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
         return asked_at_first(tree, parent)
