@@ -25,7 +25,7 @@ from tests.benchmarks.virtual_time import run_virtual
 from vprm_search import ids
 from vprm_search.bench.synthetic_models import SyntheticPolicy, SyntheticScorer
 from vprm_search.bench.synthetic_world import WORLDS, SyntheticWorld
-from vprm_search.graph.phases import Job
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun, run_jobs
 from vprm_search.search import DVTS, BeamSearch, BestOfN, BestScore, Strategy

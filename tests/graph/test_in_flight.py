@@ -19,7 +19,7 @@ from vprm_search.budget import Budget
 from vprm_search.errors import PolicyError
 from vprm_search.graph import create_search_graph, run_jobs, tree_of_state
 from vprm_search.graph.in_flight import CallKey, CallsInFlight
-from vprm_search.graph.phases import Job
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.search import DVTS, BeamSearch, BestScore

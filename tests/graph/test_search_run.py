@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
 from vprm_search.errors import ConfigError, ScorerError, SearchError
 from vprm_search.graph import arun_search, run_jobs, run_search
-from vprm_search.graph.phases import Job
+from vprm_search.graph.job import Job
 from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.sync_bridge import run_blocking

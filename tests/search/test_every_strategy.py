@@ -15,7 +15,9 @@ from tests.search.strategies import EVERY, inner
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.budget import Budget, usage_of
 from vprm_search.graph import phases
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.search import BestOfN, BestScore, MajorityVote, Strategy, WeightedVote, conclude
 from vprm_search.search.fates import ends
 from vprm_search.tree import SearchTree
@@ -45,9 +47,9 @@ def run_resumed(
             if plan.finish:
                 return tree.dumps()
             tree = SearchTree.loads(tree.dumps())
-            await phases.propose([phases.Job(tree)], [plan], world, rules)
+            await phases.propose([Job(tree)], [plan], world, rules)
             tree = SearchTree.loads(tree.dumps())
-            await phases.score([phases.Job(tree)], world, rules)
+            await score([Job(tree)], world, rules)
             text = tree.dumps()
 
     return SearchTree.loads(asyncio.run(loop()))
@@ -155,8 +157,8 @@ def test_a_search_cut_by_the_budget_goes_on_under_a_larger_one(
             phases.close_nodes(tree, plan)
             if plan.finish:
                 return
-            await phases.propose([phases.Job(tree)], [plan], world, rules)
-            await phases.score([phases.Job(tree)], world, rules)
+            await phases.propose([Job(tree)], [plan], world, rules)
+            await score([Job(tree)], world, rules)
 
     asyncio.run(go_on())
     tree.check()

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.graph import phases
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.ids import child_id
 from vprm_search.search import BestScore, ParticleFilter
 from vprm_search.tree import SearchTree
@@ -95,14 +97,14 @@ def estimates(
     found: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * runs)
 
     async def search(number: int) -> None:
-        job = phases.Job(SearchTree(PROBLEM, number))
+        job = Job(SearchTree(PROBLEM, number))
         while True:
             plan = phases.next_plan(job.tree, rules)
             if plan.finish:
                 break
             phases.close_nodes(job.tree, plan)
             await phases.propose([job], [plan], dice, rules)
-            await phases.score([job], dice, rules)
+            await score([job], dice, rules)
         for p in strategy.population(job.tree).particles:
             mass = p.count * math.exp(p.log_weight) / strategy.particles
             found[job.tree.steps(p.node)][number] += mass

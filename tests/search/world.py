@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from vprm_search.budget import Budget
 from vprm_search.graph import phases
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.search import BestScore, Plan, Selector, Strategy
 from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.tree import SearchTree
@@ -149,7 +151,7 @@ def run(
     """Run a whole search in memory, as the graph does."""
     rules = SearchRules(strategy, selector or BestScore(), budget or Budget())
     trace = Trace(SearchTree(PROBLEM))
-    job = phases.Job(trace.tree)
+    job = Job(trace.tree)
 
     async def loop() -> None:
         for _ in range(500):
@@ -162,7 +164,7 @@ def run(
                 return
             (new,) = await phases.propose([job], [plan], world, rules)
             assert new, "a round without a new node"
-            await phases.score([job], world, rules)
+            await score([job], world, rules)
         raise AssertionError("the search does not end")
 
     asyncio.run(loop())

@@ -35,7 +35,7 @@ from vprm_search.bench.compare_entrants import (
 )
 from vprm_search.bench.compare_problems import Ground, Task, World
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.graph.phases import Job
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun, run_jobs
 from vprm_search.search import BestScore, Strategy

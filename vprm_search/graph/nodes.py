@@ -25,10 +25,12 @@ from vprm_search.budget import usage_of
 from vprm_search.graph import events, phases
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.in_flight import CallsInFlight
+from vprm_search.graph.job import Job
 from vprm_search.graph.live_trees import LiveTrees
 from vprm_search.graph.questions import question_of, read_problem
 from vprm_search.graph.replay import ScorerMemory
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.graph.unstreamed import unstreamed
@@ -141,7 +143,7 @@ class SearchNodes:
         tree, job = await self._job(state)
         with unstreamed():
             await self._memory.restore(job, self._parts.rules)
-            (records,) = await phases.score([job], self._parts.scorer, self._parts.rules)
+            (records,) = await score([job], self._parts.scorer, self._parts.rules)
         update = self._give(state, tree, records) | _seconds(state, started)
         return update, events.scored(tree, records)
 
@@ -160,12 +162,12 @@ class SearchNodes:
         message = answer_message(result, f"vprm-{ids.digest(tree.root_id, asked)[:12].hex()}")
         return {key: [message], "search_result": result.to_json()}, events.answered(tree, result)
 
-    async def _job(self, state: State) -> tuple[SearchTree, phases.Job]:
+    async def _job(self, state: State) -> tuple[SearchTree, Job]:
         problem = Problem.from_json(state["search_problem"])
         read = self._parts.intake.images  # from disk, as a rule
         images = await asyncio.to_thread(read, problem) if problem.images else ()
         tree = self._take(state)
-        return tree, phases.Job(tree, images, state["search_seconds"])
+        return tree, Job(tree, images, state["search_seconds"])
 
     def _take(self, state: State) -> SearchTree:
         return self._parts.trees.take(state, _thread())

@@ -12,8 +12,9 @@ import threading
 from collections import OrderedDict
 from dataclasses import replace
 
-from vprm_search.graph.phases import Job, score
+from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, StepScorer
 
@@ -32,7 +33,7 @@ class ScorerMemory:
         """Score the rounds before the current one again if this process has not; return how many.
 
         Only for scorers with a true `keeps_context`. The replies are thrown away: the records hold
-        the scores already. Raises `ScorerError` as `phases.score` does.
+        the scores already. Raises `ScorerError` as `score` does.
         """
         if not getattr(self._scorer, "keeps_context", False):
             return 0

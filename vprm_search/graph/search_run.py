@@ -12,9 +12,10 @@ from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import SearchError
 from vprm_search.graph import events, phases
 from vprm_search.graph.in_flight import CallsInFlight
-from vprm_search.graph.phases import Job
+from vprm_search.graph.job import Job
 from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.score_phase import score
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.images import normalise_image
 from vprm_search.search.beam import BeamSearch
@@ -184,7 +185,7 @@ async def _round(active: Sequence[_Running], means: _Means, owner: str) -> None:
     proposed = await _propose(active, jobs, means, owner)
     for job, records in zip(jobs, proposed, strict=True):
         _tell(means.tell, events.expanded(job.tree, records))
-    scored: list[list[NodeRecord]] = await phases.score(jobs, means.scorer, means.rules)
+    scored: list[list[NodeRecord]] = await score(jobs, means.scorer, means.rules)
     for job, records in zip(jobs, scored, strict=True):
         _tell(means.tell, events.scored(job.tree, records))
 
