@@ -55,7 +55,7 @@ def test_the_temperature_makes_the_shares_worth_so_many_equal_ones(
     wanted = 1 + share * (len(scores) - 1)
     temperature = tempered(scores, wanted)
     size = effective_sample_size(softmax(scores, temperature))
-    if temperature == 0.02:
+    if temperature == 0.05:
         assert size >= wanted  # no lower temperature: what is so close is not told apart
     elif temperature == 20.0:
         assert size <= wanted
@@ -68,7 +68,7 @@ def test_shares_do_not_depend_on_the_scale_of_the_scores(scores: list[int], scal
     near, far = [s / 100 for s in scores], [0.05 + scale * s / 100 for s in scores]
     wanted = 1 + 0.25 * (len(scores) - 1)
     one, other = tempered(near, wanted), tempered(far, wanted)
-    if min(one, other) > 0.02:
+    if min(one, other) > 0.05:
         assert softmax(near, one) == pytest.approx(softmax(far, other), abs=1e-6)
 
 

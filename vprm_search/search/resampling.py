@@ -77,7 +77,7 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
 
 
 def tempered(
-    scores: Sequence[float], effective: float, *, low: float = 0.02, high: float = 20.0
+    scores: Sequence[float], effective: float, *, low: float = 0.05, high: float = 20.0
 ) -> float:
     """Return the temperature at which softmax(scores) has this effective sample size.
 
