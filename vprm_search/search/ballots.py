@@ -1,7 +1,8 @@
 """Counting votes: candidate paths as ballots, and the election of a class of equal answers.
 
 What every selector shares: answers are compared by class (`answers.answer_classes`), sums are
-exact, ties are broken by node id, and a path without a score never wins over one with a score.
+exact, ties are broken by node id, and a path without a score never wins over one with a score. A
+path into which equal siblings were merged votes for them, too: the policy wrote it that often.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from vprm_search.answers import answer_classes
+from vprm_search.search.siblings import merged_count
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -21,12 +23,13 @@ Weigh = Literal["sum", "mean", "max"]
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """One candidate path as a selector sees it."""
+    """One candidate path as a selector sees it; `count` is how many equal samples it stands for."""
 
     node: NodeId
     answer: str | None
     score: float | None
     answer_class: int | None
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,13 @@ def read_ballots(
     ordered = sorted(candidates, key=lambda record: record.id)
     classes = answer_classes([record.answer for record in ordered])
     return [
-        Ballot(record.id, record.answer, tree.path_score(record.id, aggregate), group)
+        Ballot(
+            record.id,
+            record.answer,
+            tree.path_score(record.id, aggregate),
+            group,
+            1 + merged_count(tree, record),
+        )
         for record, group in zip(ordered, classes, strict=True)
     ]
 
@@ -87,14 +96,19 @@ def tally(
 
 def class_score(members: Sequence[Ballot], weigh: Weigh) -> float:
     """Return the sum, mean or maximum of the path scores of `members`; 0 if none has a score."""
-    scores = [ballot.score for ballot in members if ballot.score is not None]
+    scores = [(ballot.score, ballot.count) for ballot in members if ballot.score is not None]
     if not scores:
         return 0.0
     if weigh == "max":
-        return max(scores)
+        return max(score for score, _ in scores)
     # An exact sum: the same scores in another order must tie, not differ in the last bit.
-    total = math.fsum(scores)
-    return total if weigh == "sum" else total / len(scores)
+    total = math.fsum(score for score, count in scores for _ in range(count))
+    return total if weigh == "sum" else total / voices([b for b in members if b.score is not None])
+
+
+def voices(members: Sequence[Ballot]) -> int:
+    """Return how many samples the ballots stand for."""
+    return sum(ballot.count for ballot in members)
 
 
 def elect(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> Selection:

@@ -75,7 +75,7 @@ class Knockout(Voting):
             return list(scored)
         again = read_ballots(tree, [tree[ballot.node] for ballot in scored], name)
         return [
-            Ballot(old.node, old.answer, new.score, old.answer_class)
+            Ballot(old.node, old.answer, new.score, old.answer_class, old.count)
             for old, new in zip(scored, again, strict=True)
         ]
 

@@ -23,6 +23,7 @@ from vprm_search.search.ballots import (
     elect,
     read_ballots,
     tally,
+    voices,
 )
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
@@ -76,7 +77,7 @@ class MajorityVote(Voting):
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
         """Choose the most frequent answer, and in its class the best-scored path."""
         ballots = self._ballots(tree, candidates)
-        return elect(ballots, tally(ballots, lambda members: float(len(members))))
+        return elect(ballots, tally(ballots, lambda members: float(voices(members))))
 
 
 class WeightedVote(Voting):
@@ -125,7 +126,7 @@ class HybridVote(Voting):
         """Choose the answer of the largest product, and in its class the best path."""
         ballots = self._ballots(tree, candidates)
         scored = [ballot for ballot in ballots if ballot.score is not None]
-        given = {group: len(members) for group, members in by_class(ballots).items()}
+        given = {group: voices(members) for group, members in by_class(ballots).items()}
         whole = sum(given.values())
 
         def pooled(members: Sequence[Ballot]) -> float:

@@ -111,6 +111,13 @@ def merged_into(record: NodeRecord) -> NodeId | None:
     return None
 
 
+def merged_count(tree: SearchTree, record: NodeRecord) -> int:
+    """Return how many siblings were merged into a node."""
+    if record.parent is None:
+        return 0
+    return sum(1 for child in tree.children(record.parent) if merged_into(child) == record.id)
+
+
 def missing(
     tree: SearchTree, parent: NodeId, target: int, *, refill: int, key: StepKey | None
 ) -> int:
