@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
 from random import Random
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.search.test_selectors import SPELLINGS, Path, best, build, mean, padded, paths
+from tests.search.world import PROBLEM
+from vprm_search.ids import child_id
 from vprm_search.search import (
     BestScore,
     HybridVote,
@@ -24,6 +27,7 @@ from vprm_search.search import (
 )
 from vprm_search.search.knockout import tournament
 from vprm_search.tree import SearchTree
+from vprm_search.types import NodeRecord
 
 Value = Callable[[list[Fraction], Fraction], Fraction | float]
 
@@ -285,3 +289,55 @@ def test_impossible_settings_are_refused(kind: type, options: dict[str, object])
 @pytest.mark.parametrize("selector", EVERY)
 def test_every_selector_is_one(selector: Selector) -> None:
     assert isinstance(selector, Selector)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2", "3"]), st.integers(0, 16), st.integers(1, 4)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(
+        [
+            WeightedVote(),
+            WeightedVote(weigh="mean"),
+            WeightedVote(weigh="max"),
+            MajorityVote(aggregate="last"),
+            HybridVote(agreement=0.3),
+            Knockout(jury=("last", "mean")),
+        ]
+    ),
+)
+def test_merging_equal_samples_changes_no_vote(
+    samples: list[tuple[str, int, int]], selector: Selector
+) -> None:
+    """Each sample is there `count` times: so many candidates, or one they were merged into."""
+    apart, merged = SearchTree(PROBLEM), SearchTree(PROBLEM)
+    index = 0
+    for number, (answer, sixteenths, count) in enumerate(samples):
+        first = None
+        for _ in range(count):
+            text = f"sample {number}"
+            score = sixteenths / 16
+            record = NodeRecord(
+                child_id(apart.root_id, index, text),
+                apart.root_id,
+                index,
+                text,
+                status="finished",
+                score=score,
+                path_scores={"last": score, "mean": score},
+                answer=answer,
+                round=1,
+            )
+            apart.merge([record])
+            if first is None:
+                first = record.id
+                merged.merge([record])
+            else:
+                merged.merge([replace(record, status="pruned", reason=f"duplicate of {first}")])
+            index += 1
+    one = selector.select(apart, apart.finished())
+    other = selector.select(merged, merged.finished())
+    assert apart[one.node or ""].answer == merged[other.node or ""].answer
+    assert other.votes == pytest.approx({node: one.votes[node] for node in other.votes})
