@@ -70,6 +70,20 @@ def test_exactly_the_weak_drafts_are_redone_once_and_by_the_strong_policy(
         assert sum(c.role == "redo" for c in below) == redone_below
 
 
+@given(two_worlds, insides, st.integers(1, 25))
+@settings(max_examples=50)
+def test_a_budget_puts_no_draft_aside_that_it_keeps_from_being_redone(
+    world: TwoPolicies, inside: BeamSearch, candidates: int
+) -> None:
+    cascade = Cascade(strategy=inside, threshold=0.7)
+    tree = run(world, cascade, budget=Budget(candidates=candidates)).tree
+    for record in tree:
+        below = tree.children(record.id)
+        assert sum(c.role == "redo" for c in below) == sum(
+            c.reason.startswith(REDONE) for c in below
+        )
+
+
 @given(two_worlds, insides)
 @settings(max_examples=25)
 def test_with_threshold_zero_it_is_the_strategy_inside(

@@ -7,6 +7,7 @@ the tree and returns the changed records, which is what a checkpoint has to hold
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strat
 from vprm_search.search.siblings import REDONE
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
+    NodeId,
     NodeRecord,
     Policy,
     Proposal,
@@ -56,7 +58,24 @@ def next_plan(
     if plan.finish:
         return ended(plan, tree, rules, plan.finish)
     left = rules.budget.candidates_left(usage)
-    return plan if left is None else plan.limited_to(left)
+    return plan if left is None else _limited(plan, left, tree)
+
+
+def _limited(plan: Plan, candidates: int, tree: SearchTree) -> Plan:
+    """Return the plan cut to so many candidates; a draft that is not redone then stays."""
+    limited = plan.limited_to(candidates)
+    slots = Counter[NodeId]()
+    for expand in limited.expand:
+        slots[expand.node] += expand.count if expand.role == "redo" else 0
+    close = []
+    for one in limited.close:
+        if one.reason.startswith(REDONE):
+            parent = tree[one.node].parent or tree.root_id
+            slots[parent] -= 1
+            if slots[parent] < 0:
+                continue
+        close.append(one)
+    return replace(limited, close=tuple(close))
 
 
 def _gave_up(tree: SearchTree) -> bool:
