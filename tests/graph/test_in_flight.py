@@ -69,9 +69,10 @@ def run(world: World, policy: Any, rules: SearchRules, **options: Any) -> Any:
         max_depth=st.integers(1, 5),
         refill=st.integers(0, 2),
         stop=st.sampled_from([None, 1, "width"]),
+        apart=st.booleans(),
     ),
 )
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_the_tree_does_not_depend_on_who_was_faster(
     world: World, draws: int, strategy: DVTS
 ) -> None:

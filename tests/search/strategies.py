@@ -29,6 +29,7 @@ EVERY: dict[str, Callable[[], Strategy]] = {
         width=3, expand=2, max_depth=6, same_step=loose_step, pruning=Pruning(below=0.3, margin=0.4)
     ),
     "dvts": lambda: DVTS(subtrees=3, expand=2, max_depth=6),
+    "dvts-apart": lambda: DVTS(subtrees=3, expand=2, apart=True, max_depth=6),
     "rebase": lambda: REBASE(width=6, max_depth=6),
     "rebase-paper": lambda: REBASE(width=6, temperature=0.2, start=0.5, levels=4, max_depth=6),
     "rebase-context": lambda: REBASE(width=6, context_cost=1.0, refill=2, max_depth=6),

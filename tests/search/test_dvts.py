@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.search.world import World, run, worlds
 from vprm_search.search import DVTS, BeamSearch
+from vprm_search.search.siblings import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScore
 
@@ -96,3 +97,31 @@ def test_subtrees_without_a_first_step_lend_their_width() -> None:
     wide = World(seed=1, words=90, stop=0.0)
     second = run(wide, DVTS(subtrees=6, expand=6, max_depth=3, refill=0))
     assert sum(e.count for e in second.plans[1].expand) == 36
+
+
+@given(worlds, options)
+@settings(max_examples=40)
+def test_apart_with_one_subtree_it_is_beam_search(world: World, given: dict[str, object]) -> None:
+    given = {**given, "refill": 0}  # first steps are not asked for again
+    beam = run(world, BeamSearch(**given))  # type: ignore[arg-type]
+    dvts = run(world, DVTS(subtrees=1, apart=True, **given))  # type: ignore[arg-type]
+    assert dvts.tree.dumps() == beam.tree.dumps()
+
+
+@given(worlds, st.integers(2, 4), st.integers(1, 2), st.integers(1, 3))
+@settings(max_examples=40)
+def test_apart_each_subtree_has_its_own_first_steps_and_keeps_its_width(
+    world: World, subtrees: int, width: int, expand: int
+) -> None:
+    strategy = DVTS(
+        subtrees=subtrees, width=width, expand=expand, apart=True, max_depth=5, refill=0
+    )
+    trace = run(world, strategy)
+    tree, each = trace.tree, width * expand
+    assert tree.child_count(tree.root_id) == subtrees * each
+    for plan in trace.plans[1:]:
+        grown = [tree.path(e.node)[0].index // each for e in plan.expand]
+        assert all(grown.count(number) <= width for number in range(subtrees))
+    for child in tree.children(tree.root_id):
+        twin = merged_into(child)
+        assert twin is None or tree[twin].index // each == child.index // each

@@ -128,11 +128,13 @@ def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
             "must do one of them"
         )
     for expand in plan.expand:
-        known = tree.child_count(expand.node)
-        if expand.count < 1 or expand.first_index < known:
+        asked = range(expand.first_index, expand.first_index + expand.count)
+        known = {child.index for child in tree.children(expand.node)}
+        if expand.count < 1 or not known.isdisjoint(asked):
             raise SearchError(
                 f"{name} asked for {expand.count} children of {expand.node} from index "
-                f"{expand.first_index} on, which has {known}; ask for at least one, at new indices"
+                f"{expand.first_index} on, where {len(known)} are known; ask for at least one, at "
+                "new indices"
             )
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from weakref import WeakKeyDictionary
+from collections.abc import Collection
 
 from pydantic import Field
 
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.resampling import even_shares
-from vprm_search.search.siblings import candidates, duplicates, merged_into
+from vprm_search.search.siblings import candidates, duplicates, merged_into, merges
+from vprm_search.search.subtrees import Subtrees
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
-
-_first_steps: WeakKeyDictionary[SearchTree, dict[NodeId, NodeId]] = WeakKeyDictionary()
-"""Per tree, the first step above every node asked for so far: it never changes."""
 
 
 class DVTS(BeamSearch):
@@ -26,38 +23,72 @@ class DVTS(BeamSearch):
     server as the policy no subtree waits for another (`PartwiseStrategy`), and rounds are counted
     in each. If there are fewer distinct first steps than subtrees, the missing subtrees lend their
     width to the others. Only finished paths are candidates for the answer. With one subtree it is
-    `BeamSearch`. Source: Beeching, Tunstall and Rush, "Scaling test-time compute with open models"
-    (2024), where `width` is 1 and `expand` 4; wider subtrees as in arXiv 2505.17373 (value-guided
-    search, 2 paths in each of 16 subtrees).
+    `BeamSearch`.
+
+    Dealing needs all first steps. With `apart` every subtree asks for its own instead, as in the
+    source, so that nothing waits from the start; two subtrees may then begin with the same step,
+    and slots of equal first steps are not asked for again.
+
+    Source: Beeching, Tunstall and Rush, "Scaling test-time compute with open models" (2024), where
+    `width` is 1 and `expand` 4; wider subtrees as in arXiv 2505.17373 (value-guided search, 2 paths
+    in each of 16 subtrees).
 
     Args:
         subtrees: independent beams.
         width: open paths kept in each subtree.
+        apart: let every subtree have first steps of its own.
     """
 
     subtrees: int = Field(default=4, ge=1, le=256)
     width: int = Field(default=1, ge=1, le=256)
+    apart: bool = False
 
     def plan(self, tree: SearchTree) -> Plan:
         """Refill empty slots, else let every subtree prune and expand on its own."""
         return self.plan_parts(tree, frozenset())
 
     def plan_parts(self, tree: SearchTree, busy: frozenset[NodeId]) -> Plan:
-        """Plan for the subtrees in which nothing is under way; the first steps are one part."""
+        """Plan for the subtrees in which nothing is under way; dealt first steps are one part."""
         root = tree.root_id
+        if not tree.child_count(root):
+            return Plan() if root in busy else Plan(expand=self._first_calls(tree))
+        if self.apart:
+            return self._plan_apart(tree, busy)
         if root in busy:
             return Plan()
-        if not tree.child_count(root):
-            return Plan(expand=(Expand(root, self._target(tree, root), round=1),))
         merged = duplicates(tree, [root], self.same_step) if self.dedup else []
-        last = max(child.round for child in tree.children(root) if child.role != "lookahead")
+        last = _first_round(tree)
         again = self._ask(tree, root, at=last + 1)
         if again.count:
             return Plan(expand=(again,), close=tuple(merged))
-        parts = _Parts(tree, self._deal(tree, {close.node for close in merged}), last, busy)
+        dealt = self._deal(tree, {close.node for close in merged})
+        return self._plan_idle(tree, Subtrees(tree, dealt, last, busy), merged)
+
+    def _first_calls(self, tree: SearchTree) -> tuple[Expand, ...]:
+        """Return the call for all first steps, or one for those of every subtree."""
+        target = self._target(tree, tree.root_id)
+        if not self.apart:
+            return (Expand(tree.root_id, target, round=1),)
+        each = target // self.subtrees
+        return tuple(
+            Expand(tree.root_id, each, number * each, round=1) for number in range(self.subtrees)
+        )
+
+    def _plan_apart(self, tree: SearchTree, busy: frozenset[NodeId]) -> Plan:
+        """Plan when every subtree has its own indices below the root; those not there yet wait."""
+        each = self._target(tree, tree.root_id) // self.subtrees
+        own: list[list[NodeRecord]] = [[] for _ in range(self.subtrees)]
+        for child in candidates(tree, tree.root_id):
+            block, place = divmod(child.index, each)
+            own[block if block < self.subtrees else place % self.subtrees].append(child)
+        merged = [c for some in own for c in merges(some, self.same_step)] if self.dedup else []
+        gone = {close.node for close in merged}
+        waiting = [n for n, some in enumerate(own) if not some and tree.root_id in busy]
+        first = [[child.id for child in some if _lives(child, gone)] for some in own]
+        parts = Subtrees(tree, first, _first_round(tree), busy, waiting)
         return self._plan_idle(tree, parts, merged)
 
-    def _plan_idle(self, tree: SearchTree, parts: _Parts, merged: list[Close]) -> Plan:
+    def _plan_idle(self, tree: SearchTree, parts: Subtrees, merged: list[Close]) -> Plan:
         widths = even_shares(self.subtrees * self.width, parts.count)
         gone = {close.node for close in merged}
         expand: list[Expand] = []
@@ -73,7 +104,7 @@ class DVTS(BeamSearch):
         return Plan(close=tuple(close), finish=ended)
 
     def _plan_part(
-        self, tree: SearchTree, parts: _Parts, number: int, width: int, gone: set[NodeId]
+        self, tree: SearchTree, parts: Subtrees, number: int, width: int, gone: set[NodeId]
     ) -> Plan:
         """Return what `BeamSearch` plans for one subtree; its `finish` ends the subtree only."""
         at, parents = parts.last_level(number)
@@ -95,11 +126,7 @@ class DVTS(BeamSearch):
 
     def _deal(self, tree: SearchTree, gone: set[NodeId]) -> list[list[NodeId]]:
         """Return the first steps of every subtree: every n-th distinct one."""
-        first = [
-            child.id
-            for child in candidates(tree, tree.root_id)
-            if child.status != "failed" and child.id not in gone and merged_into(child) is None
-        ]
+        first = [child.id for child in candidates(tree, tree.root_id) if _lives(child, gone)]
         count = max(1, min(self.subtrees, len(first)))
         return [first[number::count] for number in range(count)]
 
@@ -109,75 +136,10 @@ class DVTS(BeamSearch):
         return self.expand
 
 
-class _Parts:
-    """The subtrees of a tree: which are idle, their open leaves and their finished paths."""
-
-    def __init__(
-        self,
-        tree: SearchTree,
-        subtrees: list[list[NodeId]],
-        first_round: int,
-        busy: Collection[NodeId],
-    ) -> None:
-        self._tree = tree
-        self._first_round = first_round
-        self._number = {node: n for n, nodes in enumerate(subtrees) for node in nodes}
-        self.count = len(subtrees)
-        working = {self._part(node) for node in busy}
-        self.idle = [n for n in range(self.count) if n not in working]
-        self.leaves = self._by_part(tree.open_leaves())
-        self.finished = self._by_part(tree.finished())
-        self._levels = self._last_levels()
-
-    def last_level(self, number: int) -> tuple[int, list[NodeId]]:
-        """Return a subtree's last round and the nodes that were expanded in it, by id."""
-        at, parents = self._levels.get(number, (self._first_round, set()))
-        return at, sorted(parents)
-
-    def _part(self, node: NodeId) -> int | None:
-        return self._number.get(_first_step(self._tree, node))
-
-    def _by_part(self, records: Iterable[NodeRecord]) -> list[list[NodeRecord]]:
-        found: list[list[NodeRecord]] = [[] for _ in range(self.count)]
-        for record in records:
-            number = self._part(record.id)
-            if number is not None:
-                found[number].append(record)
-        return found
-
-    def _last_levels(self) -> dict[int, tuple[int, set[NodeId]]]:
-        """Walk back over the rounds until every idle subtree has shown its last one.
-
-        A round that only redid drafts belongs to the one before it.
-        """
-        levels: dict[int, tuple[int, set[NodeId]]] = {}
-        waiting = set(self.idle)
-        for at in range(self._tree.rounds, self._first_round, -1):
-            complete = set()
-            for record in self._tree.round_nodes(at):
-                number = self._part(record.id)
-                if number not in waiting or record.role == "lookahead":
-                    continue
-                levels.setdefault(number, (at, set()))[1].add(record.parent or "")
-                if not record.role:
-                    complete.add(number)
-            waiting -= complete
-            if not waiting:
-                break
-        return levels
+def _lives(child: NodeRecord, gone: Collection[NodeId]) -> bool:
+    return child.status != "failed" and child.id not in gone and merged_into(child) is None
 
 
-def _first_step(tree: SearchTree, node: NodeId) -> NodeId:
-    """Return the child of the root on the way to `node`."""
-    known = _first_steps.setdefault(tree, {})
-    climbed = []
-    while node not in known:
-        parent = tree[node].parent
-        if parent is None or parent == tree.root_id:
-            known[node] = node
-            break
-        climbed.append(node)
-        node = parent
-    for below in climbed:
-        known[below] = known[node]
-    return known[node]
+def _first_round(tree: SearchTree) -> int:
+    """Return the last round in which first steps were proposed."""
+    return max(child.round for child in tree.children(tree.root_id) if child.role != "lookahead")

@@ -67,15 +67,19 @@ def last_steps(tree: SearchTree) -> list[NodeRecord]:
 
 def duplicates(tree: SearchTree, parents: Sequence[NodeId], key: StepKey) -> list[Close]:
     """Return the closes that merge each parent's children of equal key into one."""
+    return [c for parent in parents for c in merges(candidates(tree, parent), key)]
+
+
+def merges(children: Sequence[NodeRecord], key: StepKey) -> list[Close]:
+    """Return the closes that merge those of equal key among some children of one node."""
     close = []
-    for parent in parents:
-        first: dict[str, NodeRecord] = {}
-        children = [c for c in candidates(tree, parent) if c.status not in ("failed", "pruned")]
-        for child in sorted(children, key=lambda c: (_KEPT_FIRST[c.status], c.index)):
-            twin = first.setdefault(key(child.text), child)
-            if twin is not child:
-                word = _TWIN if twin.text == child.text else _NEAR_TWIN
-                close.append(Close(child.id, f"{word}{twin.id}"))
+    first: dict[str, NodeRecord] = {}
+    living = [child for child in children if child.status not in ("failed", "pruned")]
+    for child in sorted(living, key=lambda c: (_KEPT_FIRST[c.status], c.index)):
+        twin = first.setdefault(key(child.text), child)
+        if twin is not child:
+            word = _TWIN if twin.text == child.text else _NEAR_TWIN
+            close.append(Close(child.id, f"{word}{twin.id}"))
     return close
 
 
