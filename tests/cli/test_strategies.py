@@ -36,6 +36,7 @@ def test_settings_are_json_or_text_and_go_over_the_flags() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        (StrategyName.rebase, ["start=0.6"], "start=0.6 needs levels="),
         (StrategyName.rebase, ["subtrees=2"], "--subtrees is no option of --strategy rebase; its"),
         (StrategyName.beam, ["width"], "--set 'width' is not NAME=VALUE"),
         (StrategyName.mcts, ["simulations=0"], "--simulations 0: "),

@@ -191,7 +191,8 @@ def checked(kind: Callable[..., T], options: dict[str, Any]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise ConfigError(f"--{name} {first['input']!r}: {first['msg']}") from error
+        where = f"--{name} {first['input']!r}: " if name else ""  # none: options that do not fit
+        raise ConfigError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> StepScorer:
