@@ -44,7 +44,7 @@ demo: $(STAMP)  ## Solve rendered problems with the packaged models; draws one s
 serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers and a search
 	$(BIN)/python examples/serve_demo.py
 
-test: $(STAMP)  ## Run the tests (about six minutes on two cores)
+test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP) test-serving  ## Run all tests: the slow ones and a real vLLM server, too
