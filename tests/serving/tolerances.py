@@ -12,5 +12,5 @@ EXACT = 1e-5
 TRAINED = 2e-5
 """For the trained model against itself in float64."""
 
-TRAINED_TWICE = 4e-5
-"""For two float32 runs of the trained model, each within `TRAINED` of float64."""
+TRAINED_TWICE = 3e-5
+"""For two float32 runs of the trained model: the 2.7e-5 above, and little more."""

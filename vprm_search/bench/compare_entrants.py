@@ -23,6 +23,7 @@ from vprm_search.search import (
     BestFirst,
     BestOfN,
     BestScore,
+    Cascade,
     HybridVote,
     Knockout,
     Lookahead,
@@ -122,6 +123,7 @@ _LIST = (
         "entropic-particles", lambda size: ParticleFilter(particles=size, tempering=True, refill=0)
     ),
     Entrant("lookahead-beam", _lookahead),
+    Entrant("cascade-beam", lambda size: Cascade(strategy=_beam(size))),
     Entrant("mcts", _mcts),
     Entrant("best-first", _best_first),
 )
@@ -138,6 +140,7 @@ DEFAULT_ENTRANTS = (
     "widening-rebase",
     "particles",
     "lookahead-beam",
+    "cascade-beam",
     "mcts",
     "best-first",
 )

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
+from vprm_search.call_errors import is_retryable
 from vprm_search.errors import ConfigError
 from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
@@ -23,7 +24,6 @@ from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.state import SearchState, channels, plan_channels
 from vprm_search.image_store import DiskImageStore, ImageStore
-from vprm_search.policy.retry import is_retryable
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Strategy

@@ -14,16 +14,10 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding
 
+from vprm_search.call_errors import is_retryable, secrets_of, status_of
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
-from vprm_search.scoring.judge_call import (
-    JudgeCalls,
-    JudgePatience,
-    explained,
-    may_pass,
-    secrets_of,
-    status_of,
-)
+from vprm_search.scoring.judge_call import JudgeCalls, JudgePatience, explained
 from vprm_search.scoring.judge_prompt import PROMPT_VERSION, AnswerStyle, judge_messages
 from vprm_search.scoring.judge_reply import (
     NoLogprobsError,
@@ -249,5 +243,5 @@ def _identity(model: BaseChatModel, bound: dict[str, Any], *rules: Any) -> str:
 def _reason_of(error: BaseException) -> str:
     status = status_of(error)
     if status is None:
-        return NO_SERVER if may_pass(error) else BAD_REPLY
-    return SERVER_ERROR if may_pass(error) else REFUSED
+        return NO_SERVER if is_retryable(error) else BAD_REPLY
+    return SERVER_ERROR if is_retryable(error) else REFUSED

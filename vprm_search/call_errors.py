@@ -1,0 +1,133 @@
+"""Which failed calls to a model are worth another try, how long to wait, and what may be said.
+
+LangGraph's default retry rule skips timeouts and "429 Too Many Requests", which are what a search
+meets most, so the classification is ours. Policies and judges share it.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import SecretStr
+
+_RETRYABLE_STATUS = frozenset({408, 409, 425, 429})
+_RETRYABLE_NAMES = frozenset(
+    {
+        "APIConnectionError",  # openai, anthropic
+        "TransportError",  # httpx: timeouts, connection and protocol errors
+        "ServiceUnavailable",  # google
+        "ResourceExhausted",
+        "TooManyRequests",
+    }
+)
+_CAUSES_FOLLOWED = 4
+_SHOWN_CHARS = 300
+_SECRET_WORDS = re.compile(
+    r"""(?:Bearer|Basic)\s+[\w.~+/=-]{6,}      # an authorization header
+      | \b(?:sk|pk|rk|key|lsv2|gsk|xai|AIza|hf|ghp)[-_][\w*-]{6,}
+      | \bAIza[\w-]{20,}
+      | (?<=://)[^\s/@]+:[^\s/@]+(?=@)         # user:password@ in an address
+      | (?<=[?&]key=)[^&\s]+
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Tell whether the same call may succeed later.
+
+    True for 408, 409, 425, 429 and 5xx replies, for timeouts and for broken connections; False for
+    other replies (400, 401, 404, …), a used-up quota, and bugs.
+    """
+    for cause in _causes(error):
+        if getattr(cause, "code", None) == "insufficient_quota":
+            return False
+        status = status_of(cause)
+        if status is not None:
+            return status in _RETRYABLE_STATUS or status >= 500
+        if isinstance(cause, TimeoutError | ConnectionError):
+            return True
+        if _RETRYABLE_NAMES & {kind.__name__ for kind in type(cause).__mro__}:
+            return True
+    return False
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status an error carries, or None."""
+    response = getattr(error, "response", None)
+    for holder, name in ((error, "status_code"), (response, "status_code"), (error, "code")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and 100 <= status <= 599:
+            return status
+    return None
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Return the seconds a server asked to wait (`retry-after-ms` or `Retry-After`), or None."""
+    for cause in _causes(error):
+        headers: Any = getattr(getattr(cause, "response", None), "headers", None)
+        if headers is None or not hasattr(headers, "get"):
+            continue
+        milliseconds = _number(headers.get("retry-after-ms"))
+        if milliseconds is not None:
+            return milliseconds / 1000
+        value = headers.get("retry-after")
+        return _number(value) if _number(value) is not None else _seconds_until(value)
+    return None
+
+
+def explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return one line about `error` that is fit for a record: no keys, no tokens, no passwords."""
+    if isinstance(error, TimeoutError) and not str(error):
+        text = "TimeoutError: no reply within the time limit"
+    else:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = without_secrets(text, secrets)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+
+
+def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` with "[secret]" for each of `secrets` and for all that looks like a key."""
+    for secret in secrets:
+        text = text.replace(secret, "[secret]")
+    return _SECRET_WORDS.sub("[secret]", text)
+
+
+def secrets_of(model: object) -> tuple[str, ...]:
+    """Return the values of a model's secret fields, longest first, to keep them out of texts."""
+    fields = getattr(type(model), "model_fields", {})
+    values = (getattr(model, name, None) for name in fields)
+    found = {v.get_secret_value() for v in values if isinstance(v, SecretStr)}
+    return tuple(sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_FOLLOWED):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number < 1e6 else None
+
+
+def _seconds_until(value: Any) -> float | None:
+    """Return the seconds until an HTTP date."""
+    try:
+        moment = email.utils.parsedate_to_datetime(str(value))
+    except (TypeError, ValueError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
