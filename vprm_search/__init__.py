@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     )
     from vprm_search.image_store import DiskImageStore
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
-    from vprm_search.scoring.judge import JudgeScorer
+    from vprm_search.scoring.judge_scorer import JudgeScorer
     from vprm_search.scoring.transformers_scorer import TransformersScorer
-    from vprm_search.scoring.vllm.scorer import VllmScorer
+    from vprm_search.scoring.vllm_scorer import VllmScorer
     from vprm_search.search import (
         BeamSearch,
         BestOfN,
@@ -82,8 +82,8 @@ _HOMES = {
     "Budget": "vprm_search.budget",
     "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
-    "VllmScorer": "vprm_search.scoring.vllm.scorer",
-    "JudgeScorer": "vprm_search.scoring.judge",
+    "VllmScorer": "vprm_search.scoring.vllm_scorer",
+    "JudgeScorer": "vprm_search.scoring.judge_scorer",
     "DiskImageStore": "vprm_search.image_store",
     "Problem": "vprm_search.types",
     "SearchResult": "vprm_search.types",

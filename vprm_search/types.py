@@ -148,8 +148,8 @@ class ProposeRequest:
     With `until="step"` each child is one step; with `until="end"` the policy writes the whole rest
     of the solution. `seeds` are 63-bit integers, one per child. `policy` names which of several
     policies is meant; a policy that stands alone ignores it. What has not come after `timeout_s`
-    seconds may be given up: such children are failed proposals. `heat` is a factor on the policy's
-    own sampling temperature; a policy that does not know its temperature ignores it.
+    seconds may be given up: such children are failed proposals. `temperature_scale` is a factor
+    on the policy's own sampling temperature; a policy that does not know its temperature ignores it.
     """
 
     problem: Problem
@@ -159,7 +159,7 @@ class ProposeRequest:
     images: tuple[ImageData, ...] = ()
     policy: str = ""
     timeout_s: float | None = None
-    heat: float = 1.0
+    temperature_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

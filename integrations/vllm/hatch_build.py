@@ -23,8 +23,8 @@ NEEDED = (
     "vprm_search.errors",
     "vprm_search.ids",
     "vprm_search.images",
-    "vprm_search.scoring.layout",
-    "vprm_search.scoring.preprocess",
+    "vprm_search.scoring.prompt.layout",
+    "vprm_search.scoring.pixels.tiles",
     "vprm_search.scoring.scorer_file",
     "vprm_search.types",
 )
@@ -71,7 +71,7 @@ class CustomBuildHook(BuildHookInterface):
         """Called by hatchling before it collects the files."""
         repository = Path(self.root).parents[1]
         self.scratch: Path | None = None
-        if not (repository / "vprm_search" / "scoring" / "layout.py").is_file():
+        if not (repository / "vprm_search" / "scoring" / "prompt" / "layout.py").is_file():
             return
         self.scratch = Path(tempfile.mkdtemp())
         write_shared(repository, self.scratch / "shared")

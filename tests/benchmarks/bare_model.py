@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vprm_search.scoring.readout import TokenPairReadout
-from vprm_search.scoring.tree_attention import TREE_ATTENTION
+from vprm_search.scoring.engine.attention import TREE_ATTENTION
+from vprm_search.scoring.engine.readout import TokenPairReadout
 
 PLUS, MINUS, IMAGE = 10, 12, 7
 """Made-up token ids; every other token of a path is drawn from 20 on."""

@@ -30,8 +30,8 @@ from tests.benchmarks import gpu
 from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.images import normalise_image
 from vprm_search.scoring import PreprocessConfig, TransformersScorer
-from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
-from vprm_search.scoring.token_tree import TokenPath, build_tree
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.engine.token_tree import TokenPath, build_tree
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult
 
 WORDS = tuple("base height area bar red blue so is = + - * 3 7 12 x y and of we".split())  # noqa: SIM905
@@ -90,7 +90,7 @@ def tokens(folder: Path) -> dict[str, Any]:
     image = picture(0, 1792, 1344)
     out: dict[str, Any] = {}
     for name, kept in (("kept", 2 << 30), ("per_round", 0)):
-        scorer = TransformersScorer(checkpoint, kept_context_bytes=kept)
+        scorer = TransformersScorer(checkpoint, prefix_cache_bytes=kept)
         beam = Beam(1, image, 4, 4)
         asked: list[ScoreRequest] = []
         for _ in range(10):

@@ -29,11 +29,11 @@ from torch import Tensor
 
 from tests.benchmarks import bare_model as bare
 from tests.benchmarks.token_search import Path, TokenWorld, distinct_tokens, visible_pairs
-from vprm_search.scoring.batching import TokenBatcher
-from vprm_search.scoring.kept_context import KeptContext
-from vprm_search.scoring.meter import ScoringMeter
-from vprm_search.scoring.token_tree import TokenPath
-from vprm_search.scoring.tree_forward import PathJob, TreeForward
+from vprm_search.scoring.engine.batching import TokenBatcher
+from vprm_search.scoring.engine.forward import PathJob, TreeForward
+from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.prefix_cache import PrefixCache
+from vprm_search.scoring.engine.token_tree import TokenPath
 
 GROUP = "image"
 
@@ -154,7 +154,7 @@ class Ours:
         bare.use_attention(bench.model, tree=True)
         self.bench = bench
         self.meter = ScoringMeter()
-        self.context = KeptContext(kept_bytes)
+        self.context = PrefixCache(kept_bytes)
         self.forward = TreeForward(bench.checkpoint, self.meter, self.context, attention)  # type: ignore[arg-type]
         self.batcher = TokenBatcher(bench.args.batch_tokens)
         self.features: Tensor | None = None

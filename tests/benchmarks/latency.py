@@ -23,8 +23,8 @@ from typing import Any
 
 from tests.benchmarks.virtual_time import run_virtual
 from vprm_search import ids
-from vprm_search.bench.synthetic_models import SyntheticPolicy, SyntheticScorer
-from vprm_search.bench.synthetic_world import WORLDS, SyntheticWorld
+from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
+from vprm_search.compare.synthetic_world import WORLDS, SyntheticWorld
 from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun, run_jobs

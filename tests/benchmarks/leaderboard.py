@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
-from vprm_search.bench.compare_cell import cell_path, write_atomically
-from vprm_search.bench.compare_summary import Measured, read_cells, summarise
-from vprm_search.bench.synthetic_world import SyntheticWorld
-from vprm_search.report.compare_table import synthetic_table
+from vprm_search.compare.cell import cell_path, write_atomically
+from vprm_search.compare.summary import Measured, read_cells, summarise
+from vprm_search.compare.synthetic_world import SyntheticWorld
+from vprm_search.compare.table import synthetic_table
 from vprm_search.tiny.evaluation_report import fill_section
 
 

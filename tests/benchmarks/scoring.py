@@ -27,7 +27,7 @@ from transformers import InternVLForConditionalGeneration
 from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.preprocess import PreprocessConfig, pixel_values
+from vprm_search.scoring.pixels.tiles import PreprocessConfig, pixel_values
 from vprm_search.types import ImageData, Problem, ScoreRequest
 
 SIZES = {
@@ -152,7 +152,7 @@ def run(name: str, args: argparse.Namespace, directory: Path) -> None:
     rule = PreprocessConfig(tile_size=size.tile, max_tiles=args.max_tiles)
     write_checkpoint(directory, size, preprocess=rule)
     loaded = TransformersScorer.from_pretrained(directory, device="cpu")
-    scorer = TransformersScorer(loaded.checkpoint, kept_image_tokens=0, kept_context_bytes=0)
+    scorer = TransformersScorer(loaded.checkpoint, kept_image_tokens=0, prefix_cache_bytes=0)
     plain = InternVLForConditionalGeneration.from_pretrained(
         directory, attn_implementation="sdpa"
     ).eval()

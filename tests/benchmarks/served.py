@@ -36,7 +36,7 @@ from vprm_search.scoring import (
     VllmOptions,
     VllmScorer,
 )
-from vprm_search.scoring.checkpoint import load_checkpoint
+from vprm_search.scoring.engine.checkpoint import load_checkpoint
 from vprm_search.types import ImageData, ScoreRequest
 
 Rounds = list[list[ScoreRequest]]
@@ -142,7 +142,7 @@ def measure(size: str, rounds: int, folder: Path) -> dict[str, Any]:
             for label, kept in (("per round", 0), ("kept", 2 << 30)):
                 print(f"{name}: in process, {label} ...", flush=True)
                 scorer = TransformersScorer(
-                    checkpoint, kept_image_tokens=0 if not kept else 65_536, kept_context_bytes=kept
+                    checkpoint, kept_image_tokens=0 if not kept else 65_536, prefix_cache_bytes=kept
                 )
                 row[label] = in_process(scorer, asked)
             requests = [request for one in asked for request in one]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.bare_model import IMAGE, Shape
-from vprm_search.scoring.token_tree import TokenPath
+from vprm_search.scoring.engine.token_tree import TokenPath
 
 _MARKERS = 8  # of the turns around a step
 _CLOSING = 3  # '+', the end of its turn, a line break
@@ -76,14 +76,14 @@ class TokenWorld:
 
 def distinct_tokens(paths: Sequence[Path]) -> int:
     """Return the tokens of all paths, each with its past once: what an ideal scorer computes."""
-    from vprm_search.scoring.token_tree import build_tree
+    from vprm_search.scoring.engine.token_tree import build_tree
 
     return build_tree([TokenPath("image", path.ids) for path in paths]).size
 
 
 def visible_pairs(paths: Sequence[Path]) -> int:
     """Return how many (query, key) pairs the distinct tokens of these paths have."""
-    from vprm_search.scoring.token_tree import build_tree
+    from vprm_search.scoring.engine.token_tree import build_tree
 
     tree = build_tree([TokenPath("image", path.ids) for path in paths])
     return int((tree.positions() + 1).sum())

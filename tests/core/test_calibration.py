@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vprm_search.aggregate import path_score, register_aggregation
-from vprm_search.calibration import (
+from vprm_search.calibration.maps import (
     Calibration,
     CalibrationFile,
     IsotonicMap,

@@ -10,8 +10,8 @@ import pytest
 
 from vprm_search import search
 from vprm_search.aggregate import AGGREGATIONS, LENGTH_AWARE
-from vprm_search.bench.calibration import METHODS
 from vprm_search.budget import Budget, Prices
+from vprm_search.calibration.fit import METHODS
 from vprm_search.pipeline.scored_paths import ScoredPath
 
 TEXT = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")

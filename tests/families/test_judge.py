@@ -24,11 +24,11 @@ from tests.families.judges import (
 from tests.scoring.test_oracle import picture
 from vprm_search.errors import ConfigError
 from vprm_search.graph.search_run import arun_search
-from vprm_search.scoring.judge import JudgeScorer
-from vprm_search.scoring.judge_call import JudgePatience
-from vprm_search.scoring.judge_prompt import fence_key, judge_messages
-from vprm_search.scoring.judge_reply import line_verdict, probability_of_yes
-from vprm_search.scoring.memo import MemoScorer
+from vprm_search.scoring.judge.call import JudgePatience
+from vprm_search.scoring.judge.prompt import fence_key, judge_messages
+from vprm_search.scoring.judge.reply import line_verdict, probability_of_yes
+from vprm_search.scoring.judge_scorer import JudgeScorer
+from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScorer
 
@@ -334,7 +334,7 @@ async def test_whole_answers() -> None:
 
 async def test_a_memo_can_wrap_a_judge() -> None:
     model = TextJudge(answer=lambda text, number: "Verdict: yes")
-    memo = MemoScorer(JudgeScorer(model, mode="text"))
+    memo = CachedScorer(JudgeScorer(model, mode="text"))
     assert values(await memo.score([request("a", "b")])) == [[1.0, 1.0]]
 
 

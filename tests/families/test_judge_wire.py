@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from tests.policy.openai_server import Body, Failure, Server, serving
 from tests.scoring.test_oracle import picture
-from vprm_search.scoring.judge import JudgeScorer
-from vprm_search.scoring.judge_call import JudgePatience
+from vprm_search.scoring.judge.call import JudgePatience
+from vprm_search.scoring.judge_scorer import JudgeScorer
 from vprm_search.types import Problem, ScoreRequest
 
 QUICK = JudgePatience(max_attempts=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=10)

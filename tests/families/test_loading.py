@@ -20,9 +20,9 @@ from tests.scoring.random_internvl import write_checkpoint
 from tests.scoring.test_oracle import as_request
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.checkpoint import load_checkpoint
+from vprm_search.scoring.engine.checkpoint import load_checkpoint
 from vprm_search.scoring.families import FAMILIES
-from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.scorer_file import ScorerFile, read_scorer_file
 from vprm_search.tiny.weights import weights_path
 
@@ -220,7 +220,7 @@ def test_a_device_map_changes_no_score(folder_of: Callable[[str], Path], device_
 def test_missing_libraries_are_named(
     folders: dict[str, Path], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vprm_search.scoring import backbones
+    from vprm_search.scoring.engine import backbones
 
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="accelerate"):

@@ -14,7 +14,7 @@ from tests.scoring.test_oracle import as_request
 from vprm_search.checkpoints import convert_checkpoint, ensure_native
 from vprm_search.errors import CheckpointError
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.checkpoint import load_checkpoint
+from vprm_search.scoring.engine.checkpoint import load_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from tests.families.oracle import CHINESE, PROMPT
 from tests.families.tiny_tokenizers import TOKENIZERS, sentencepiece
 from vprm_search.errors import ConfigError, InputError
-from vprm_search.scoring.checkpoint import Builder
+from vprm_search.scoring.engine.checkpoint import Builder
 from vprm_search.scoring.families import FAMILIES
-from vprm_search.scoring.layout import PrmLayout, PromptBuilder
-from vprm_search.scoring.marker_layout import MarkerBuilder, MarkerLayout
+from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
+from vprm_search.scoring.prompt.marker_layout import MarkerBuilder, MarkerLayout
 
 NAMES = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>", "<prm>"),

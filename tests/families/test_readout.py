@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vprm_search.scoring.readout import (
+from vprm_search.scoring.engine.readout import (
     FullVocabularyReadout,
     HeadReadout,
     Readout,

@@ -16,7 +16,7 @@ from tests.scoring.test_oracle import as_request
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer
 from vprm_search.scoring.families import FAMILIES
-from vprm_search.scoring.whole_answer import WholeAnswerScorer, step_results, whole_answers
+from vprm_search.scoring.outcome_scorer import OutcomeScorer, step_results, whole_answers
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 Pair = tuple[TransformersScorer, FamilyOracle, Path]
@@ -46,7 +46,7 @@ def test_the_answer_so_far_is_scored_as_one_step(pair: Pair, path: tuple[str, ..
 async def test_wrapping_any_scorer_gives_the_same(pair: Pair) -> None:
     scorer, oracle, path = pair
     plain = load(path, oracle.name)
-    wrapped = WholeAnswerScorer(plain)
+    wrapped = OutcomeScorer(plain)
     requests = [as_request("What is x?", (), WORDS[:3]), as_request("What is x?", (), WORDS[:1])]
     for ours, theirs in zip(
         await scorer.score(requests), await wrapped.score(requests), strict=True
@@ -77,7 +77,7 @@ class Counting:
 
 
 async def test_costs_add_up_and_failures_stay_values() -> None:
-    scorer = WholeAnswerScorer(Counting())
+    scorer = OutcomeScorer(Counting())
     problem = Problem("?")
     results = await scorer.score([ScoreRequest(problem, ("ab", "c")), ScoreRequest(problem, ("",))])
     assert [s.value for s in results[0].scores] == [0.02, 0.05]
@@ -104,5 +104,5 @@ def test_a_scorer_without_a_name_needs_one() -> None:
             return []
 
     with pytest.raises(ConfigError, match="identity"):
-        WholeAnswerScorer(Nameless())
-    assert WholeAnswerScorer(Nameless(), identity="mine").identity == "mine/orm"
+        OutcomeScorer(Nameless())
+    assert OutcomeScorer(Nameless(), identity="mine").identity == "mine/orm"

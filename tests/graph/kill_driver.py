@@ -50,7 +50,7 @@ class LoggedScorer:
 
     def __init__(self, inner: StepScorer, log: str) -> None:
         self.inner, self.log = inner, log
-        self.keeps_context = getattr(inner, "keeps_context", False)
+        self.has_prefix_cache = getattr(inner, "has_prefix_cache", False)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         _append(self.log, "score")
@@ -76,7 +76,7 @@ def hash_models() -> Models:
 def tiny_models() -> Models:
     from vprm_search.images import normalise_image
     from vprm_search.policy.messages import human_message
-    from vprm_search.scoring.checkpoint import load_checkpoint
+    from vprm_search.scoring.engine.checkpoint import load_checkpoint
     from vprm_search.scoring.transformers_scorer import TransformersScorer
     from vprm_search.tiny.chat_model import TinyChatModel
     from vprm_search.tiny.weights import weights_path

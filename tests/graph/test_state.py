@@ -92,7 +92,7 @@ def test_merging_leaves_its_arguments_alone_and_keeps_what_did_not_change(table:
             st.integers(1, 99),
             st.integers(0, 99),
             st.sampled_from(["step", "end"]),
-            heat=st.sampled_from([1.0, 1.5]),
+            temperature_scale=st.sampled_from([1.0, 1.5]),
         )
     ),
     st.text(),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tiny.small_models import small_tokenizer
 from vprm_search.errors import InputError
 from vprm_search.pipeline.rows import IGNORED, TrainingRow, build_row, collate
-from vprm_search.scoring.layout import PrmLayout, build_prompt
+from vprm_search.scoring.prompt.layout import PrmLayout, build_prompt
 
 LAYOUT = PrmLayout(system_prompt=None)
 STEPS = st.lists(st.text(max_size=12), min_size=1, max_size=5)

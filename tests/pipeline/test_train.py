@@ -17,7 +17,7 @@ from vprm_search.pipeline.muon import Muon
 from vprm_search.pipeline.rows import TrainingRow, build_row, collate
 from vprm_search.pipeline.schedule import Schedule
 from vprm_search.pipeline.train import RewardTrainer, TrainConfig, adamw
-from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.tiny.architecture import build_model
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.tokenizer import token_id

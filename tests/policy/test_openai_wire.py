@@ -58,7 +58,7 @@ def quick(**rules: Any) -> RetryRules:
 
 
 @pytest.mark.parametrize(
-    ("own", "bound", "heat", "sent"),
+    ("own", "bound", "temperature_scale", "sent"),
     [
         (0.8, None, 1.5, 1.2),
         (0.8, 0.4, 1.5, 0.6),
@@ -67,12 +67,18 @@ def quick(**rules: Any) -> RetryRules:
         (0.8, None, 1.0, 0.8),
     ],
 )
-async def test_heat_multiplies_the_temperature(
-    server: Server, own: float | None, bound: float | None, heat: float, sent: float | None
+async def test_a_scale_multiplies_the_temperature(
+    server: Server,
+    own: float | None,
+    bound: float | None,
+    temperature_scale: float,
+    sent: float | None,
 ) -> None:
     model: Any = client(server, temperature=own)
     model = model if bound is None else model.bind(temperature=bound)
-    await ChatModelPolicy(model).propose([replace(request("Step 1: a = 1.", n=1), heat=heat)])
+    await ChatModelPolicy(model).propose(
+        [replace(request("Step 1: a = 1.", n=1), temperature_scale=temperature_scale)]
+    )
     (body,) = server.bodies
     assert body.get("temperature") == (None if sent is None else pytest.approx(sent))
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vprm_search.bench.calibration import Reliability, reliability
-from vprm_search.bench.statistics import Estimate
+from vprm_search.calibration.fit import Reliability, reliability
+from vprm_search.compare.statistics import Estimate
 from vprm_search.errors import ConfigError
 from vprm_search.report.colours import score_rgb
 from vprm_search.report.reliability import Calibrated, calibration_table, png_reliability

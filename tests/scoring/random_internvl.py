@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vprm_search.scoring.layout import PrmLayout
-from vprm_search.scoring.preprocess import PreprocessConfig
+from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.scorer_file import ScorerFile
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vprm_search.calibration import Calibration, CalibrationFile, LogitMap
+from vprm_search.calibration.maps import Calibration, CalibrationFile, LogitMap
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.scoring.calibrated_scorer import CalibratedScorer, read_calibration
-from vprm_search.scoring.memo import MemoScorer
+from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 HALF = Calibration(policy="p", scorer="told", map=LogitMap(temperature=2.0, bias=-0.5))
@@ -49,8 +49,8 @@ async def test_a_memo_never_mixes_raw_and_calibrated_scores() -> None:
     raw, other = Told([0.9]), HALF.model_copy(update={"map": LogitMap(temperature=3.0)})
     names = {raw.identity} | {CalibratedScorer(raw, c).identity for c in (HALF, other)}
     assert len(names) == 3
-    store = MemoScorer(raw).store
-    for scorer in (MemoScorer(raw, store), MemoScorer(CalibratedScorer(raw, HALF), store)):
+    store = CachedScorer(raw).store
+    for scorer in (CachedScorer(raw, store), CachedScorer(CalibratedScorer(raw, HALF), store)):
         (result,) = await scorer.score([request(1)])
         wanted = 0.9 if scorer.inner is raw else HALF.apply(0.9)
         assert result.scores[0].value == wanted
@@ -63,7 +63,7 @@ def test_a_scorer_without_an_identity_lends_none() -> None:
     calibrated = CalibratedScorer(Nameless([0.5]), HALF)
     assert calibrated.identity == ""
     with pytest.raises(ConfigError, match="identity"):
-        MemoScorer(calibrated)
+        CachedScorer(calibrated)
 
 
 def test_a_calibration_of_another_scorer_or_of_paths_is_refused() -> None:

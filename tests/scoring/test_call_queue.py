@@ -16,8 +16,8 @@ import torch
 from tests.scoring.random_internvl import write_checkpoint
 from tests.scoring.test_oracle import PICTURES, as_request
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.call_queue import CallQueue
-from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.engine.call_queue import CallQueue
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, load_checkpoint
 from vprm_search.types import ScoreRequest
 
 WAIT = 30
@@ -158,7 +158,7 @@ def in_threads(tasks: Sequence[Callable[[], object]]) -> None:
 
 
 def test_searches_in_threads_and_event_loops_share_a_pass(checkpoint: PrmCheckpoint) -> None:
-    alone = TransformersScorer(checkpoint, kept_context_bytes=0)
+    alone = TransformersScorer(checkpoint, prefix_cache_bytes=0)
     wanted = [alone.score_sync([ask(n)])[0] for n in range(7)]
     scorer = TransformersScorer(checkpoint)
     gate = Gate(scorer)

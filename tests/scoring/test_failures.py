@@ -15,8 +15,8 @@ from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.batching import TokenBatcher, is_out_of_memory
-from vprm_search.scoring.token_tree import TokenPath, build_tree
+from vprm_search.scoring.engine.batching import TokenBatcher, is_out_of_memory
+from vprm_search.scoring.engine.token_tree import TokenPath, build_tree
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult
 
 LIMIT = 400
@@ -141,7 +141,7 @@ def test_equal_requests_are_computed_once_and_count_what_they_cost(
     assert many[:5] == [one] * 5
     assert many[5].step_tokens == one.step_tokens[:1]
     assert scorer.meter.tokens_computed == computed  # all is known
-    forgetful = TransformersScorer(scorer.checkpoint, kept_context_bytes=0)
+    forgetful = TransformersScorer(scorer.checkpoint, prefix_cache_bytes=0)
     forgetful.score_sync([ask("a", "b", images=True)] * 5 + [ask("a", images=True)])
     assert forgetful.meter.tokens_computed == computed  # all six cost what one costs
     assert scorer.meter.images_encoded == 1
@@ -285,5 +285,5 @@ async def test_score_solution_cuts_at_blank_lines(scorer: TransformersScorer) ->
 def test_bounds_are_checked(scorer: TransformersScorer) -> None:
     with pytest.raises(ConfigError, match="max_batch_tokens is 0"):
         TransformersScorer(scorer.checkpoint, max_batch_tokens=0)
-    with pytest.raises(ConfigError, match="kept_context_bytes -1"):
-        TransformersScorer(scorer.checkpoint, kept_context_bytes=-1)
+    with pytest.raises(ConfigError, match="prefix_cache_bytes -1"):
+        TransformersScorer(scorer.checkpoint, prefix_cache_bytes=-1)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tests.scoring.oracle import CHINESE, render
 from tests.scoring.tokenizers_zoo import FAMILIES, unigram
 from vprm_search.errors import ConfigError, InputError
-from vprm_search.scoring.layout import PrmLayout, PromptBuilder, build_prompt
+from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, build_prompt
 
 ALPHABET = "abcdefgxyzABC0123456789 \n\t.,:;+-*/=()[]{}<>|_#$\\'\"éß因此角度🙂\u200b\u00a0"
 WORDS = (

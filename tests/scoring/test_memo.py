@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tests.scoring.random_internvl import write_checkpoint
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import (
+    CachedScorer,
     FileScoreStore,
     MemoryScoreStore,
-    MemoScorer,
     TransformersScorer,
     step_keys,
 )
-from vprm_search.scoring.memo_store import MemoEntry
+from vprm_search.scoring.score_store import MemoEntry
 from vprm_search.types import Problem, ScoreCost, ScoreRequest, ScoreResult, StepScore
 
 
@@ -63,7 +63,7 @@ requests = st.builds(
 
 @given(rounds=st.lists(st.lists(requests, max_size=5), max_size=5))
 async def test_a_memo_changes_no_result(rounds: list[list[ScoreRequest]]) -> None:
-    memo, plain = MemoScorer(TextLengthScorer()), TextLengthScorer()
+    memo, plain = CachedScorer(TextLengthScorer()), TextLengthScorer()
     for batch in rounds:
         assert await memo.score(batch) == await plain.score(batch)
     asked = [step_keys("m", request)[-1] for request in memo.inner.asked if request.steps]
@@ -76,14 +76,14 @@ async def test_equal_requests_and_remembered_ones_cost_nothing() -> None:
             cost = ScoreCost(5, 3, 1, 1.0)
             return [replace(result, cost=cost) for result in await super().score(requests)]
 
-    memo = MemoScorer(Costly())
+    memo = CachedScorer(Costly())
     results = await memo.score([ask("a"), ask("bb"), ask("a")])
     assert [result.cost.tokens_computed for result in results] == [3, 3, 0]
     assert [r.cost.tokens_sent for r in await memo.score([ask("a"), ask("a")])] == [0, 0]
 
 
 async def test_a_beam_search_asks_for_new_steps_only() -> None:
-    memo = MemoScorer(TextLengthScorer())
+    memo = CachedScorer(TextLengthScorer())
     beam: list[tuple[str, ...]] = [()]
     for depth in range(5):
         children = [(*path, f"step {depth} {n}") for path in beam for n in range(3)]
@@ -98,7 +98,7 @@ async def test_a_beam_search_asks_for_new_steps_only() -> None:
 
 async def test_the_model_computes_nothing_for_known_steps(tmp_path: Path) -> None:
     inner = TransformersScorer.from_pretrained(write_checkpoint(tmp_path, seed=3))
-    memo = MemoScorer(inner, FileScoreStore(tmp_path / "scores"))
+    memo = CachedScorer(inner, FileScoreStore(tmp_path / "scores"))
     paths = [ask("x = 1", "y = 2", "z"), ask("x = 1", "y = 3"), ask("x = 1", "y = 2", "z")]
     first = await memo.score(paths)
     tokens, passes = inner.meter.tokens_computed, inner.meter.forward_passes
@@ -107,7 +107,7 @@ async def test_the_model_computes_nothing_for_known_steps(tmp_path: Path) -> Non
         *first,
         ScoreResult(first[0].scores[:1], first[0].prefix_tokens, first[0].step_tokens[:1]),
     ]
-    resumed = MemoScorer(
+    resumed = CachedScorer(
         TransformersScorer.from_pretrained(tmp_path), FileScoreStore(tmp_path / "scores")
     )
     assert await resumed.score(paths) == first
@@ -133,7 +133,7 @@ async def test_another_model_layout_or_precision_shares_nothing(tmp_path: Path) 
 
 async def test_only_final_failures_are_remembered() -> None:
     reasons = {"long": "too_long: 9 of 8", "nan": "not_finite: x", "oom": "out_of_memory: x"}
-    memo = MemoScorer(TextLengthScorer(reasons))
+    memo = CachedScorer(TextLengthScorer(reasons))
     for _ in range(3):
         for last in reasons:
             (result,) = await memo.score([ask("a", last)])
@@ -146,7 +146,7 @@ async def test_only_final_failures_are_remembered() -> None:
 
 
 async def test_a_tiny_memory_forgets_but_stays_right() -> None:
-    memo, plain = MemoScorer(TextLengthScorer(), MemoryScoreStore(2)), TextLengthScorer()
+    memo, plain = CachedScorer(TextLengthScorer(), MemoryScoreStore(2)), TextLengthScorer()
     paths = [ask("a", "b", "c"), ask("a", "d"), ask("e"), ask("a", "b", "c", "d", "e")]
     for _ in range(3):
         assert await memo.score(paths) == await plain.score(paths)
@@ -158,8 +158,8 @@ def test_a_scorer_without_identity_is_refused() -> None:
         identity = ""
 
     with pytest.raises(ConfigError, match="identity"):
-        MemoScorer(Nameless())
-    assert MemoScorer(Nameless(), identity="mine").identity == "mine"
+        CachedScorer(Nameless())
+    assert CachedScorer(Nameless(), identity="mine").identity == "mine"
 
 
 texts = st.text(max_size=4)
@@ -260,7 +260,7 @@ def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "2", "-1", '"x"'])
 def test_a_well_formed_line_with_a_senseless_score_is_a_miss(tmp_path: Path, value: str) -> None:
-    from vprm_search.scoring.memo_store import _checksum
+    from vprm_search.scoring.score_store import _checksum
 
     text = f'["k", {value}, "", 1, 1]'
     (tmp_path / "scores").write_text(f"{_checksum(text)} {text}\n")

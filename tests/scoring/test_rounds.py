@@ -14,8 +14,8 @@ from tests.scoring.oracle import Oracle
 from tests.scoring.random_internvl import write_checkpoint
 from tests.scoring.test_oracle import PICTURES, TOLERANCE, as_request, problems, steps
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
-from vprm_search.scoring.token_tree import TokenPath
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.engine.token_tree import TokenPath
 from vprm_search.types import ImageData, ScoreRequest, ScoreResult
 
 ROW_BYTES = 3 * 2 * 2 * 16 * 4
@@ -113,7 +113,7 @@ def searches(draw: st.DrawFn) -> list[list[Item]]:
 def test_any_search_gives_the_scores_of_one_forward_per_step(
     checkpoint: PrmCheckpoint, oracle: Remembering, calls: list[list[Item]], kept: int, bound: int
 ) -> None:
-    scorer = TransformersScorer(checkpoint, kept_context_bytes=kept, max_batch_tokens=bound)
+    scorer = TransformersScorer(checkpoint, prefix_cache_bytes=kept, max_batch_tokens=bound)
     asked = []
     for call in calls:
         requests = [as_request(question, images, path) for (question, images), path in call]
@@ -130,7 +130,7 @@ def test_any_search_gives_the_scores_of_one_forward_per_step(
 def test_unrelated_calls_one_after_another(
     checkpoint: PrmCheckpoint, oracle: Remembering, calls: list[list[Item]]
 ) -> None:
-    scorer = TransformersScorer(checkpoint, kept_context_bytes=600 * ROW_BYTES)
+    scorer = TransformersScorer(checkpoint, prefix_cache_bytes=600 * ROW_BYTES)
     for call in calls:
         requests = [as_request(question, images, path) for (question, images), path in call]
         wanted = [value for request in requests for value in oracle.score(request)]
@@ -156,7 +156,7 @@ def test_bfloat16_rounds_stay_close_to_one_pass(path: Path) -> None:
     from vprm_search.tiny.world import generate, render
 
     rough = load_checkpoint(weights_path("prm"), device="cpu", dtype="bfloat16")
-    kept, whole = TransformersScorer(rough), TransformersScorer(rough, kept_context_bytes=0)
+    kept, whole = TransformersScorer(rough), TransformersScorer(rough, prefix_cache_bytes=0)
     from vprm_search.images import normalise_image
 
     worst = 0.0
@@ -184,9 +184,9 @@ def children(beam: list[tuple[str, ...]], depth: int) -> list[ScoreRequest]:
 @pytest.mark.parametrize("bound", [16_384, 700])
 def test_a_beam_search_computes_every_token_once(checkpoint: PrmCheckpoint, bound: int) -> None:
     scorer = TransformersScorer(checkpoint, max_batch_tokens=bound, kept_image_tokens=0)
-    forgetful = TransformersScorer(checkpoint, kept_context_bytes=0)
-    assert scorer.keeps_context
-    assert not forgetful.keeps_context
+    forgetful = TransformersScorer(checkpoint, prefix_cache_bytes=0)
+    assert scorer.has_prefix_cache
+    assert not forgetful.has_prefix_cache
     beam: list[tuple[str, ...]] = [()]
     asked: list[ScoreRequest] = []
     costs = []
@@ -248,7 +248,7 @@ def test_what_a_search_pruned_goes_first_and_what_is_unused_goes_next(
     full = [known_tokens(whole, request) for request in (old, lost, live)]
     assert full[1] - full[2] > 180  # of `lost` alone
     rows = -(-whole._engine.context.pool.used_rows // 256) * 256
-    scorer = TransformersScorer(checkpoint, kept_context_bytes=rows * ROW_BYTES)
+    scorer = TransformersScorer(checkpoint, prefix_cache_bytes=rows * ROW_BYTES)
     for request in (old, lost, live):
         scorer.score_sync([request])
     assert [known_tokens(scorer, request) for request in (old, lost, live)] == full
@@ -282,7 +282,7 @@ def test_when_memory_runs_out_what_is_kept_goes_before_passes_get_smaller(
     scorer.checkpoint.language_model.norm.register_forward_pre_hook(full)
     # its images are kept, so their embeddings have to be made again
     request = as_request("q 0", PICTURES[:1], ("x = 1", "x = 2"))
-    whole = TransformersScorer(checkpoint, kept_context_bytes=0).score_sync([request])
+    whole = TransformersScorer(checkpoint, prefix_cache_bytes=0).score_sync([request])
     assert values(scorer.score_sync([request])) == pytest.approx(values(whole), abs=TOLERANCE)
     assert 0 < pool.held_bytes <= pool.max_bytes == held // 2
     assert scorer._engine._batcher.max_tokens == 16_384
@@ -318,7 +318,7 @@ def test_the_same_calls_give_the_same_bits_and_costs(
     """A search that is resumed replays its calls on a new scorer and goes on as if undisturbed."""
 
     def run() -> list[tuple[ScoreResult, object]]:
-        scorer = TransformersScorer(checkpoint, kept_context_bytes=kept, max_batch_tokens=bound)
+        scorer = TransformersScorer(checkpoint, prefix_cache_bytes=kept, max_batch_tokens=bound)
         out = []
         for call in calls:
             requests = [as_request(question, images, path) for (question, images), path in call]

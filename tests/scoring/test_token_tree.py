@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vprm_search.scoring.flex_attention import FlexPlanner
-from vprm_search.scoring.kept_branch import Branch
-from vprm_search.scoring.kept_context import KeptContext, KnownRows
-from vprm_search.scoring.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
-from vprm_search.scoring.tree_attention import (
+from vprm_search.scoring.engine.attention import (
     AttentionPlan,
     Planner,
     attention_blocks,
     plan_blocks,
     tree_attention,
 )
+from vprm_search.scoring.engine.flex_attention import FlexPlanner
+from vprm_search.scoring.engine.prefix_branch import Branch
+from vprm_search.scoring.engine.prefix_cache import KnownRows, PrefixCache
+from vprm_search.scoring.engine.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
 
 # two letters and repeats of a run: shared prefixes, paths inside paths, blocks of every size
 tokens = st.lists(
@@ -72,7 +72,7 @@ def expected_mask(tree: TokenTree, given_paths: list[TokenPath]) -> np.ndarray:
     return mask
 
 
-def match(tree: TokenTree, given_paths: list[TokenPath], context: KeptContext) -> KnownRows:
+def match(tree: TokenTree, given_paths: list[TokenPath], context: PrefixCache) -> KnownRows:
     groups = [given_paths[s.path].group for s in tree.segments]
     return context.find(tree, ids_of_rows(tree, given_paths), groups, np.arange(0))
 
@@ -83,7 +83,7 @@ def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[Tok
     wanted = expected_mask(tree, given_paths)
     got = np.zeros_like(wanted)
     at = 0
-    known = match(tree, given_paths, KeptContext(0))
+    known = match(tree, given_paths, PrefixCache(0))
     assert known.count == 0
     for block in attention_blocks(tree, known):
         assert block.start == at
@@ -126,7 +126,7 @@ ROW_BYTES = 2 * 4 * 8
 def test_attention_over_kept_rows_equals_dense_masked_attention(
     planner: Planner, rounds: list[list[TokenPath]], limit: int
 ) -> None:
-    context = KeptContext(limit * ROW_BYTES)
+    context = PrefixCache(limit * ROW_BYTES)
     before: set[tuple[object, tuple[int, ...]]] = set()
     for given_paths in rounds:
         context.begin_call()

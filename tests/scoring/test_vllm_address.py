@@ -10,7 +10,7 @@ import pytest
 
 from tests.scoring.vllm_double import IDENTITY, expected_of, picture, request, serving
 from vprm_search.errors import ConfigError, ModelChangedError, ScorerError
-from vprm_search.scoring import MemoScorer, PrmLayout, VllmOptions, VllmScorer
+from vprm_search.scoring import CachedScorer, PrmLayout, VllmOptions, VllmScorer
 from vprm_search.types import ScoreResult
 
 QUICK = VllmOptions(first_wait_s=0.0, poll_s=0.01, startup_wait_s=0.3)
@@ -23,7 +23,7 @@ def values(results: list[ScoreResult]) -> list[list[float | None]]:
 def test_the_identity_is_asked_for_when_it_is_needed_and_makes_memo_keys() -> None:
     with serving() as server:
         scorer = VllmScorer(server.url, options=QUICK)
-        memo = MemoScorer(scorer)
+        memo = CachedScorer(scorer)
         assert memo.identity == scorer.identity == IDENTITY
         asked = [request("q?", ["a", "b"])]
         for _ in range(3):

@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._score(body["data"])
 
     def _description(self) -> Body:
-        from vprm_search.scoring.layout import PrmLayout
+        from vprm_search.scoring.prompt.layout import PrmLayout
 
         double = self.double
         layout = PrmLayout().model_dump()

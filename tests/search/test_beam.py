@@ -186,9 +186,9 @@ def test_slots_of_duplicates_are_really_refilled() -> None:
 @pytest.mark.parametrize(
     "strategy",
     [
-        BeamSearch(width=3, expand=3, refill_heat=1.5, max_depth=4),
-        DVTS(subtrees=3, refill_heat=1.5, max_depth=4),
-        MCTS(simulations=6, batch=2, refill_heat=1.5, max_depth=4),
+        BeamSearch(width=3, expand=3, refill_temperature_scale=1.5, max_depth=4),
+        DVTS(subtrees=3, refill_temperature_scale=1.5, max_depth=4),
+        MCTS(simulations=6, batch=2, refill_temperature_scale=1.5, max_depth=4),
     ],
     ids=lambda strategy: type(strategy).__name__,
 )
@@ -200,7 +200,7 @@ def test_slots_are_asked_for_again_at_a_higher_temperature(strategy: Strategy) -
             tree = SearchTree.loads(text)
             for expand in plan.expand:
                 refills = tree.child_count(expand.node) > 0
-                assert expand.heat == (1.5 if refills else 1.0)
+                assert expand.temperature_scale == (1.5 if refills else 1.0)
                 again += refills
     assert again > 5
 

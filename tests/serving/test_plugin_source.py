@@ -25,7 +25,7 @@ from PIL import Image
 from tests.scoring.tokenizers_zoo import FAMILIES
 from tests.serving.server import scoring_body
 from vprm_search.images import normalise_image
-from vprm_search.scoring.layout import PrmLayout, PromptBuilder
+from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search.types import ImageData
 
 PLUGIN = Path(__file__).resolve().parents[2] / "integrations" / "vllm"
@@ -93,7 +93,7 @@ def test_the_shared_files_need_neither_torch_nor_langgraph() -> None:
         for match in re.finditer(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE):
             found.add(match[1].split(".")[0])
     assert found - set(sys.stdlib_module_names) - THIRD_PARTY == {"vprm_search"}
-    assert "vprm_search.scoring.layout" in modules
+    assert "vprm_search.scoring.prompt.layout" in modules
 
 
 def test_only_the_name_of_the_package_differs() -> None:
@@ -125,7 +125,7 @@ def test_the_wheel_holds_the_shared_files_also_when_built_from_a_source_archive(
         shutil.copy(module, here / "vprm_search")
     wheel = build(here / "integrations" / "vllm", "wheel")
     direct = content(wheel)
-    assert "vprm_search_vllm/shared/scoring/layout.py" in direct
+    assert "vprm_search_vllm/shared/scoring/prompt/layout.py" in direct
     entries = next(data for name, data in direct.items() if name.endswith("entry_points.txt"))
     assert b"vprm_search_vllm:io_processor" in entries
     wheel.unlink()
@@ -164,7 +164,7 @@ _BUILDERS: dict[str, tuple[Any, Any]] = {}
 def _builders(family: str) -> tuple[Any, Any]:
     if family not in _BUILDERS:
         tokenizer = FAMILIES[family]()
-        packaged = load("shared.scoring.layout")
+        packaged = load("shared.scoring.prompt.layout")
         layout = PrmLayout(system_prompt="Judge.")
         _BUILDERS[family] = (
             PromptBuilder(tokenizer, layout),

@@ -17,7 +17,7 @@ from tests.serving.conftest import SERVE
 from tests.serving.problems import INJECTIONS
 from tests.serving.server import PrmServer, free_port, scoring_body
 from tests.serving.test_served_tiles import photo
-from vprm_search.scoring.text_encoder import without_surrogates
+from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.types import Problem, ScoreRequest
 

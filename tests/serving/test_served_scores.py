@@ -7,7 +7,7 @@ import pytest
 from tests.serving.problems import INJECTIONS, Round, hostile_round, world_round
 from tests.serving.server import PrmServer, scoring_body
 from tests.serving.tolerances import TRAINED, TRAINED_TWICE
-from vprm_search.scoring.text_encoder import without_surrogates
+from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.tiny.weights import weights_path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vprm_search.bench.lockstep import rescore, search_many
+from vprm_search.compare.lockstep import rescore, search_many
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.scoring import TransformersScorer

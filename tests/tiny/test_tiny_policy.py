@@ -59,7 +59,7 @@ async def test_proposes_what_the_sampler_samples() -> None:
 
 
 async def test_heat_multiplies_the_temperature() -> None:
-    hot = replace(request(), heat=1.5)
+    hot = replace(request(), temperature_scale=1.5)
     (mine,) = await policy(0.8).propose([hot])
     (theirs,) = await policy(0.8 * 1.5).propose([request()])
     assert mine == theirs

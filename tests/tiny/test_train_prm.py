@@ -66,7 +66,7 @@ def test_practice_goes_on_from_the_bootstrap(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["monte_carlo", "exact", "outcome"])
 def test_fine_tuning_writes_a_scorable_checkpoint(folder: Path, tmp_path: Path, kind: str) -> None:
-    from vprm_search.scoring.checkpoint import load_checkpoint as load_prm
+    from vprm_search.scoring.engine.checkpoint import load_checkpoint as load_prm
 
     plan = PLAN.model_copy(update={"steps": 3, "rule_share": 0.5})
     fine_tune(folder / "boot", folder / "labels.jsonl", tmp_path / "run", kind, plan)  # type: ignore[arg-type]

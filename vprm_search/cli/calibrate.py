@@ -20,7 +20,7 @@ from vprm_search.errors import InputError, MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vprm_search.calibration import Calibration
+    from vprm_search.calibration.maps import Calibration
     from vprm_search.pipeline.records import ProblemRecord
     from vprm_search.pipeline.scored_paths import ScoredPath
     from vprm_search.report.reliability import Calibrated
@@ -160,7 +160,7 @@ def fit(
         importlib.import_module("numpy")
     except ModuleNotFoundError as error:
         raise MissingDependencyError("numpy", "calibration") from error
-    from vprm_search.calibration import CalibrationFile
+    from vprm_search.calibration.maps import CalibrationFile
     from vprm_search.cli.calibrating import calibrate_policy
     from vprm_search.pipeline.scored_paths import by_policy, read_scored_paths
     from vprm_search.report.reliability import calibration_table, png_reliability

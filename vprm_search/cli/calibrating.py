@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from vprm_search.bench.calibration import Method, fit, held_out, reliability
-from vprm_search.bench.statistics import Estimate, bootstrap
-from vprm_search.calibration import Calibration
+from vprm_search.calibration.fit import Method, fit, held_out, reliability
+from vprm_search.calibration.maps import Calibration
+from vprm_search.compare.statistics import Estimate, bootstrap
 from vprm_search.errors import InputError
 from vprm_search.pipeline.scored_paths import ScoredPath, path_points, step_points
 from vprm_search.report.reliability import Calibrated

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vprm_search.bench.compare_problems import Ground, Task
+from vprm_search.compare.problems import Ground, Task
 from vprm_search.errors import RecordError
 from vprm_search.steps import normalise_text
 from vprm_search.types import Problem
@@ -45,7 +45,7 @@ class TinyProblems:
     def load(self, start: int, stop: int) -> Ground:
         """Draw and render the problems; load the models."""
         from vprm_search.images import normalise_image
-        from vprm_search.scoring.checkpoint import load_checkpoint
+        from vprm_search.scoring.engine.checkpoint import load_checkpoint
         from vprm_search.scoring.transformers_scorer import TransformersScorer
         from vprm_search.tiny.labels import parse_answer
         from vprm_search.tiny.policy import TinyPolicy
@@ -63,7 +63,7 @@ class TinyProblems:
         prm = load_checkpoint(weights_path("prm"), device="cpu")
 
         def new_scorer() -> TransformersScorer:
-            return TransformersScorer(prm, kept_context_bytes=_KEPT_BYTES)
+            return TransformersScorer(prm, prefix_cache_bytes=_KEPT_BYTES)
 
         return Ground(tasks, policy, new_scorer, parse_answer)
 

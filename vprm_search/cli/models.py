@@ -31,7 +31,7 @@ def load_scorer(
     address that cannot be used.
     """
     if name.startswith(VLLM):
-        from vprm_search.scoring.vllm.scorer import VllmScorer
+        from vprm_search.scoring.vllm_scorer import VllmScorer
 
         return VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
     if tokenizer is not None:

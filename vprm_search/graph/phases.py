@@ -213,7 +213,7 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
         images=job.images,
         policy=expand.policy,
         timeout_s=rules.budget.seconds_left(job.seconds),
-        heat=expand.heat,
+        temperature_scale=expand.temperature_scale,
     )
 
 

@@ -32,10 +32,10 @@ class ScorerMemory:
     async def restore(self, job: Job, rules: SearchRules) -> int:
         """Score the rounds before the current one again if this process has not; return how many.
 
-        Only for scorers with a true `keeps_context`. The replies are thrown away: the records hold
-        the scores already. Raises `ScorerError` as `score` does.
+        Only for scorers with a true `has_prefix_cache`. The replies are thrown away: the records
+        hold the scores already. Raises `ScorerError` as `score` does.
         """
-        if not getattr(self._scorer, "keeps_context", False):
+        if not getattr(self._scorer, "has_prefix_cache", False):
             return 0
         last = job.tree.rounds
         with self._lock:

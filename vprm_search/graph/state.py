@@ -122,7 +122,7 @@ def _expand_to_json(expand: Expand) -> dict[str, Json]:
     }
     data |= {"policy": expand.policy} if expand.policy else {}
     data |= {"round": expand.round} if expand.round else {}
-    data |= {"heat": expand.heat} if expand.heat != 1 else {}
+    data |= {"heat": expand.temperature_scale} if expand.temperature_scale != 1 else {}
     return data | ({"role": expand.role} if expand.role else {})
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vprm_search.errors import InputError
-from vprm_search.scoring.layout import PrmLayout, build_prompt
-from vprm_search.scoring.text_encoder import Tokenizer
+from vprm_search.scoring.prompt.layout import PrmLayout, build_prompt
+from vprm_search.scoring.prompt.text_encoder import Tokenizer
 
 Supervision = Literal["every_step", "final_step"]
 """Which verdicts are trained: all of them (a process reward model), or only the last one.

@@ -164,7 +164,7 @@ class ChatModelPolicy:
                 self._max_tokens[request.until],
                 stop,
                 continues=self._style.prefill != "none" and bool(request.steps),
-                heat=request.heat,
+                temperature_scale=request.temperature_scale,
             )
         )
         if outcome.value is None:

@@ -28,8 +28,8 @@ _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 class Ask:
     """What is asked in one call: one answer to `messages` for each of `seeds`.
 
-    `continues` is True when the last message is a partial answer. `heat` is a factor on the
-    temperature, where the model tells one.
+    `continues` is True when the last message is a partial answer. `temperature_scale` is a factor
+    on the temperature, where the model tells one.
     """
 
     messages: Sequence[BaseMessage]
@@ -37,7 +37,7 @@ class Ask:
     max_tokens: int
     stop: tuple[str, ...] = ()
     continues: bool = False
-    heat: float = 1.0
+    temperature_scale: float = 1.0
 
 
 class ModelCaller:
@@ -100,8 +100,10 @@ class ModelCaller:
         elif known.seeds == "call":
             arguments["seed"] = ask.seeds[0] & _CALL_SEED_MASK
         temperature = arguments.get("temperature", getattr(self.model, "temperature", None))
-        if ask.heat != 1 and temperature is not None:
-            arguments["temperature"] = min(known.max_temperature, temperature * ask.heat)
+        if ask.temperature_scale != 1 and temperature is not None:
+            arguments["temperature"] = min(
+                known.max_temperature, temperature * ask.temperature_scale
+            )
         if known.many or len(ask.seeds) > 1:
             arguments["n"] = len(ask.seeds)
         if _can_stream(self.model):

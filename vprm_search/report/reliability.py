@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from vprm_search.bench.calibration import Reliability
-from vprm_search.bench.statistics import Estimate
+from vprm_search.calibration.fit import Reliability
+from vprm_search.compare.statistics import Estimate
 from vprm_search.errors import ConfigError
 from vprm_search.report.colours import Rgb, score_rgb
 from vprm_search.report.printable import printable, shortened

@@ -10,44 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vprm_search.scoring.families import FAMILIES, PrmFamily
-    from vprm_search.scoring.judge import JudgeScorer
-    from vprm_search.scoring.layout import PrmLayout, PromptBuilder, build_prompt
-    from vprm_search.scoring.marker_layout import MarkerLayout
-    from vprm_search.scoring.memo import MemoScorer, step_keys
-    from vprm_search.scoring.memo_store import FileScoreStore, MemoryScoreStore, ScoreStore
-    from vprm_search.scoring.patches import PixelBudget
-    from vprm_search.scoring.preprocess import PreprocessConfig
+    from vprm_search.scoring.judge_scorer import JudgeScorer
+    from vprm_search.scoring.outcome_scorer import OutcomeScorer
+    from vprm_search.scoring.pixels.patches import PixelBudget
+    from vprm_search.scoring.pixels.tiles import PreprocessConfig
+    from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, build_prompt
+    from vprm_search.scoring.prompt.marker_layout import MarkerLayout
+    from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+    from vprm_search.scoring.score_cache import CachedScorer, step_keys
+    from vprm_search.scoring.score_store import FileScoreStore, MemoryScoreStore, ScoreStore
     from vprm_search.scoring.scorer_file import ScorerFile
-    from vprm_search.scoring.scoring_prompt import ScoringPrompt
     from vprm_search.scoring.solution import score_solution, solution_request
     from vprm_search.scoring.transformers_scorer import TransformersScorer
     from vprm_search.scoring.vllm.options import VllmOptions
-    from vprm_search.scoring.vllm.scorer import VllmScorer
-    from vprm_search.scoring.whole_answer import WholeAnswerScorer
+    from vprm_search.scoring.vllm_scorer import VllmScorer
 
 _HOMES = {
     "FAMILIES": "families",
-    "FileScoreStore": "memo_store",
-    "JudgeScorer": "judge",
-    "MarkerLayout": "marker_layout",
-    "MemoScorer": "memo",
-    "MemoryScoreStore": "memo_store",
-    "PixelBudget": "patches",
-    "PreprocessConfig": "preprocess",
+    "FileScoreStore": "score_store",
+    "JudgeScorer": "judge_scorer",
+    "MarkerLayout": "prompt.marker_layout",
+    "CachedScorer": "score_cache",
+    "MemoryScoreStore": "score_store",
+    "PixelBudget": "pixels.patches",
+    "PreprocessConfig": "pixels.tiles",
     "PrmFamily": "families",
-    "PrmLayout": "layout",
-    "PromptBuilder": "layout",
-    "ScoreStore": "memo_store",
+    "PrmLayout": "prompt.layout",
+    "PromptBuilder": "prompt.layout",
+    "ScoreStore": "score_store",
     "ScorerFile": "scorer_file",
-    "ScoringPrompt": "scoring_prompt",
+    "ScoringPrompt": "prompt.scoring_prompt",
     "TransformersScorer": "transformers_scorer",
     "VllmOptions": "vllm.options",
-    "VllmScorer": "vllm.scorer",
-    "WholeAnswerScorer": "whole_answer",
-    "build_prompt": "layout",
+    "VllmScorer": "vllm_scorer",
+    "OutcomeScorer": "outcome_scorer",
+    "build_prompt": "prompt.layout",
     "score_solution": "solution",
     "solution_request": "solution",
-    "step_keys": "memo",
+    "step_keys": "score_cache",
 }
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "FileScoreStore",
     "JudgeScorer",
     "MarkerLayout",
-    "MemoScorer",
+    "CachedScorer",
     "MemoryScoreStore",
     "PixelBudget",
     "PreprocessConfig",
@@ -68,7 +68,7 @@ __all__ = [
     "TransformersScorer",
     "VllmOptions",
     "VllmScorer",
-    "WholeAnswerScorer",
+    "OutcomeScorer",
     "build_prompt",
     "score_solution",
     "solution_request",

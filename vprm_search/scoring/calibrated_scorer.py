@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vprm_search.calibration import Calibration, CalibrationFile
+from vprm_search.calibration.maps import Calibration, CalibrationFile
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore, StepScorer
@@ -51,9 +51,9 @@ class CalibratedScorer:
         return f"{name}+calibration-{mapped}"
 
     @property
-    def keeps_context(self) -> bool:
+    def has_prefix_cache(self) -> bool:
         """Whether the inner scorer keeps what it computed between rounds."""
-        return bool(getattr(self.inner, "keeps_context", False))
+        return bool(getattr(self.inner, "has_prefix_cache", False))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests as the inner scorer does, and map every score."""

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.layout import PrmLayout
-from vprm_search.scoring.marker_layout import TOKENIZER_BOS, MarkerLayout
-from vprm_search.scoring.patches import PixelBudget
-from vprm_search.scoring.preprocess import PreprocessConfig
+from vprm_search.scoring.pixels.patches import PixelBudget
+from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.prompt.layout import PrmLayout
+from vprm_search.scoring.prompt.marker_layout import TOKENIZER_BOS, MarkerLayout
 
 Layout = PrmLayout | MarkerLayout
 ImageRule = PreprocessConfig | PixelBudget

@@ -17,8 +17,8 @@ from pydantic import (
 
 from vprm_search.errors import CheckpointError
 from vprm_search.scoring.families import DEFAULT_FAMILY, ImageRule, Layout, find_family
-from vprm_search.scoring.layout import PrmLayout
-from vprm_search.scoring.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
+from vprm_search.scoring.pixels.tiles import IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
+from vprm_search.scoring.prompt.layout import PrmLayout
 
 SCORER_FILE = "vprm.json"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.backbones import Quantization
-from vprm_search.scoring.call_queue import CallQueue
-from vprm_search.scoring.checkpoint import PrmCheckpoint, load_checkpoint
-from vprm_search.scoring.engine import Call, ScoringEngine
+from vprm_search.scoring.engine.backbones import Quantization
+from vprm_search.scoring.engine.call_queue import CallQueue
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.engine.engine import Call, ScoringEngine
+from vprm_search.scoring.engine.flex_attention import AttentionName
+from vprm_search.scoring.engine.meter import ScoringMeter
 from vprm_search.scoring.families import Layout
-from vprm_search.scoring.flex_attention import AttentionName
-from vprm_search.scoring.meter import ScoringMeter
+from vprm_search.scoring.outcome_scorer import step_results, whole_answers
 from vprm_search.scoring.solution import ImageSource, solution_request
-from vprm_search.scoring.whole_answer import step_results, whole_answers
 from vprm_search.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_IMAGE_TOKENS = 32_768
-DEFAULT_CONTEXT_BYTES = 2 << 30
+DEFAULT_PREFIX_CACHE_BYTES = 2 << 30
 """Room for about 37,000 tokens of an 8B model in bfloat16: ten problems of 13 tiles."""
 DEFAULT_WINDOW_MS = 3.0
 
@@ -41,7 +41,7 @@ class TransformersScorer:
     (`kept_image_tokens`). `Problem.system` is not used: the system turn belongs to the layout,
     since the model was trained with one.
 
-    Keys, values and scores of what was computed are kept within `kept_context_bytes`, so a round
+    Keys, values and scores of what was computed are kept within `prefix_cache_bytes`, so a round
     of a search computes its new steps only; 0 keeps nothing. What was dropped is computed again
     when it is needed. Where a path is split between passes changes the last bits of a score (below
     1e-6 in float32). With one caller, scores are a function of the calls since the scorer was
@@ -64,14 +64,14 @@ class TransformersScorer:
         *,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
-        kept_context_bytes: int = DEFAULT_CONTEXT_BYTES,
+        prefix_cache_bytes: int = DEFAULT_PREFIX_CACHE_BYTES,
         window_ms: float = DEFAULT_WINDOW_MS,
         attention: AttentionName = "auto",
     ) -> None:
-        if max_batch_tokens < 1 or min(kept_image_tokens, kept_context_bytes, window_ms) < 0:
+        if max_batch_tokens < 1 or min(kept_image_tokens, prefix_cache_bytes, window_ms) < 0:
             raise ConfigError(
                 f"max_batch_tokens is {max_batch_tokens}, kept_image_tokens {kept_image_tokens}, "
-                f"kept_context_bytes {kept_context_bytes}, window_ms {window_ms}; at least 1, 0, 0 "
+                f"prefix_cache_bytes {prefix_cache_bytes}, window_ms {window_ms}; at least 1, 0, 0 "
                 "and 0 are needed"
             )
         self.checkpoint = checkpoint
@@ -79,7 +79,7 @@ class TransformersScorer:
             checkpoint,
             max_batch_tokens=max_batch_tokens,
             kept_image_tokens=kept_image_tokens,
-            kept_context_bytes=kept_context_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
             attention=attention,
         )
         self._queue: CallQueue[Call, list[ScoreResult]] = CallQueue(self._engine, window_ms / 1000)
@@ -100,7 +100,7 @@ class TransformersScorer:
         orm: bool = False,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
         kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
-        kept_context_bytes: int = DEFAULT_CONTEXT_BYTES,
+        prefix_cache_bytes: int = DEFAULT_PREFIX_CACHE_BYTES,
         window_ms: float = DEFAULT_WINDOW_MS,
         attention: AttentionName = "auto",
     ) -> TransformersScorer:
@@ -120,7 +120,7 @@ class TransformersScorer:
             ),
             max_batch_tokens=max_batch_tokens,
             kept_image_tokens=kept_image_tokens,
-            kept_context_bytes=kept_context_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
             window_ms=window_ms,
             attention=attention,
         )
@@ -141,7 +141,7 @@ class TransformersScorer:
         return self._engine.meter
 
     @property
-    def keeps_context(self) -> bool:
+    def has_prefix_cache(self) -> bool:
         """Whether what a call computed is kept for later calls."""
         return self._engine.context.enabled
 

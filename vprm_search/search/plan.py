@@ -16,7 +16,8 @@ class Expand:
 
     `policy` names which of several policies proposes them ("": the first one); `role` is written
     on their records (see `NodeRecord`), and so is `round` (0: the next round of the whole tree; a
-    `PartwiseStrategy` counts the rounds of each part). `heat` multiplies the policy's temperature.
+    `PartwiseStrategy` counts the rounds of each part). `temperature_scale` multiplies the
+    policy's temperature.
     """
 
     node: NodeId
@@ -26,7 +27,7 @@ class Expand:
     policy: str = ""
     role: Role = ""
     round: int = 0
-    heat: float = 1.0
+    temperature_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

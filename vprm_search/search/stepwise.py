@@ -33,7 +33,8 @@ class StepwiseSearch(BaseModel):
         aggregate: name of the aggregation of the path score.
         dedup: merge identical siblings.
         refill: how often the slots of merged or failed siblings are asked for again.
-        refill_heat: factor on the policy's temperature then, so that it repeats itself less.
+        refill_temperature_scale: factor on the policy's temperature then, so that it repeats
+            itself less.
         same_step: tells which siblings are the same; `exact_step`, `loose_step` or your own
             function from a step's text to a key (near-duplicates share one).
         pruning: what is put aside besides the strategy's own rule.
@@ -45,7 +46,7 @@ class StepwiseSearch(BaseModel):
     aggregate: str = "mean"
     dedup: bool = True
     refill: int = Field(default=1, ge=0, le=8)
-    refill_heat: float = Field(default=1.0, ge=1, le=4)
+    refill_temperature_scale: float = Field(default=1.0, ge=1, le=4)
     same_step: StepKey = exact_step
     pruning: Pruning = Pruning()
 
@@ -89,7 +90,13 @@ class StepwiseSearch(BaseModel):
         """Return what is still to be asked for below a node, at first or again; maybe nothing."""
         known = tree.child_count(parent)
         count = self._missing(tree, parent, self._target(tree, parent))
-        return Expand(parent, count, known, round=at, heat=self.refill_heat if known else 1.0)
+        return Expand(
+            parent,
+            count,
+            known,
+            round=at,
+            temperature_scale=self.refill_temperature_scale if known else 1.0,
+        )
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
         return asked_at_first(tree, parent)

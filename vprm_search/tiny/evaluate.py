@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.bench.lockstep import rescore, search_many
+from vprm_search.compare.lockstep import rescore, search_many
 from vprm_search.errors import ConfigError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun

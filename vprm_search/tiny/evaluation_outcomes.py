@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vprm_search.bench.lockstep import unscored_copy
-from vprm_search.bench.statistics import auc, auc_interval, macro_f1
+from vprm_search.compare.lockstep import unscored_copy
+from vprm_search.compare.statistics import auc, auc_interval, macro_f1
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.search import BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.tiny.labels import exact_labels

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vprm_search.bench.statistics import Estimate, bootstrap
+from vprm_search.compare.statistics import Estimate, bootstrap
 from vprm_search.errors import RecordError
 from vprm_search.tiny.evaluate import BEAMS
 

@@ -28,7 +28,7 @@ def packaged_models() -> Models:
 
     def scorer(name: str) -> TransformersScorer:
         return TransformersScorer.from_pretrained(
-            weights_path(name), device="cpu", kept_context_bytes=_KEPT_BYTES
+            weights_path(name), device="cpu", prefix_cache_bytes=_KEPT_BYTES
         )
 
     strong = TinySampler.from_pretrained(weights_path("policy_strong"))

@@ -96,7 +96,7 @@ class TinyPolicy:
             seeds=request.seeds,
             image_features=torch.stack(images) if images else None,
             prefix=join_steps(request.steps) + STEP_SEPARATOR if request.steps else "",
-            temperature=self.temperature * request.heat,
+            temperature=self.temperature * request.temperature_scale,
             max_new_tokens=self.max_step_tokens if one_step else self.max_solution_tokens,
             stop=(STEP_SEPARATOR,) if one_step else (),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vprm_search.bench.statistics import auc, macro_f1
+from vprm_search.compare.statistics import auc, macro_f1
 from vprm_search.pipeline.rows import TrainingRow, collate
 
 _ROWS = 64

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vprm_search.errors import InputError
 from vprm_search.pipeline.rows import IGNORED, Supervision, TrainingRow, build_row
-from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.tokenizer import IMAGE_TOKENS
 from vprm_search.tiny.world import TinyProblem, consistent_steps, render

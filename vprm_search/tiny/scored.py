@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from vprm_search.bench.lockstep import search_many
+from vprm_search.compare.lockstep import search_many
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.pipeline.scored_paths import ScoredPath, ScoredStep

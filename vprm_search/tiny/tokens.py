@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vprm_search.scoring.text_encoder import TextEncoder
+from vprm_search.scoring.prompt.text_encoder import TextEncoder
 from vprm_search.tiny.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from vprm_search_vllm import ARCHITECTURE
 from vprm_search_vllm.shared.scoring.families import find_family
-from vprm_search_vllm.shared.scoring.layout import PromptBuilder
-from vprm_search_vllm.shared.scoring.marker_layout import MarkerBuilder
-from vprm_search_vllm.shared.scoring.preprocess import PreprocessConfig
+from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig
+from vprm_search_vllm.shared.scoring.prompt.layout import PromptBuilder
+from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
 from vprm_search_vllm.shared.scoring.scorer_file import ScorerFile
 
 BACKBONES = ("internvl", "text")

@@ -31,9 +31,9 @@ from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
 from vprm_search_vllm.pending import Pending
 from vprm_search_vllm.plans import PathPlan, RequestPlan
 from vprm_search_vllm.shared.errors import InputError
-from vprm_search_vllm.shared.scoring.layout import PrmLayout, PromptBuilder
-from vprm_search_vllm.shared.scoring.marker_layout import MarkerBuilder
-from vprm_search_vllm.shared.scoring.preprocess import PreprocessConfig, tile_grid
+from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
+from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
+from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
 from vprm_search_vllm.shared.scoring.scorer_file import ScorerFile, read_scorer_file
 
 # vLLM asks for the pooling parameters right after the prompts, in the same task.

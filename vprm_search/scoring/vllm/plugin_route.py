@@ -11,9 +11,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from vprm_search.errors import ModelChangedError
-from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.prompt.layout import PrmLayout
+from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import BAD_REPLY
-from vprm_search.scoring.text_encoder import without_surrogates
 from vprm_search.scoring.vllm.calls import ServerCalls
 from vprm_search.scoring.vllm.failures import RequestFailed
 from vprm_search.scoring.vllm.images import ImageLedger, Shipment

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vprm_search.scoring.memo import step_keys
-from vprm_search.scoring.memo_store import MemoEntry, MemoryScoreStore
 from vprm_search.scoring.reasons import NO_SCORE
+from vprm_search.scoring.score_cache import step_keys
+from vprm_search.scoring.score_store import MemoEntry, MemoryScoreStore
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScore
 
 Path = tuple[str, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.layout import PrmLayout
+from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.vllm.calls import ServerCalls
 from vprm_search.scoring.vllm.failures import RequestFailed
 from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe

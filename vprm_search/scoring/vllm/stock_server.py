@@ -9,8 +9,8 @@ from typing import Any
 
 from vprm_search.errors import ConfigError, InputError, ModelChangedError
 from vprm_search.ids import digest
+from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT, REFUSED, TOO_LONG
-from vprm_search.scoring.scoring_prompt import ScoringPrompt
 from vprm_search.scoring.vllm.calls import ServerCalls, T
 from vprm_search.scoring.vllm.failures import RequestFailed
 from vprm_search.scoring.vllm.images import ImageLedger

@@ -1,0 +1,168 @@
+"""The synthetic world is what its settings say, and its models keep honest counts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vprm_search.compare.lockstep import search_many
+from vprm_search.compare.statistics import auc
+from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
+from vprm_search.compare.synthetic_world import (
+    STOP_MARK,
+    WORLDS,
+    SyntheticWorld,
+    WorldSettings,
+    problem_of,
+    words_of,
+)
+from vprm_search.graph.rules import SearchRules
+from vprm_search.search import REBASE, BeamSearch, BestOfN, BestScore
+from vprm_search.types import Problem, ProposeRequest, ScoreRequest
+
+HARD = WORLDS["hard"]
+
+
+def paths(world: SyntheticWorld, count: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Return whole paths, one per problem, drawn as the policy draws them."""
+    drawn = []
+    for problem in range(count):
+        words: tuple[int, ...] = ()
+        for _ in range(world.settings.depth):
+            words = (*words, world.step(problem, words, 1000 + problem)[1])
+        drawn.append((problem, words))
+    return drawn
+
+
+@pytest.mark.parametrize("share", [0.6, 0.72, 0.93])
+def test_steps_are_right_as_often_as_stated(share: float) -> None:
+    world = SyntheticWorld(WorldSettings(p_step=share, repair=0.1, depth=6))
+    kept = {True: [0, 0], False: [0, 0]}  # right before: [right after, all]
+    for problem, words in paths(world, 1500):
+        for end in range(1, len(words) + 1):
+            before, after = (world.is_right(problem, words[:e]) for e in (end - 1, end))
+            kept[before][0] += after
+            kept[before][1] += 1
+    for expected, (right, total) in ((share, kept[True]), (0.1, kept[False])):
+        assert right / total == pytest.approx(expected, abs=4 * math.sqrt(0.25 / total))
+
+
+@pytest.mark.parametrize("stated", [0.73, 0.85, 0.95])
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_the_scorer_has_the_auc_stated(stated: float, correlation: float) -> None:
+    world = SyntheticWorld(replace(HARD, auc=stated, correlation=correlation, p_step=0.9))
+    labels, scores = [], []
+    for problem, words in paths(world, 700):
+        for end in range(1, len(words) + 1):
+            labels.append(world.is_right(problem, words[:end]))
+            scores.append(world.score(problem, words[:end]))
+    assert auc(labels, scores) == pytest.approx(stated, abs=0.025)
+    assert all(0 < score < 1 for score in scores)
+
+
+def test_errors_of_neighbouring_steps_are_correlated_as_stated() -> None:
+    world = SyntheticWorld(replace(HARD, p_step=1.0, correlation=0.6))
+    logits = []
+    for problem, words in paths(world, 800):
+        pair = [world.score(problem, words[:end]) for end in (5, 6)]
+        logits.append([math.log(score / (1 - score)) for score in pair])
+    first, second = zip(*logits, strict=True)
+    m1, m2 = sum(first) / len(first), sum(second) / len(second)
+    cross = sum((a - m1) * (b - m2) for a, b in logits)
+    scale = math.sqrt(sum((a - m1) ** 2 for a in first) * sum((b - m2) ** 2 for b in second))
+    assert cross / scale == pytest.approx(0.6, abs=0.1)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 2**63 - 1), st.integers(1, 8))
+@settings(max_examples=60)
+def test_text_decides_everything(problem: int, seed: int, depth: int) -> None:
+    world, other = (SyntheticWorld(replace(HARD, depth=depth)) for _ in range(2))
+    texts: list[str] = []
+    for _ in range(depth):
+        words = words_of(texts)
+        text, word = world.step(problem, words, seed)
+        assert words_of([*texts, text]) == (*words, word)
+        texts.append(text)
+    whole = words_of(texts)
+    for end in range(1, depth + 1):
+        assert world.score(problem, whole[:end]) == other.score(problem, whole[:end])
+    assert problem_of(world.question(problem)) == problem
+    given_answer = texts[-1].split(f"{STOP_MARK} ")[1]
+    assert (given_answer == world.answer(problem)) == other.is_right(problem, whole)
+
+
+def test_wrong_answers_spread_or_agree_as_stated() -> None:
+    for lure, classes in ((0.0, 4), (1.0, 1)):
+        world = SyntheticWorld(WorldSettings(p_step=0.0, repair=0.0, depth=2, lure=lure))
+        answers = {
+            world.step(7, words, seed)[0].split(STOP_MARK)[1]
+            for seed in range(60)
+            for words in [(world.step(7, (), seed)[1],)]
+        }
+        assert len(answers) == classes
+
+
+def test_a_whole_solution_is_its_steps_one_by_one() -> None:
+    world = SyntheticWorld(HARD)
+    policy = SyntheticPolicy(world)
+    problem = Problem(world.question(3))
+
+    async def written() -> tuple[str, list[str]]:
+        ((whole,),) = await policy.propose([ProposeRequest(problem, (), (99,), until="end")])
+        steps: list[str] = []
+        while not steps or STOP_MARK not in steps[-1]:
+            ((one,),) = await policy.propose([ProposeRequest(problem, tuple(steps), (99,))])
+            steps.append(one.text)
+            assert one.finish == ("stop" if STOP_MARK in one.text else "step")
+        return whole.text, steps
+
+    whole, steps = asyncio.run(written())
+    assert whole.split("\n\n") == steps
+    assert policy.generated_tokens == 2 * 10 * 40
+
+
+@pytest.mark.parametrize(
+    "strategy", [BestOfN(6), BeamSearch(width=2, expand=3, stop=None), REBASE(width=6)]
+)
+@pytest.mark.parametrize("words", [4, 5000])
+def test_the_models_count_what_the_tree_counts(strategy: object, words: int) -> None:
+    world = SyntheticWorld(replace(HARD, words=words, depth=5))
+    policy, scorer = SyntheticPolicy(world), SyntheticScorer(world)
+    tasks = [(Problem(world.question(number)), ()) for number in range(4)]
+    rules = SearchRules(strategy, BestScore())  # type: ignore[arg-type]
+    runs = asyncio.run(search_many(tasks, policy, scorer, rules))
+    totals = [run.tree.totals for run in runs]
+    assert sum(t.generated_tokens for t in totals) == policy.generated_tokens
+    assert sum(t.scored_tokens for t in totals) == scorer.counts.new_tokens
+    assert sum(t.tokens_computed for t in totals) == scorer.counts.new_tokens
+    assert sum(t.tokens_sent for t in totals) == scorer.counts.full_tokens
+    assert scorer.counts.full_tokens > scorer.counts.new_tokens
+
+
+def test_a_score_does_not_depend_on_what_is_asked_with_it() -> None:
+    world = SyntheticWorld(HARD)
+    steps = tuple(world.step(1, (5,) * n, 8)[0] for n in range(3))
+    problem = Problem(world.question(1))
+    alone, together = (
+        asyncio.run(SyntheticScorer(world).score(requests))[0].scores
+        for requests in (
+            [ScoreRequest(problem, steps)],
+            [ScoreRequest(problem, steps), ScoreRequest(problem, steps[:1])],
+        )
+    )
+    assert alone == together
+
+
+def test_impossible_worlds_are_refused() -> None:
+    for wrong in ({"auc": 0.4}, {"auc": 1.0}, {"p_step": 1.5}, {"correlation": 1.0}, {"depth": 0}):
+        with pytest.raises(ValueError, match=r"world|AUC"):
+            WorldSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no step"):
+        words_of(["I think it is four."])
+    with pytest.raises(ValueError, match="no problem"):
+        problem_of("How many tiles?")

@@ -1,0 +1,1 @@
+"""Measure strategies, selectors and sizes against each other at equal generated tokens."""

@@ -1,0 +1,155 @@
+"""From measured cells to accuracies, costs and paired differences, with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vprm_search.compare.cell import Row, read_cell
+from vprm_search.compare.entrants import REFERENCE
+from vprm_search.compare.statistics import RESAMPLES, Estimate
+from vprm_search.errors import RecordError
+
+HEADLINE = "weighted-vote:product"
+"""The selector under which strategies are held against one another, where they have it."""
+
+_PER_PROBLEM = (
+    "budget",
+    "generated_tokens",
+    "scored_tokens",
+    "computed_tokens",
+    "rounds",
+    "cut",
+    "finished",
+)
+
+Key = tuple[str, int, str]
+"""Strategy, size, selector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One strategy at one size over all problems: cost per problem, and right answers."""
+
+    name: str
+    size: int
+    seconds: float
+    costs: Mapping[str, NDArray[np.float64]]
+    right: Mapping[str, NDArray[np.float64]]
+    shards: int
+
+    @property
+    def headline(self) -> str:
+        """The selector under which this strategy is compared with others."""
+        return HEADLINE if HEADLINE in self.right else list(self.right)[-1]
+
+
+def read_cells(out: Path) -> list[Measured]:
+    """Read all cells of a folder, the shards joined in the order of the problems.
+
+    Strategies and sizes that were not measured on every shard yet are left out. Raises
+    `RecordError` if nothing is left or a cell is damaged.
+    """
+    shards = sorted(path for path in (out / "cells").glob("*-*") if path.is_dir())
+    parts: dict[tuple[str, int], list[Row]] = {}
+    for shard in shards:
+        for path in sorted(shard.glob("*.json")):
+            row = read_cell(path)
+            parts.setdefault((row["name"], row["size"]), []).append(row)
+    whole = [_joined(rows) for rows in parts.values() if len(rows) == len(shards)]
+    if not whole:
+        raise RecordError(f"{out}: nothing was measured on all problems yet; run the comparison")
+    return sorted(whole, key=lambda cell: (cell.size, cell.name != REFERENCE, cell.name))
+
+
+def _joined(rows: Sequence[Row]) -> Measured:
+    def column(values: Iterable[Sequence[float]]) -> NDArray[np.float64]:
+        return np.concatenate([np.asarray(part, dtype=np.float64) for part in values])
+
+    choices = [name for name in rows[0]["right"] if all(name in row["right"] for row in rows)]
+    return Measured(
+        name=rows[0]["name"],
+        size=rows[0]["size"],
+        seconds=sum(row["seconds"] for row in rows),
+        costs={name: column(row[name] for row in rows) for name in _PER_PROBLEM},
+        right={name: column(row["right"][name] for row in rows) for name in choices},
+        shards=len(rows),
+    )
+
+
+def resampled_means(
+    columns: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return the means [resamples, columns] of `columns` [problems, columns] over resamples.
+
+    All columns see the same resamples of problems, so that the difference of two columns of the
+    result is the paired bootstrap of their difference. Efron & Tibshirani (1993), ch. 13.
+    """
+    problems = len(columns)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    means = np.empty((resamples, columns.shape[1]))
+    for start in range(0, resamples, 500):
+        size = min(500, resamples - start)
+        counts = rng.multinomial(problems, np.full(problems, 1 / problems), size)
+        means[start : start + size] = counts @ columns / problems
+    return means
+
+
+def summarise(cells: Sequence[Measured]) -> dict[str, Any]:
+    """Return all results as plain JSON: rows (one per strategy, size, selector) and pairs.
+
+    Every row's `against_reference` is its accuracy less that of best-of-N of the same size with
+    the headline selector; `pairs` hold the strategies of one size against each other.
+    """
+    keys = [(c.name, c.size, choice) for c in cells for choice in c.right]
+    columns = np.stack([c.right[choice] for c in cells for choice in c.right], axis=1)
+    means = resampled_means(columns)
+    place = {key: index for index, key in enumerate(keys)}
+    exact = columns.mean(axis=0)
+
+    def difference(a: Key, b: Key) -> dict[str, float]:
+        gap = means[:, place[a]] - means[:, place[b]]
+        return _estimate(exact[place[a]] - exact[place[b]], gap, len(columns))
+
+    headline = {(c.name, c.size): (c.name, c.size, c.headline) for c in cells}
+    rows = []
+    for cell in cells:
+        reference = headline.get((REFERENCE, cell.size))
+        for choice in cell.right:
+            key = (cell.name, cell.size, choice)
+            against = difference(key, reference) if reference not in (None, key) else None
+            accuracy = _estimate(exact[place[key]], means[:, place[key]], len(columns))
+            rows.append(_row(cell, choice, accuracy, against))
+    pairs = [
+        {"size": a[1], "first": a[0], "second": b[0], "difference": difference(a, b)}
+        for a, b in combinations(headline.values(), 2)
+        if a[1] == b[1]
+    ]
+    return {"problems": len(columns), "headline": HEADLINE, "rows": rows, "pairs": pairs}
+
+
+def _row(
+    cell: Measured, choice: str, accuracy: dict[str, float], against: dict[str, float] | None
+) -> dict[str, Any]:
+    costs = {name: float(values.mean()) for name, values in cell.costs.items()}
+    return {
+        "name": cell.name,
+        "size": cell.size,
+        "choice": choice,
+        "headline": choice == cell.headline,
+        "accuracy": accuracy,
+        "against_reference": against,
+        "seconds": cell.seconds / len(next(iter(cell.costs.values()))),
+        **costs,
+    }
+
+
+def _estimate(mean: float, means: NDArray[np.float64], problems: int) -> dict[str, float]:
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(mean), float(low), float(high), problems).to_json()

@@ -1,0 +1,1 @@
+"""The in-process engine: every token of every path is computed once."""

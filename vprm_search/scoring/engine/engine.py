@@ -1,0 +1,229 @@
+"""The work of one turn: requests of one or many callers become prompts, a tree, and scores."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from vprm_search.errors import InputError
+from vprm_search.scoring.engine.batching import TokenBatcher, is_out_of_memory, release_memory
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
+from vprm_search.scoring.engine.flex_attention import AttentionName
+from vprm_search.scoring.engine.forward import (
+    FeaturesMissingError,
+    PathJob,
+    PathScores,
+    TreeForward,
+)
+from vprm_search.scoring.engine.image_book import ImageBook
+from vprm_search.scoring.engine.image_features import ImageFeatures
+from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.prefix_cache import PrefixCache
+from vprm_search.scoring.engine.token_tree import TokenPath, tree_sizes
+from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.reasons import (
+    BAD_INPUT,
+    IMAGE_MISSING,
+    NOT_FINITE,
+    OUT_OF_MEMORY,
+    TOO_LONG,
+)
+from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore
+
+Call = Sequence[ScoreRequest]
+_FAILED = PathScores([], 0, 0.0)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request and its prompt, or the reason why it cannot be scored."""
+
+    request: ScoreRequest
+    prompt: ScoringPrompt | str
+
+    @property
+    def path(self) -> TokenPath | None:
+        if isinstance(self.prompt, str):
+            return None
+        return TokenPath(self.request.problem.images, self.prompt.scored_ids)
+
+
+class ScoringEngine:
+    """Scores calls with one checkpoint; serves one thread at a time.
+
+    Calls are packed together up to `max_batch_tokens` of tree; what is computed goes into
+    `context`. When memory runs out, half of what is kept is given up for good before a pass is
+    made smaller.
+    """
+
+    def __init__(
+        self,
+        checkpoint: PrmCheckpoint,
+        *,
+        max_batch_tokens: int,
+        kept_image_tokens: int,
+        prefix_cache_bytes: int,
+        attention: AttentionName,
+    ) -> None:
+        self.meter = ScoringMeter()
+        self.context = PrefixCache(prefix_cache_bytes)
+        self.forward = TreeForward(checkpoint, self.meter, self.context, attention)
+        self._checkpoint = checkpoint
+        self._batcher = TokenBatcher(max_batch_tokens)
+        self._images = ImageFeatures(checkpoint, self.meter, kept_image_tokens)
+        self._book = ImageBook(self._images, self.meter)
+
+    def __call__(self, calls: Sequence[Call]) -> Iterator[tuple[int, list[ScoreResult]]]:
+        """Yield `(index, results)` of every call, those that finish first before the others."""
+        started = time.perf_counter()
+        self._book.begin_turn()
+        asked = [[self._ask(request) for request in call] for call in calls]
+        for numbers in self._groups(asked):
+            together = [item for number in numbers for item in asked[number]]
+            results = iter(self._score(together))
+            now = time.perf_counter()
+            self.meter.seconds, started = self.meter.seconds + now - started, now
+            for number in numbers:
+                yield number, [next(results) for _ in asked[number]]
+
+    def _groups(self, asked: Sequence[Sequence[_Asked]]) -> Iterator[list[int]]:
+        """Yield runs of calls whose trees together stay within the bound of a pass, if they can."""
+        group: list[int] = []
+        size = 0
+        for number, call in enumerate(asked):
+            rows = sum(tree_sizes([path for item in call if (path := item.path)])[1])
+            if group and size + rows > self._batcher.max_tokens:
+                yield group
+                group, size = [], 0
+            group.append(number)
+            size += rows
+        if group:
+            yield group
+
+    def _ask(self, request: ScoreRequest) -> _Asked:
+        """Write the prompt of a request, or the reason why it cannot be scored."""
+        if tuple(image.digest for image in request.images) != request.problem.images:
+            return _Asked(
+                request,
+                f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the "
+                f"request holds {len(request.images)}, or others; pass the problem's images",
+            )
+        counts = []
+        for image in request.images:
+            count = self._book.tokens(image)
+            if isinstance(count, str):
+                return _Asked(request, count)
+            counts.append(count)
+        try:
+            prompt = self._checkpoint.builder.build(request.problem.question, request.steps, counts)
+        except InputError as error:
+            return _Asked(request, f"{BAD_INPUT}: {error}")
+        size, limit = len(prompt.scored_ids), self._checkpoint.max_tokens
+        if size > limit:
+            return _Asked(
+                request,
+                f"{TOO_LONG}: problem and solution take {size} tokens ({sum(counts)} for images), "
+                f"the model's limit is {limit}; use fewer tiles, or merge or shorten the steps",
+            )
+        return _Asked(request, self._images.placed(prompt, request.images))
+
+    def _score(self, asked: Sequence[_Asked]) -> list[ScoreResult]:
+        with torch.inference_mode():
+            self.context.begin_call()
+            try:
+                scores = self._run(self._jobs(asked))
+            except FeaturesMissingError:  # what was kept had to go meanwhile
+                scores = self._run(self._jobs(asked, every_feature=True))
+        return [self._result(item, scores) for item in asked]
+
+    def _jobs(
+        self, asked: Sequence[_Asked], *, every_feature: bool = False
+    ) -> dict[TokenPath, PathJob]:
+        """Return a job for every distinct path; images that are kept need no features."""
+        jobs: dict[TokenPath, PathJob] = {}
+        for item in asked:
+            path = item.path
+            if path is None or path in jobs or isinstance(item.prompt, str):
+                continue
+            spans, features = item.prompt.image_spans, None
+            end = spans[-1][1] if spans else 0
+            if end and (every_feature or self.context.known_tokens(path) < end):
+                features = self._book.features(item.request.images)
+            if isinstance(features, str):
+                item.prompt = features
+                continue
+            reads, positions = item.prompt.read_positions, item.prompt.positions
+            jobs[path] = PathJob(path, reads, spans, features, positions)
+        return jobs
+
+    def _run(self, jobs: dict[TokenPath, PathJob]) -> dict[TokenPath, PathScores | None]:
+        todo = list(jobs.values())
+        computed = self._batcher.run(list(jobs), partial(self._pass_of, todo))
+        for number, found in enumerate(computed):
+            if found is not None and any(map(math.isnan, found.values)):
+                computed[number] = self._isolated(todo[number], found)
+        self.meter.out_of_memory = self._batcher.out_of_memory
+        return dict(zip(jobs, computed, strict=True))
+
+    def _pass_of(self, todo: Sequence[PathJob], chosen: Sequence[int]) -> list[PathScores]:
+        jobs = [todo[number] for number in chosen]
+        try:
+            return self.forward(jobs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self.context.give_up_half():
+                raise
+        release_memory()  # only here the failed pass no longer holds its tensors
+        return self.forward(jobs)
+
+    def _isolated(self, job: PathJob, whole: PathScores) -> PathScores:
+        """Score one path step by step, each in a pass of its own, up to the first NaN.
+
+        A NaN spreads to every row of its pass, because a masked weight of 0 times NaN is NaN: only
+        so is it known which steps really are without a score.
+        """
+        values: list[float] = []
+        computed, passes = whole.computed, whole.passes
+        for read in job.reads:
+            path = TokenPath(job.path.group, job.path.ids[: read + 1])
+            alone = replace(job, path=path, reads=(read,))
+            found = self._batcher.run([path], partial(self._pass_of, [alone]))[0]
+            values.append(math.nan if found is None else found.values[0])
+            if found is not None:
+                computed, passes = computed + found.computed, passes + found.passes
+            if math.isnan(values[-1]):
+                break
+        values += [math.nan] * (len(job.reads) - len(values))
+        return PathScores(values, computed, passes)
+
+    def _result(self, item: _Asked, scores: dict[TokenPath, PathScores | None]) -> ScoreResult:
+        """Return the result of a request; the first of equal ones bears the cost."""
+        steps = len(item.request.steps)
+        self.meter.requests += 1
+        self.meter.steps += steps
+        images = self._book.take_encoded(item.request.images)
+        if isinstance(item.prompt, str):
+            failed = ScoreResult.failed(steps, item.prompt)
+            return replace(failed, cost=ScoreCost(images_encoded=images))
+        path = TokenPath(item.request.problem.images, item.prompt.scored_ids)
+        found = scores[path]
+        size = len(path.ids)
+        self.meter.tokens_requested += size
+        if found is None:
+            reason = f"{OUT_OF_MEMORY}: {size} tokens do not fit into the device's memory"
+            values, found = tuple(StepScore(None, reason) for _ in range(steps)), _FAILED
+        else:
+            values = tuple(_step_score(value) for value in found.values)
+            scores[path] = replace(found, computed=0, passes=0.0)
+        cost = ScoreCost(size, found.computed, images, found.passes)
+        return ScoreResult(values, item.prompt.prefix_tokens, item.prompt.step_tokens, cost)
+
+
+def _step_score(value: float) -> StepScore:
+    if math.isfinite(value):
+        return StepScore(value)
+    return StepScore(None, f"{NOT_FINITE}: the model's logits for '+' and '-' are NaN or infinite")

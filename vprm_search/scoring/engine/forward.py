@@ -1,0 +1,222 @@
+"""One forward pass of the language model over a packed tree of conversations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vprm_search.scoring.engine.attention import AttentionPlan, plan_blocks
+from vprm_search.scoring.engine.batching import is_out_of_memory
+from vprm_search.scoring.engine.flex_attention import AttentionName, choose_attention
+from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.prefix_cache import KnownRows, PrefixCache
+from vprm_search.scoring.engine.token_tree import Rows, TokenPath, TokenTree, build_tree
+
+if TYPE_CHECKING:
+    from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
+
+_log = logging.getLogger(__name__)
+
+
+class FeaturesMissingError(Exception):
+    """The images of a job are to be computed, but the job holds no features: encode them first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathJob:
+    """One path to score: its tokens, where to read, and the embeddings of its images.
+
+    `features` is `[image tokens, hidden]`, all images of the problem one after another, or None
+    without images and where the images are known to be kept; `image_spans` says where they go.
+    `positions` are position ids `[axes, tokens]` that depend on the tokens before each only; None
+    means 0, 1, 2, ….
+    """
+
+    path: TokenPath
+    reads: tuple[int, ...]
+    image_spans: tuple[tuple[int, int], ...]
+    features: Tensor | None
+    positions: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PathScores:
+    """P('+') at the read positions of a job, and the rows computed for it and for no job before."""
+
+    values: list[float]
+    computed: int
+    passes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """The jobs of a pass as one tree, with the tokens, groups and reads of its rows."""
+
+    jobs: Sequence[PathJob]
+    tree: TokenTree
+    ids: Rows
+    groups: list[object]
+    reads: list[Rows]
+    wanted: Rows
+
+
+class TreeForward:
+    """Computes P('+') at the read positions of many paths at once."""
+
+    def __init__(
+        self,
+        checkpoint: PrmCheckpoint,
+        meter: ScoringMeter,
+        context: PrefixCache,
+        attention: AttentionName = "auto",
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._meter = meter
+        self.context = context
+        self.attention, self._planner = choose_attention(
+            attention,
+            checkpoint.device,
+            checkpoint.model.get_input_embeddings().weight.dtype,
+            _heads(checkpoint.language_model.config),
+        )
+
+    def __call__(self, jobs: Sequence[PathJob]) -> list[PathScores]:
+        """Score every read position of every job; NaN where logits are not finite.
+
+        Raises `FeaturesMissingError` if a job lacks the features of images that are to be computed.
+        """
+        packed = _pack(jobs)
+        known = self.context.find(packed.tree, packed.ids, packed.groups, packed.wanted)
+        plus = known.plus
+        if len(known.new_rows):
+            hidden, plan = self._run(packed, known)
+            new = packed.wanted[known.slots[packed.wanted] >= known.count]
+            plus[new] = self._read(hidden, known.slots[new] - known.count)
+            if self.context.enabled and not np.isnan(plus[packed.wanted]).any():
+                self._keep(packed, known, plan, plus)
+        counts = _computed(packed, known)
+        carried = sum(count > 0 for count in counts)
+        return [
+            PathScores(plus[rows].tolist(), count, 1 / carried if count else 0.0)
+            for rows, count in zip(packed.reads, counts, strict=True)
+        ]
+
+    def _run(self, packed: _Packed, known: KnownRows) -> tuple[Tensor, AttentionPlan]:
+        """Run the model; a kernel that fails is given up for dense blocks, once and for all."""
+        try:
+            return self._pass(packed, known)
+        except FeaturesMissingError:
+            raise
+        except Exception as error:
+            if self.attention == "blocks" or is_out_of_memory(error):
+                raise
+            _log.warning("FlexAttention failed, using dense blocks from now on: %s", error)
+            self.attention, self._planner = "blocks", plan_blocks
+        return self._pass(packed, known)
+
+    def _pass(self, packed: _Packed, known: KnownRows) -> tuple[Tensor, AttentionPlan]:
+        """Return the last hidden state of the new rows, `[new rows, hidden]`, and their plan."""
+        device = self._checkpoint.device
+        attend = self._planner(packed.tree, known, device)
+        plan = AttentionPlan(attend, known, collect=self.context.enabled)
+        new = known.new_rows
+        hidden: Tensor = self._checkpoint.language_model(
+            inputs_embeds=self._embed(packed, new)[None],
+            position_ids=torch.from_numpy(_positions(packed)[..., new]).to(device),
+            use_cache=False,
+            attention_plan=plan,
+        ).last_hidden_state[0]
+        self._meter.forward_passes += 1
+        self._meter.tokens_computed += len(new)
+        return hidden, plan
+
+    def _embed(self, packed: _Packed, new: Rows) -> Tensor:
+        """Return the input embeddings of the new rows, with the images in their places."""
+        device = self._checkpoint.device
+        embeds: Tensor = self._checkpoint.model.get_input_embeddings()(
+            torch.from_numpy(packed.ids[new]).to(device)
+        )
+        embeds = embeds.to(device)
+        for segment in packed.tree.segments:
+            job = packed.jobs[segment.path]
+            shift = segment.start - segment.depth
+            used = 0
+            for start, stop in job.image_spans:
+                # the rows of this image in this segment that are new: a run among the new rows
+                first = max(start, segment.depth) + shift
+                last = max(first, min(stop + shift, segment.stop))
+                a, b = np.searchsorted(new, (first, last))
+                if a < b:
+                    if job.features is None:
+                        raise FeaturesMissingError(f"path {segment.path}")
+                    at = new[a:b] - shift - start + used
+                    part = job.features[torch.from_numpy(at).to(job.features.device)]
+                    embeds[a:b] = part.to(embeds.device, embeds.dtype)
+                used += stop - start
+        return embeds
+
+    def _read(self, hidden: Tensor, rows: Rows) -> NDArray[np.float64]:
+        plus = self._checkpoint.readout(hidden[torch.from_numpy(rows).to(hidden.device)])
+        values: NDArray[np.float64] = plus.cpu().double().numpy()
+        return values
+
+    def _keep(
+        self, packed: _Packed, known: KnownRows, plan: AttentionPlan, plus: NDArray[np.float64]
+    ) -> None:
+        tree, ids, groups = packed.tree, packed.ids, packed.groups
+        try:
+            self.context.keep(tree, ids, groups, known, plan.layers, plus)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.context.clear()  # the scores are there; only what would be kept is lost
+
+
+def _pack(jobs: Sequence[PathJob]) -> _Packed:
+    tree = build_tree([job.path for job in jobs])
+    ids = np.empty(tree.size, dtype=np.int64)
+    for segment in tree.segments:
+        end = segment.depth + segment.stop - segment.start
+        ids[segment.start : segment.stop] = jobs[segment.path].path.ids[segment.depth : end]
+    reads = [tree.rows_of(i)[list(job.reads)] for i, job in enumerate(jobs)]
+    groups: list[object] = [jobs[segment.path].path.group for segment in tree.segments]
+    return _Packed(jobs, tree, ids, groups, reads, np.unique(np.concatenate(reads)))
+
+
+def _positions(packed: _Packed) -> Rows:
+    """Return the position ids of all rows, `[1, rows]`, or `[axes, 1, rows]` if jobs have axes."""
+    plain = packed.tree.positions()[None]
+    axes = {len(job.positions) for job in packed.jobs if job.positions is not None}
+    if not axes:
+        return plain
+    if len(axes) > 1:
+        raise ValueError(f"the jobs of one pass have positions of {sorted(axes)} axes")
+    out = np.repeat(plain[None], axes.pop(), axis=0)
+    for segment in packed.tree.segments:
+        own = packed.jobs[segment.path].positions
+        if own is not None:
+            end = segment.depth + segment.stop - segment.start
+            out[:, 0, segment.start : segment.stop] = own[:, segment.depth : end]
+    return out
+
+
+def _computed(packed: _Packed, known: KnownRows) -> list[int]:
+    """Return for every job the new rows of the segments it is the first to go through."""
+    counts = [0] * len(packed.jobs)
+    for segment in packed.tree.segments:
+        slots = known.slots[segment.start : segment.stop]
+        counts[segment.path] += int((slots >= known.count).sum())
+    return counts
+
+
+def _heads(config: object) -> tuple[int, int, int]:
+    heads = int(getattr(config, "num_attention_heads", 1))
+    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads
+    return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size)

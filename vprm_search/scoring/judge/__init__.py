@@ -1,0 +1,1 @@
+"""What a chat model is asked as a judge, and what it answered."""

@@ -1,0 +1,1 @@
+"""Images as the pixel values a vision tower wants."""
