@@ -149,7 +149,7 @@ class ProposeRequest:
     of the solution. `seeds` are 63-bit integers, one per child. `policy` names which of several
     policies is meant; a policy that stands alone ignores it. What has not come after `timeout_s`
     seconds may be given up: such children are failed proposals. `temperature_scale` is a factor
-    on the policy's own sampling temperature; a policy that does not know its temperature ignores it.
+    on the policy's own sampling temperature; a policy that does not know it ignores the factor.
     """
 
     problem: Problem
