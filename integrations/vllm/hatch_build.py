@@ -25,7 +25,7 @@ NEEDED = (
     "vprm_search.images",
     "vprm_search.scoring.prompt.layout",
     "vprm_search.scoring.pixels.tiles",
-    "vprm_search.scoring.scorer_file",
+    "vprm_search.scoring.families",
     "vprm_search.types",
 )
 SHARED = "vprm_search_vllm.shared"

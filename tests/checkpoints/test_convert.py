@@ -33,7 +33,7 @@ from vprm_search.checkpoints import (
     convert_checkpoint,
 )
 from vprm_search.errors import CheckpointError, ConfigError
-from vprm_search.scoring.scorer_file import read_scorer_file
+from vprm_search.scoring.families import read_scorer_file
 
 ROOT = Path(__file__).parents[2]
 

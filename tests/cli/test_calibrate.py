@@ -19,7 +19,7 @@ from vprm_search.pipeline.scored_paths import (
     read_scored_paths,
     write_scored_paths,
 )
-from vprm_search.scoring.calibrated_scorer import read_calibration
+from vprm_search.scoring.wrappers import read_calibration
 from vprm_search.tiny.label import answer_is_right, label_tasks
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.weights import weights_path

@@ -21,9 +21,8 @@ from tests.scoring.test_oracle import as_request
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
 from vprm_search.scoring import TransformersScorer
 from vprm_search.scoring.engine.checkpoint import load_checkpoint
-from vprm_search.scoring.families import FAMILIES
+from vprm_search.scoring.families import FAMILIES, ScorerFile, read_scorer_file
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.scoring.scorer_file import ScorerFile, read_scorer_file
 from vprm_search.tiny.weights import weights_path
 
 PATH = ("the red bar is 3", "so x = 2")

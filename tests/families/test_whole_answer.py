@@ -16,7 +16,7 @@ from tests.scoring.test_oracle import as_request
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer
 from vprm_search.scoring.families import FAMILIES
-from vprm_search.scoring.outcome_scorer import OutcomeScorer, step_results, whole_answers
+from vprm_search.scoring.wrappers import OutcomeScorer, step_results, whole_answers
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 Pair = tuple[TransformersScorer, FamilyOracle, Path]

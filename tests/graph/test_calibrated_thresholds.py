@@ -11,7 +11,7 @@ from tests.graph.flaky import FlakyPolicy, FlakyScorer
 from vprm_search.aggregate import register_aggregation
 from vprm_search.calibration.maps import Calibration, LogitMap
 from vprm_search.graph import create_verifier_node, run_search
-from vprm_search.scoring.calibrated_scorer import CalibratedScorer
+from vprm_search.scoring.wrappers import CalibratedScorer
 from vprm_search.search import BeamSearch, BestOfN, BestScore
 from vprm_search.types import Problem
 

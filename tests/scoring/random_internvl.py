@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.scoring.scorer_file import ScorerFile
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
 CORPUS = [

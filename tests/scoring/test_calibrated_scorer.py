@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vprm_search.calibration.maps import Calibration, CalibrationFile, LogitMap
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.scoring.calibrated_scorer import CalibratedScorer, read_calibration
 from vprm_search.scoring.score_cache import CachedScorer
+from vprm_search.scoring.wrappers import CalibratedScorer, read_calibration
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 HALF = Calibration(policy="p", scorer="told", map=LogitMap(temperature=2.0, bias=-0.5))

@@ -21,7 +21,7 @@ from vprm_search.scoring import (
     TransformersScorer,
     step_keys,
 )
-from vprm_search.scoring.score_store import MemoEntry
+from vprm_search.scoring.score_cache import MemoEntry
 from vprm_search.types import Problem, ScoreCost, ScoreRequest, ScoreResult, StepScore
 
 
@@ -260,7 +260,7 @@ def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "2", "-1", '"x"'])
 def test_a_well_formed_line_with_a_senseless_score_is_a_miss(tmp_path: Path, value: str) -> None:
-    from vprm_search.scoring.score_store import _checksum
+    from vprm_search.scoring.score_cache import _checksum
 
     text = f'["k", {value}, "", 1, 1]'
     (tmp_path / "scores").write_text(f"{_checksum(text)} {text}\n")

@@ -23,8 +23,8 @@ from vprm_search.cli import main
 from vprm_search.cli.serve_command import ServeCommand, ServeOptions, serve_command
 from vprm_search.cli.server_process import ServerProcess
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
+from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.scoring.scorer_file import ScorerFile
 from vprm_search.tiny.weights import weights_path
 
 # Stands for vLLM: sleeps a little, answers /health, ends on SIGTERM with the code it is given.

@@ -204,7 +204,7 @@ def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> Ste
         if policy is not None:
             raise ConfigError("--calibration-policy is given without --calibration")
         return scorer
-    from vprm_search.scoring.calibrated_scorer import CalibratedScorer, read_calibration
+    from vprm_search.scoring.wrappers import CalibratedScorer, read_calibration
 
     return CalibratedScorer(scorer, read_calibration(file).of(policy))
 

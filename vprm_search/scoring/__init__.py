@@ -9,41 +9,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vprm_search.scoring.families import FAMILIES, PrmFamily
+    from vprm_search.scoring.families import FAMILIES, PrmFamily, ScorerFile
     from vprm_search.scoring.judge_scorer import JudgeScorer
-    from vprm_search.scoring.outcome_scorer import OutcomeScorer
     from vprm_search.scoring.pixels.patches import PixelBudget
     from vprm_search.scoring.pixels.tiles import PreprocessConfig
-    from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, build_prompt
+    from vprm_search.scoring.prompt.layout import (
+        PrmLayout,
+        PromptBuilder,
+        ScoringPrompt,
+        build_prompt,
+    )
     from vprm_search.scoring.prompt.marker_layout import MarkerLayout
-    from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
-    from vprm_search.scoring.score_cache import CachedScorer, step_keys
-    from vprm_search.scoring.score_store import FileScoreStore, MemoryScoreStore, ScoreStore
-    from vprm_search.scoring.scorer_file import ScorerFile
+    from vprm_search.scoring.score_cache import (
+        CachedScorer,
+        FileScoreStore,
+        MemoryScoreStore,
+        ScoreStore,
+        step_keys,
+    )
     from vprm_search.scoring.solution import score_solution, solution_request
     from vprm_search.scoring.transformers_scorer import TransformersScorer
     from vprm_search.scoring.vllm.options import VllmOptions
     from vprm_search.scoring.vllm_scorer import VllmScorer
+    from vprm_search.scoring.wrappers import OutcomeScorer
 
 _HOMES = {
     "FAMILIES": "families",
-    "FileScoreStore": "score_store",
+    "FileScoreStore": "score_cache",
     "JudgeScorer": "judge_scorer",
     "MarkerLayout": "prompt.marker_layout",
     "CachedScorer": "score_cache",
-    "MemoryScoreStore": "score_store",
+    "MemoryScoreStore": "score_cache",
     "PixelBudget": "pixels.patches",
     "PreprocessConfig": "pixels.tiles",
     "PrmFamily": "families",
     "PrmLayout": "prompt.layout",
     "PromptBuilder": "prompt.layout",
-    "ScoreStore": "score_store",
-    "ScorerFile": "scorer_file",
-    "ScoringPrompt": "prompt.scoring_prompt",
+    "ScoreStore": "score_cache",
+    "ScorerFile": "families",
+    "ScoringPrompt": "prompt.layout",
     "TransformersScorer": "transformers_scorer",
     "VllmOptions": "vllm.options",
     "VllmScorer": "vllm_scorer",
-    "OutcomeScorer": "outcome_scorer",
+    "OutcomeScorer": "wrappers",
     "build_prompt": "prompt.layout",
     "score_solution": "solution",
     "solution_request": "solution",

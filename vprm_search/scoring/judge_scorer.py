@@ -26,9 +26,9 @@ from vprm_search.scoring.judge.reply import (
     probability_of_yes,
     structured_verdict,
 )
-from vprm_search.scoring.outcome_scorer import step_results, whole_answers
 from vprm_search.scoring.reasons import BAD_REPLY, IMAGE_MISSING, NO_SERVER, REFUSED, SERVER_ERROR
 from vprm_search.scoring.score_cache import step_keys
+from vprm_search.scoring.wrappers import step_results, whole_answers
 from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore
 
 JudgeMode = Literal["auto", "logprobs", "verdict", "text"]

@@ -17,8 +17,8 @@ from vprm_search.scoring.engine.engine import Call, ScoringEngine
 from vprm_search.scoring.engine.flex_attention import AttentionName
 from vprm_search.scoring.engine.meter import ScoringMeter
 from vprm_search.scoring.families import Layout
-from vprm_search.scoring.outcome_scorer import step_results, whole_answers
 from vprm_search.scoring.solution import ImageSource, solution_request
+from vprm_search.scoring.wrappers import step_results, whole_answers
 from vprm_search.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer
 from vprm_search.pipeline.records import read_records
 from vprm_search.pipeline.rows import collate
 from vprm_search.pipeline.train import Evaluation, RewardTrainer
+from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
-from vprm_search.scoring.scorer_file import ScorerFile
 from vprm_search.tiny.architecture import deepen, load_checkpoint, save_checkpoint
 from vprm_search.tiny.mismatch import LocalLosses
 from vprm_search.tiny.rendering import IMAGE_SIZE

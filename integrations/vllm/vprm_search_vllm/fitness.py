@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vprm_search_vllm import ARCHITECTURE
-from vprm_search_vllm.shared.scoring.families import find_family
+from vprm_search_vllm.shared.scoring.families import ScorerFile, find_family
 from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig
 from vprm_search_vllm.shared.scoring.prompt.layout import PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
-from vprm_search_vllm.shared.scoring.scorer_file import ScorerFile
 
 BACKBONES = ("internvl", "text")
 METHOD = "from_2_way_softmax"

@@ -31,10 +31,10 @@ from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
 from vprm_search_vllm.pending import Pending
 from vprm_search_vllm.plans import PathPlan, RequestPlan
 from vprm_search_vllm.shared.errors import InputError
+from vprm_search_vllm.shared.scoring.families import ScorerFile, read_scorer_file
 from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
 from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
-from vprm_search_vllm.shared.scoring.scorer_file import ScorerFile, read_scorer_file
 
 # vLLM asks for the pooling parameters right after the prompts, in the same task.
 _use_prefix_cache: ContextVar[bool] = ContextVar("use_prefix_cache", default=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vprm_search_vllm.contract import RequestError
-from vprm_search_vllm.shared.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search_vllm.shared.scoring.prompt.layout import ScoringPrompt
 
 
 @dataclass(frozen=True, slots=True)

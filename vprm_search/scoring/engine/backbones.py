@@ -33,8 +33,7 @@ from transformers.utils.logging import (
 
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
 from vprm_search.scoring.engine.attention import TREE_ATTENTION
-from vprm_search.scoring.families import PrmFamily
-from vprm_search.scoring.scorer_file import read_json
+from vprm_search.scoring.families import PrmFamily, read_json
 
 Quantization = Literal["8bit", "4bit"]
 

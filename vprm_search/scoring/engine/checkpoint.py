@@ -33,13 +33,14 @@ from vprm_search.scoring.families import (
     ImageRule,
     Layout,
     PrmFamily,
+    ScorerFile,
     find_family,
+    read_scorer_file,
 )
 from vprm_search.scoring.pixels.patches import PixelBudget
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search.scoring.prompt.marker_layout import MarkerBuilder
-from vprm_search.scoring.scorer_file import ScorerFile, read_scorer_file
 
 Builder = PromptBuilder | MarkerBuilder
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from vprm_search.ids import digest
-from vprm_search.scoring.families import DEFAULT_FAMILY
-from vprm_search.scoring.scorer_file import ScorerFile
+from vprm_search.scoring.families import DEFAULT_FAMILY, ScorerFile
 
 _FULL_DIGEST_BYTES = 256 << 20
 _SAMPLE_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from vprm_search.scoring.engine.image_features import ImageFeatures
 from vprm_search.scoring.engine.meter import ScoringMeter
 from vprm_search.scoring.engine.prefix_cache import PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath, tree_sizes
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import (
     BAD_INPUT,
     IMAGE_MISSING,

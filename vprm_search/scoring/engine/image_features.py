@@ -22,7 +22,7 @@ from vprm_search.scoring.pixels.patches import (
     token_positions,
 )
 from vprm_search.scoring.pixels.tiles import PreprocessConfig, pixel_values
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_IMAGE, BAD_INPUT, OUT_OF_MEMORY
 from vprm_search.types import ImageData
 

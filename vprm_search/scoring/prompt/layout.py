@@ -10,9 +10,10 @@ The relatives of VisualPRM that are read in this way are rows of `families.FAMIL
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from pydantic import (
     BaseModel,
@@ -24,9 +25,12 @@ from pydantic import (
     model_serializer,
 )
 
-from vprm_search.errors import ConfigError
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt, check_contents, joined
-from vprm_search.scoring.prompt.text_encoder import TextEncoder, Tokenizer
+from vprm_search.errors import ConfigError, InputError
+from vprm_search.scoring.prompt.text_encoder import EncodedText, TextEncoder, Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VISUALPRM_SYSTEM_PROMPT = (
     "你是书生·万象，英文名是InternVL，"
@@ -120,6 +124,72 @@ class PrmLayout(BaseModel):
 _LATER_FIELDS = frozenset(
     {"own_step_turns", "header_end", "after_header", "reads_images", "strip_turns"}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPrompt:
+    """One problem and one solution as tokens.
+
+    Attributes:
+        ids: the tokens of the whole conversation, `[tokens]`.
+        image_spans: `(start, stop)` of the image placeholders, one per image, in order.
+        read_positions: index of the token at which the score of each step is read, `[steps]`. In
+            a conversation that is the token before the '+' of the step, and the label word of a
+            training row sits at `read_position + 1`; in a text with markers it is the marker.
+        step_starts: index of the first token that belongs to each step (with the turn markers
+            before it, except for the first step), `[steps]`.
+        neutralised: how many stretches of text had to be changed visibly because they would have
+            become a control token.
+        positions: position ids `[axes, tokens]` of models that count positions on several axes
+            (Qwen-VL); None means 0, 1, 2, …
+    """
+
+    ids: tuple[int, ...]
+    image_spans: tuple[tuple[int, int], ...]
+    read_positions: tuple[int, ...]
+    step_starts: tuple[int, ...]
+    neutralised: int = 0
+    positions: NDArray[np.int64] | None = field(default=None, compare=False)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the first step."""
+        return self.step_starts[0]
+
+    @property
+    def step_tokens(self) -> tuple[int, ...]:
+        """Tokens of each step with its turn markers; with `prefix_tokens` they sum to all."""
+        return tuple(stop - start for start, stop in pairwise((*self.step_starts, len(self.ids))))
+
+    @property
+    def scored_ids(self) -> tuple[int, ...]:
+        """The tokens up to the last read position: all that a forward pass needs."""
+        return self.ids[: self.read_positions[-1] + 1]
+
+
+def joined(encoder: TextEncoder, text: str, step: str, after: str) -> tuple[EncodedText, int]:
+    """Encode `text` and `step` as one stretch; return it and how many tokens it shares with `text`.
+
+    The shared tokens belong to the problem, the others to the step.
+    """
+    whole, alone = encoder.encode(text + step, after), encoder.encode(text, after).ids
+    pairs = enumerate(zip(whole.ids, alone, strict=False))
+    shorter = min(len(whole.ids), len(alone))
+    return whole, next((i for i, (a, b) in pairs if a != b), shorter)
+
+
+def check_contents(steps: Sequence[str], counts: Sequence[int], reads_images: bool) -> None:
+    """Raise `InputError` for no step, an image without tokens, or images a model cannot read."""
+    if not steps:
+        raise InputError("a solution without steps cannot be scored; give at least one step")
+    if counts and not reads_images:
+        raise InputError(
+            f"the problem has {len(counts)} images, but this reward model reads text only; use "
+            "a multimodal one, or leave the images out if the question stands without them"
+        )
+    for number, count in enumerate(counts):
+        if count < 1:
+            raise InputError(f"image {number} has {count} tokens; it needs at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt, check_contents, joined
+from vprm_search.scoring.prompt.layout import ScoringPrompt, check_contents, joined
 from vprm_search.scoring.prompt.text_encoder import TextEncoder, Tokenizer
 
 TOKENIZER_BOS = "{bos}"

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import PrmLayout, ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT
 from vprm_search.scoring.vllm.calls import ServerCalls
 from vprm_search.scoring.vllm.failures import RequestFailed, bad_reply

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import PrmLayout, ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT
 from vprm_search.scoring.vllm.calls import ServerCalls
 from vprm_search.scoring.vllm.failures import RequestFailed, bad_reply

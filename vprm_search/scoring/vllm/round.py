@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vprm_search.scoring.reasons import NO_SCORE
-from vprm_search.scoring.score_cache import step_keys
-from vprm_search.scoring.score_store import MemoEntry, MemoryScoreStore
+from vprm_search.scoring.score_cache import MemoEntry, MemoryScoreStore, step_keys
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScore
 
 Path = tuple[str, ...]

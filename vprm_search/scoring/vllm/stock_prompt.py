@@ -9,11 +9,10 @@ from typing import Any
 
 from vprm_search.errors import CheckpointError, ConfigError, InputError
 from vprm_search.ids import digest
+from vprm_search.scoring.families import read_json, read_scorer_file
 from vprm_search.scoring.pixels.tiles import PreprocessConfig, tile_grid
-from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, ScoringPrompt
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
-from vprm_search.scoring.scorer_file import read_json, read_scorer_file
 from vprm_search.types import ImageData
 
 _BREAK = "\N{MIDDLE DOT}"  # the same visible sign that TextEncoder uses

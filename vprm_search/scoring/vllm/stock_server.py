@@ -9,7 +9,7 @@ from typing import Any
 
 from vprm_search.errors import ConfigError, InputError, ModelChangedError
 from vprm_search.ids import digest
-from vprm_search.scoring.prompt.scoring_prompt import ScoringPrompt
+from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT, REFUSED, TOO_LONG
 from vprm_search.scoring.vllm.calls import ServerCalls, T
 from vprm_search.scoring.vllm.failures import RequestFailed
