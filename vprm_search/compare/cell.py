@@ -100,6 +100,20 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+_RENAMED = {"refill_heat": "refill_temperature_scale"}
+_GONE: dict[str, Any] = {"start": 1.0, "levels": None, "context_cost": 0.0, "tempering": False}
+"""Options of version 0.1, and the value at which each of them did nothing."""
+
+
+def same_strategy(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Tell whether a stored cell was measured with these options, under their names then or now."""
+    facts = {_RENAMED.get(name, name): value for name, value in stored.items()}
+    for name, harmless in _GONE.items():
+        if name not in wanted and facts.get(name) == harmless:
+            facts.pop(name, None)
+    return facts == wanted
+
+
 def read_cell(path: Path) -> Row:
     """Read a measured cell. Raises `RecordError` if it is damaged."""
     try:

@@ -23,6 +23,7 @@ from vprm_search.compare.cell import (
     Spent,
     cell_path,
     read_cell,
+    same_strategy,
     write_atomically,
 )
 from vprm_search.compare.entrants import (
@@ -146,7 +147,9 @@ class _Shard:
             return None
         row = read_cell(path)
         wanted = json.loads(json.dumps(described(entrant.make(size))))
-        if row["strategy"] != wanted or not set(self._choices(entrant)) <= set(row["right"]):
+        if not same_strategy(row["strategy"], wanted) or not set(self._choices(entrant)) <= set(
+            row["right"]
+        ):
             raise ConfigError(
                 f"{path} was measured with other options or selectors of {entrant.name}; remove "
                 "it or use another --out folder"
