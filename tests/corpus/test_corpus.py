@@ -19,8 +19,7 @@ from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.image_store import DiskImageStore
 from vprm_search.pipeline.records import read_records
 from vprm_search.pipeline.scored_paths import read_scored_paths
-from vprm_search.scoring.score_cache import CachedScorer
-from vprm_search.scoring.score_store import FileScoreStore
+from vprm_search.scoring.score_cache import CachedScorer, FileScoreStore
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, SearchResult
 
