@@ -34,7 +34,7 @@ from vprm_search.search import (
     Strategy,
     WeightedVote,
 )
-from vprm_search.search.resampling import systematic_counts
+from vprm_search.search.particle_filter import systematic_counts
 from vprm_search.types import Proposal, ProposeRequest
 
 STRATEGIES: dict[str, Any] = {

@@ -30,7 +30,7 @@ from vprm_search.search import (
     Selector,
     WeightedVote,
 )
-from vprm_search.search.fates import ends
+from vprm_search.search.outcome import ends
 from vprm_search.tree import SearchTree
 
 PNG = noisy_png(48)

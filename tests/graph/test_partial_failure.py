@@ -27,7 +27,7 @@ from vprm_search.image_store import MemoryImageStore
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.policy.retry import RetryRules
 from vprm_search.search import BeamSearch, BestOfN, HybridVote, Knockout, WeightedVote
-from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED, ends, ends_line
+from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, ends, ends_line
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 

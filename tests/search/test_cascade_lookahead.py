@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from tests.search.world import World, run, worlds
 from vprm_search.budget import Budget
 from vprm_search.search import DVTS, MCTS, BeamSearch, BestFirst, Cascade, Lookahead, Strategy
-from vprm_search.search.fates import ends
-from vprm_search.search.siblings import REDONE
+from vprm_search.search.outcome import ends
+from vprm_search.search.stepwise import REDONE
 from vprm_search.tree import SearchTree
 from vprm_search.types import Proposal, ProposeRequest
 

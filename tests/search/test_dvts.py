@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.search.world import World, run, worlds
 from vprm_search.search import DVTS, BeamSearch
-from vprm_search.search.siblings import merged_into
+from vprm_search.search.stepwise import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScore
 

@@ -19,7 +19,7 @@ from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.score_phase import score
 from vprm_search.search import BestOfN, BestScore, MajorityVote, Strategy, WeightedVote, conclude
-from vprm_search.search.fates import ends
+from vprm_search.search.outcome import ends
 from vprm_search.tree import SearchTree
 
 pytestmark = pytest.mark.parametrize("name", EVERY)

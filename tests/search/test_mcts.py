@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.search.world import World, run
 from vprm_search.search import MCTS, Pruning
-from vprm_search.search.puct import (
+from vprm_search.search.mcts import (
     Arm,
     QTransform,
     Stats,

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.ids import child_id
 from vprm_search.search import REBASE
-from vprm_search.search.resampling import effective_sample_size, softmax, tempered
+from vprm_search.search.particle_filter import effective_sample_size
+from vprm_search.search.rebase import softmax, tempered
 from vprm_search.search.shared_context import worth_keeping
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord

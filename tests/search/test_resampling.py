@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vprm_search.search.resampling import (
-    effective_sample_size,
-    even_shares,
-    largest_remainders,
-    softmax,
-    systematic_counts,
-)
+from vprm_search.search.particle_filter import effective_sample_size, systematic_counts
+from vprm_search.search.rebase import even_shares, largest_remainders, softmax
 
 weights = st.lists(st.integers(0, 1000).map(float), min_size=1, max_size=12)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.ids import child_id
 from vprm_search.search import BeamSearch, exact_step, loose_step
-from vprm_search.search.siblings import distinct, merged_into
+from vprm_search.search.stepwise import distinct, merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 

@@ -25,7 +25,7 @@ from vprm_search.search import (
     Selector,
     WeightedVote,
 )
-from vprm_search.search.knockout import tournament
+from vprm_search.search.selectors import tournament
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 

@@ -19,7 +19,7 @@ from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.score_phase import score
 from vprm_search.search import BestScore, Plan, Selector, Strategy
-from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED
+from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Finish,

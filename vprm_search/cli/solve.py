@@ -201,7 +201,7 @@ def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate
         return
     from vprm_search.report.terminal import answer_line, tree_view
     from vprm_search.report.view import view_of
-    from vprm_search.search.fates import ends_line
+    from vprm_search.search.outcome import ends_line
 
     view = view_of(searched.tree, searched.result, aggregate=aggregate, max_nodes=200)
     console.OUT.print(tree_view(view, width=max(40, console.OUT.width - 40)))

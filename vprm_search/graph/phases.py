@@ -18,9 +18,9 @@ from vprm_search.graph.in_flight import CallKey, CallsInFlight
 from vprm_search.graph.job import Job
 from vprm_search.graph.proposed_nodes import proposed_nodes
 from vprm_search.graph.rules import SearchRules
-from vprm_search.search.fates import CUT_BY_BUDGET, NOT_NEEDED
+from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
-from vprm_search.search.siblings import REDONE
+from vprm_search.search.stepwise import REDONE
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     NodeId,

@@ -5,23 +5,22 @@ from vprm_search.search.best_first import BestFirst
 from vprm_search.search.best_of_n import BestOfN
 from vprm_search.search.cascade import Cascade
 from vprm_search.search.dvts import DVTS
-from vprm_search.search.knockout import Knockout
 from vprm_search.search.lookahead import Lookahead
 from vprm_search.search.mcts import MCTS
 from vprm_search.search.outcome import conclude
 from vprm_search.search.particle_filter import ParticleFilter
-from vprm_search.search.plan import Close, Expand, Plan, Strategy
-from vprm_search.search.pruning import Pruning
+from vprm_search.search.plan import Close, Expand, Plan, Pruning, Strategy
 from vprm_search.search.rebase import REBASE
 from vprm_search.search.selectors import (
     BestScore,
     HybridVote,
+    Knockout,
     MajorityVote,
     Selection,
     Selector,
     WeightedVote,
 )
-from vprm_search.search.siblings import StepKey, exact_step, loose_step
+from vprm_search.search.stepwise import StepKey, exact_step, loose_step
 
 __all__ = [
     "DVTS",

@@ -7,8 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.pruning import Pruning, Ranked
+from vprm_search.search.plan import Close, Expand, Plan, Pruning, Ranked
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord

@@ -9,8 +9,7 @@ from weakref import WeakKeyDictionary
 from pydantic import Field
 
 from vprm_search.search.plan import Expand, Plan
-from vprm_search.search.siblings import proposed
-from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.search.stepwise import StepwiseSearch, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 

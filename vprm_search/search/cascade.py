@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.lookahead import Lookahead
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.siblings import REDONE
-from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.search.stepwise import REDONE, StepwiseSearch
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 

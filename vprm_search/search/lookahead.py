@@ -8,8 +8,7 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict, Field
 
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.siblings import last_steps
-from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.search.stepwise import StepwiseSearch, last_steps
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 

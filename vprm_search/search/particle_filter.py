@@ -12,9 +12,7 @@ from pydantic import Field
 
 from vprm_search import ids
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.resampling import effective_sample_size, systematic_counts
-from vprm_search.search.siblings import distinct, proposed
-from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.search.stepwise import StepwiseSearch, distinct, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 
@@ -174,3 +172,44 @@ def _draw(tree: SearchTree, level: int) -> float:
 
 
 _CACHE: WeakKeyDictionary[SearchTree, dict[ParticleFilter, Population]] = WeakKeyDictionary()
+
+
+# --- resampling ----------------------------------------------------------------------------------
+
+
+def effective_sample_size(weights: Sequence[float], counts: Sequence[int] | None = None) -> float:
+    """Return (Σ w)² / Σ w², the number of equal particles worth as much as these.
+
+    `counts[i]` particles have the weight `weights[i]` each (default: one). 0 if all weights are
+    0. Kong, Liu and Wong, JASA 89 (1994).
+    """
+    many = [1] * len(weights) if counts is None else counts
+    total = math.fsum(c * w for w, c in zip(weights, many, strict=True))
+    squares = math.fsum(c * w * w for w, c in zip(weights, many, strict=True))
+    return total * total / squares if squares > 0.0 else 0.0
+
+
+def systematic_counts(weights: Sequence[float], slots: int, u: float) -> list[int]:
+    """Return how many of `slots` each weight gets: slots * share, rounded up or down.
+
+    One draw `u` in [0, 1) places a comb of `slots` equally spaced teeth over the cumulated
+    weights, so each expectation is exactly slots * share. Kitagawa, J. Comput. Graph. Stat. 5
+    (1996). All zeros if all weights are 0.
+    """
+    total = math.fsum(weights)
+    if total <= 0.0:
+        return [0] * len(weights)
+    last = max(i for i, weight in enumerate(weights) if weight > 0.0)
+    counts = []
+    reached, passed = 0.0, 0
+    for place, weight in enumerate(weights):
+        reached += weight
+        teeth = slots if place >= last else _teeth_below(reached / total * slots, u, slots)
+        counts.append(max(0, teeth - passed))
+        passed = max(passed, teeth)
+    return counts
+
+
+def _teeth_below(position: float, u: float, slots: int) -> int:
+    """Return how many of the teeth u, u + 1, … are below `position`."""
+    return max(0, min(slots, math.ceil(position - u)))

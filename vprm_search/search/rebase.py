@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.pruning import Ranked
-from vprm_search.search.resampling import largest_remainders, softmax, tempered
+from vprm_search.search.particle_filter import effective_sample_size
+from vprm_search.search.plan import Close, Expand, Plan, Ranked
 from vprm_search.search.shared_context import worth_keeping
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
@@ -127,3 +128,61 @@ class REBASE(StepwiseSearch):
             reason = f"rebase: a share of {weight:.4f} of {slots} steps is none; {best} leads"
             close.append(Close(leaf.id, reason))
         return tuple(expand), close
+
+
+# --- dividing slots by weight --------------------------------------------------------------------
+
+
+def largest_remainders(weights: Sequence[float], slots: int) -> list[int]:
+    """Return whole numbers that sum to `slots`, each within one of slots * share.
+
+    The largest fractions are rounded up (Hamilton's method); on ties the earlier one is. Even
+    shares if all weights are 0.
+    """
+    if not weights:
+        return []
+    total = math.fsum(weights)
+    shares = [slots * w / total for w in weights] if total > 0.0 else []
+    if not shares:
+        return even_shares(slots, len(weights))
+    counts = [math.floor(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for place in order[: slots - sum(counts)]:
+        counts[place] += 1
+    return counts
+
+
+def even_shares(slots: int, parts: int) -> list[int]:
+    """Return `parts` whole numbers that sum to `slots` and differ by at most one."""
+    return [slots // parts + (place < slots % parts) for place in range(parts)]
+
+
+def softmax(scores: Sequence[float], temperature: float) -> list[float]:
+    """Return exp(score / temperature), normalised to sum to 1."""
+    top = max(scores)
+    weights = [math.exp((score - top) / temperature) for score in scores]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def tempered(
+    scores: Sequence[float], effective: float, *, low: float = 0.05, high: float = 20.0
+) -> float:
+    """Return the temperature at which softmax(scores) has this effective sample size.
+
+    The size grows with the temperature, so it is found by bisection, in logarithms, to 1 part in
+    10^9. The nearer limit where none between `low` and `high` has that size; scores that differ by
+    less than `low` are not told apart sharply.
+    """
+    if effective_sample_size(softmax(scores, low)) >= effective:
+        return low
+    if effective_sample_size(softmax(scores, high)) <= effective:
+        return high
+    bottom, top = math.log(low), math.log(high)
+    for _ in range(33):
+        middle = (bottom + top) / 2
+        if effective_sample_size(softmax(scores, math.exp(middle))) < effective:
+            bottom = middle
+        else:
+            top = middle
+    return math.exp(top)

@@ -1,41 +1,160 @@
-"""Which path is the answer: argmax, majority, weighted and hybrid votes (`knockout` has its own).
+"""Which path is the answer: argmax, majority, weighted and hybrid votes, and a knockout.
 
-All of them vote over classes of equal answers, break ties by node id, and never let a path without
-a score win over one with a score (`ballots`). The default path score of each is the mean, as
-VisualPRM selects (arXiv 2503.10291 §4.5).
+All of them vote over classes of equal answers (`answers.answer_classes`); sums are exact, ties are
+broken by node id, and a path without a score never wins over one with a score. A path into which
+equal siblings were merged votes for them, too: the policy wrote it that often. The default path
+score of each is the mean, as VisualPRM selects (arXiv 2503.10291 §4.5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.aggregate import aggregation
-from vprm_search.search.ballots import (
-    Ballot,
-    Selection,
-    Selector,
-    Weigh,
-    best_ballot,
-    by_class,
-    class_score,
-    elect,
-    read_ballots,
-    tally,
-    voices,
-)
+from vprm_search.answers import answer_classes
+from vprm_search.search.stepwise import merged_count
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeRecord
+from vprm_search.types import NodeId, NodeRecord
 
-__all__ = [
-    "BestScore",
-    "HybridVote",
-    "MajorityVote",
-    "Selection",
-    "Selector",
-    "WeightedVote",
-]
+Weigh = Literal["sum", "mean", "max"]
+"""How the path scores of the candidates with one answer make the weight of that answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One candidate path as a selector sees it; `count` is how many equal samples it stands for."""
+
+    node: NodeId
+    answer: str | None
+    score: float | None
+    answer_class: int | None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen path and the votes of each candidate's answer class, by node id."""
+
+    node: NodeId | None
+    votes: dict[NodeId, float]
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """A rule that chooses among the candidates of a tree; a pure function."""
+
+    @property
+    def aggregate(self) -> str:
+        """The name of the aggregation that makes a path's score."""
+        ...
+
+    def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
+        """Choose one of `candidates` (finished paths, or truncated ones as a fallback)."""
+        ...
+
+
+def read_ballots(
+    tree: SearchTree, candidates: Sequence[NodeRecord], aggregate: str
+) -> list[Ballot]:
+    """Return the candidates as ballots, by node id, so that their order never matters."""
+    ordered = sorted(candidates, key=lambda record: record.id)
+    classes = answer_classes([record.answer for record in ordered])
+    return [
+        Ballot(
+            record.id,
+            record.answer,
+            tree.path_score(record.id, aggregate),
+            group,
+            1 + merged_count(tree, record),
+        )
+        for record, group in zip(ordered, classes, strict=True)
+    ]
+
+
+def best_ballot(ballots: Sequence[Ballot]) -> NodeId | None:
+    """Return the node of the highest score, the smallest id on ties; None if none has a score."""
+    scored = [(-b.score, b.node) for b in ballots if b.score is not None]
+    return min(scored)[1] if scored else None
+
+
+def by_class(ballots: Sequence[Ballot]) -> dict[int, list[Ballot]]:
+    """Return the ballots with an answer by their answer class."""
+    groups: dict[int, list[Ballot]] = {}
+    for ballot in ballots:
+        if ballot.answer_class is not None:
+            groups.setdefault(ballot.answer_class, []).append(ballot)
+    return groups
+
+
+def tally(
+    ballots: Sequence[Ballot], value: Callable[[Sequence[Ballot]], float]
+) -> dict[int, float]:
+    """Return the votes of every answer class: `value` of its ballots."""
+    return {group: value(members) for group, members in by_class(ballots).items()}
+
+
+def class_score(members: Sequence[Ballot], weigh: Weigh) -> float:
+    """Return the sum, mean or maximum of the path scores of `members`; 0 if none has a score."""
+    scores = [(ballot.score, ballot.count) for ballot in members if ballot.score is not None]
+    if not scores:
+        return 0.0
+    if weigh == "max":
+        return max(score for score, _ in scores)
+    # An exact sum: the same scores in another order must tie, not differ in the last bit.
+    total = math.fsum(score for score, count in scores for _ in range(count))
+    return total if weigh == "sum" else total / voices([b for b in members if b.score is not None])
+
+
+def voices(members: Sequence[Ballot]) -> int:
+    """Return how many samples the ballots stand for."""
+    return sum(ballot.count for ballot in members)
+
+
+def elect(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> Selection:
+    """Take the class with the most votes, and in it the path of the highest score.
+
+    A class without any scored path wins only if no path with an answer has a score. Ties between
+    classes go to the one with the better best path, then to the smallest node id.
+    """
+    chosen = by_node(ballots, votes)
+    if not votes:
+        return Selection(best_ballot(ballots), chosen)
+    group = min(standing(ballots, votes), key=lambda g: class_rank(ballots, votes, g))
+    return Selection(best_of_class(ballots, group), chosen)
+
+
+def by_node(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> dict[NodeId, float]:
+    """Return the votes of each candidate's class, by node id."""
+    return {b.node: votes[b.answer_class] for b in ballots if b.answer_class is not None}
+
+
+def standing(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> list[int]:
+    """Return the classes that may win: those with a scored path, or all if none has one."""
+    known = {b.answer_class for b in ballots if b.score is not None}
+    return [group for group in votes if group in known] or list(votes)
+
+
+def class_rank(
+    ballots: Sequence[Ballot], votes: Mapping[int, float], group: int
+) -> tuple[float, float, NodeId]:
+    """Return the key that sorts classes from the winner down: votes, best path, node id."""
+    members = [b for b in ballots if b.answer_class == group]
+    top = max((b.score for b in members if b.score is not None), default=-1.0)
+    return (-votes[group], -top, min(b.node for b in members))
+
+
+def best_of_class(ballots: Sequence[Ballot], group: int) -> NodeId:
+    """Return the path that speaks for a class: its best one, or the smallest id without scores."""
+    members = [b for b in ballots if b.answer_class == group]
+    return best_ballot(members) or min(b.node for b in members)
+
+
+# --- the selectors -------------------------------------------------------------------------------
 
 
 class Voting(BaseModel):
@@ -135,3 +254,80 @@ class HybridVote(Voting):
             return float(share**self.agreement * score ** (1 - self.agreement))
 
         return elect(scored, tally(scored, pooled))
+
+
+class Knockout(Voting):
+    """A single-elimination tournament between answers, each pair judged by a jury.
+
+    Chen et al., arXiv 2411.19477 §2: candidates meet in pairs, every pair is compared K times, and
+    the majority of the comparisons sends one of them on until one is left. There a language model
+    compares; here the K comparisons are K readings of the same step scores, one per aggregation in
+    `jury`, so that an answer which one aggregation happens to love must also convince the others.
+
+    Precisely: the contestants are the classes of equal answers with a scored path. A juror prefers
+    the class with the larger weight (`weigh` of the path scores under the juror's aggregation, as
+    in `WeightedVote`). The class most jurors prefer wins the duel; if as many prefer the one as
+    the other, the better seeded wins. Seeds are the ranks under `aggregate`, and in every round
+    the best meets the worst, so the bracket does not depend on the order of the candidates. A
+    class that wins against every other one always wins the tournament; with `aggregate` as the
+    only juror this is `WeightedVote`.
+    """
+
+    jury: tuple[str, ...] = Field(default=("mean", "min", "last"), min_length=1)
+    weigh: Weigh = "sum"
+
+    @field_validator("jury")
+    @classmethod
+    def _jurors_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            aggregation(name)
+        if len(set(names)) < len(names):
+            raise ValueError("an aggregation sits in the jury twice")
+        return names
+
+    def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
+        """Choose the answer that wins the tournament, and in its class the best path."""
+        scored = [b for b in self._ballots(tree, candidates) if b.score is not None]
+        votes = self._votes(scored)
+        if not votes:
+            return Selection(best_ballot(scored), {})
+        juries = [self._votes(self._seen_by(name, tree, scored)) for name in self.jury]
+        seeded = sorted(votes, key=lambda group: class_rank(scored, votes, group))
+        winner = tournament(
+            len(seeded), lambda better, worse: _upset(juries, seeded[better], seeded[worse])
+        )
+        return Selection(best_of_class(scored, seeded[winner]), by_node(scored, votes))
+
+    def _votes(self, ballots: Sequence[Ballot]) -> dict[int, float]:
+        return tally(ballots, lambda members: class_score(members, self.weigh))
+
+    def _seen_by(self, name: str, tree: SearchTree, scored: Sequence[Ballot]) -> list[Ballot]:
+        """Return the same ballots scored by one juror; the answer classes stay as they are."""
+        if name == self.aggregate:
+            return list(scored)
+        again = read_ballots(tree, [tree[ballot.node] for ballot in scored], name)
+        return [
+            Ballot(old.node, old.answer, new.score, old.answer_class, old.count)
+            for old, new in zip(scored, again, strict=True)
+        ]
+
+
+def tournament(contestants: int, upset: Callable[[int, int], bool]) -> int:
+    """Return the seed (0 the best) that wins a single-elimination bracket.
+
+    In each round the best meets the worst, the second best the second worst, and so on; with an
+    odd number the one in the middle goes on unopposed. `upset(better, worse)` tells whether the
+    worse seeded one wins.
+    """
+    field = list(range(contestants))
+    while len(field) > 1:
+        half = len(field) // 2
+        pairs = zip(field[:half], reversed(field), strict=False)
+        winners = [worse if upset(better, worse) else better for better, worse in pairs]
+        field = sorted(winners + field[half : len(field) - half])
+    return field[0]
+
+
+def _upset(juries: Sequence[Mapping[int, float]], better: int, worse: int) -> bool:
+    for_worse = sum(votes[worse] > votes[better] for votes in juries)
+    return for_worse > sum(votes[better] > votes[worse] for votes in juries)
