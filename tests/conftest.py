@@ -11,6 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LANGSMITH_TRACING"] = "false"
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Shared machines: a slow example is no failure, and a failure found once can be found again.
@@ -19,3 +22,12 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("shared"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public records and files beside the project; a test that needs them skips without."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder

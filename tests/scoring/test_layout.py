@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.scoring.oracle import CHINESE, render
-from tests.scoring.tokenizers_zoo import FAMILIES, unigram
+from tests.scoring.tokenizers_zoo import FAMILIES, ORDINARY, unigram
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, build_prompt
 
@@ -33,6 +33,8 @@ WORDS = (
     "end|>",
     "### Solution Process:\n",
     "\r\n",
+    "点Ｅ在线段ＦＧ上",
+    *ORDINARY,
 )
 texts = st.one_of(
     st.text(ALPHABET, max_size=40),
@@ -58,7 +60,8 @@ def tokenizer_of(builder: PromptBuilder):
 
 
 def control_names(builder: PromptBuilder) -> list[str]:
-    return [name for name in tokenizer_of(builder).get_added_vocab() if name.strip()]
+    added = tokenizer_of(builder).get_added_vocab()
+    return [name for name in added if name.strip() and name not in ORDINARY]
 
 
 @given(question=texts, steps=step_lists, counts=image_counts)
@@ -148,7 +151,8 @@ def assert_unforgeable(builder: PromptBuilder, question: str, steps: list[str]) 
     prompt = builder.build(question, steps, [3, 2])
     clean = builder.build("q", ["s"] * len(steps), [3, 2])
     assert len(prompt.read_positions) == len(steps)
-    forbidden = set(tokenizer_of(builder).get_added_vocab().values())
+    vocab = tokenizer_of(builder).get_added_vocab()
+    forbidden = {vocab[name] for name in control_names(builder)}
     forbidden -= {tokenizer_of(builder).convert_tokens_to_ids("<unk>")}
     skeleton = [token for token in prompt.ids if token in forbidden]
     assert skeleton == [token for token in clean.ids if token in forbidden]
@@ -203,8 +207,8 @@ def test_text_that_only_normalises_to_a_control_token_is_refused() -> None:
     tokenizer = unigram()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     layout = PrmLayout(system_prompt=None)
-    with pytest.raises(InputError, match="IMG_CONTEXT"):
-        build_prompt(tokenizer, layout, "＜IMG_CONTEXT＞", ["s"])
+    with pytest.raises(InputError, match="video"):
+        build_prompt(tokenizer, layout, "＜video＞", ["s"])
 
 
 def test_the_default_system_message_is_the_published_one(qwen: PromptBuilder) -> None:

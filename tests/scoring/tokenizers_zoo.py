@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from tests.scoring.random_internvl import CORPUS, SPECIAL, qwen_like_tokenizer
 from vprm_search.tiny.tokenizer import build_tokenizer
 
+# added pieces that are ordinary text, as InternLM2 has them: not flagged, found before merging
+ORDINARY = ("[UNUSED_TOKEN_1]", "——", "……", "Ｅ", "Ｇ")
 BYTES = [f"<0x{n:02X}>" for n in range(256)]
 
 
 def _wrap(tok: Tokenizer) -> PreTrainedTokenizerFast:
+    tok.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in ORDINARY])
     return PreTrainedTokenizerFast(
         tokenizer_object=tok,
         eos_token="<|im_end|>",
@@ -25,7 +28,7 @@ def _wrap(tok: Tokenizer) -> PreTrainedTokenizerFast:
 
 def qwen_with_plain_added_tokens() -> PreTrainedTokenizerFast:
     """Byte-level BPE; some added tokens are not flagged special, one eats blanks around it."""
-    tokenizer = qwen_like_tokenizer(extra=("<tool_call>", "<think>", "[UNUSED_TOKEN_1]"))
+    tokenizer = qwen_like_tokenizer(extra=("<tool_call>", "<think>", *ORDINARY))
     tokenizer.add_tokens([AddedToken("<ref>", lstrip=True, rstrip=True, special=False)])
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ _BREAK = "\N{MIDDLE DOT}"  # visible, and no part of any known control token
 _PROBES = ("a", "A b", "\na", " a", "1", "\n\n# a")
 _MARKER_PROBES = ("\na", "\n a", "\n\n# a")  # a line break follows a marker word
 _LEAD = "a"  # what stands before a marker word while its context is encoded
+
+_STEMS = (
+    r"im|img|image|images|video|audio|vision|picture|ref|box|quad|point|object|obj|patch",
+    r"turn|user|assistant|system|sys|inst|message|header|role|chat|of_text|endoftext|eot|eom",
+    r"tool|tools|function|call|calls|response|plugin|interpreter|action|think|thinking|answer",
+    r"s|bos|eos|pad|unk|mask|cls|sep|fim|prefix|suffix|middle|prm|extra|sentinel|reserved|special",
+)
+_WORD = rf"(?:\w*_)?(?:{'|'.join(_STEMS)})(?:_\w*)?\d*"
+_CONTROL_NAME = re.compile(rf"<[|｜].*[|｜]>|<{{1,2}}/?{_WORD}>{{1,2}}|\[/?{_WORD}\]", re.I | re.S)
+"""Names of tokens that open or end a turn, an image, a box, a tool call or a thought."""
 
 
 class Tokenizer(Protocol):
@@ -37,8 +48,9 @@ class Tokenizer(Protocol):
         """Return a mapping with `input_ids`."""
         ...
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return every token added on top of the model's vocabulary, flagged special or not."""
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Every token added on top of the model's vocabulary: by id, `content` and `special`."""
         ...
 
     def convert_tokens_to_ids(self, tokens: str) -> int | None:
@@ -48,6 +60,34 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: int) -> str:
         """Return the token of one id."""
         ...
+
+
+def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return by name the tokens that text must never become: they open or end something.
+
+    These are the tokens flagged special, and of the other added ones those whose name is that of a
+    marker (`<|…|>`, `<img>`, `</tool_call>`, `[INST]`). The rest of the added tokens is ordinary
+    text: InternLM2 adds fullwidth letters, dashes and dots, others runs of blanks. The flag alone
+    does not tell them apart, since published tokenizers leave markers unflagged.
+
+    Args:
+        tokenizer: a transformers tokenizer; what its conversion added counts as well.
+    """
+    added = {str(token.content): n for n, token in tokenizer.added_tokens_decoder.items()}
+    flagged = {str(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    found = {
+        name: token
+        for name, token in added.items()
+        if name.strip() and (name in flagged or is_control_name(name))
+    }
+    for token in tokenizer.all_special_ids:
+        found.setdefault(tokenizer.convert_ids_to_tokens(token), token)
+    return found
+
+
+def is_control_name(name: str) -> bool:
+    """Return whether a token of this name opens or ends something, whatever its flag says."""
+    return _CONTROL_NAME.fullmatch(name.strip()) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +101,11 @@ class EncodedText:
 class TextEncoder:
     """Encodes stretches of text between control tokens, one tokenizer call each.
 
-    Special-token parsing is off, and every result is checked against the full list of added
-    tokens: the flag alone is not enough, because added tokens that are not flagged special are
-    parsed anyway, and unigram models can pick a control token as an ordinary piece. Text that
-    still yields one is changed visibly (a middle dot inside the token's name) until it does not.
+    Special-token parsing is off, and every result is checked against `control_tokens`: the switch
+    alone is not enough, because added tokens that are not flagged special are parsed anyway, and
+    unigram models can pick a control token as an ordinary piece. Text that still yields one is
+    changed visibly (a middle dot inside the token's name) until it does not. All other text keeps
+    the tokens it has by itself, those of user-defined pieces included.
 
     Tokenizers that treat the start of a text in a special way (SentencePiece's dummy prefix) would
     give a stretch other tokens than it has inside the conversation; for these, and for text that
@@ -168,22 +209,15 @@ class TextEncoder:
         return token
 
     def _forbidden_words(self) -> dict[str, int]:
-        """All control tokens by name; added runs of blanks are ordinary text, so they stay."""
-        words = dict(self._tokenizer.get_added_vocab())
-        for token in self._tokenizer.all_special_ids:
-            words.setdefault(self._tokenizer.convert_ids_to_tokens(token), token)
-        words.update(self._control)
+        """All control tokens by name, the layout's own and its marker words included."""
+        words = control_tokens(self._tokenizer) | self._control
         for word, token in self._markers.items():
             words[word] = token
             if token in self._plain(word.strip()):  # the start of a text counts as a blank
                 words[word.strip()] = token
         unknown = self._tokenizer.unk_token_id
         keep = {*self._control.values(), *self._markers.values()}
-        return {
-            word: token
-            for word, token in words.items()
-            if word.strip() and (token in keep or token != unknown)
-        }
+        return {w: token for w, token in words.items() if token in keep or token != unknown}
 
 
 def _broken(text: str, words: Sequence[str]) -> str:

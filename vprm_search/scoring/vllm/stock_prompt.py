@@ -12,7 +12,7 @@ from vprm_search.ids import digest
 from vprm_search.scoring.families import read_json, read_scorer_file
 from vprm_search.scoring.pixels.tiles import PreprocessConfig, tile_grid
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, ScoringPrompt
-from vprm_search.scoring.prompt.text_encoder import without_surrogates
+from vprm_search.scoring.prompt.text_encoder import control_tokens, without_surrogates
 from vprm_search.types import ImageData
 
 _BREAK = "\N{MIDDLE DOT}"  # the same visible sign that TextEncoder uses
@@ -121,8 +121,7 @@ def _load_tokenizer(directory: Path) -> Any:
 
 def _control_names(tokenizer: Any, layout_words: Iterable[str]) -> tuple[str, ...]:
     """Return all names that a chat endpoint could take for a token, longest first."""
-    words = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    words |= {*layout_words, *_PLACEHOLDERS}
+    words = {*control_tokens(tokenizer), *layout_words, *_PLACEHOLDERS}
     return tuple(sorted((w for w in words if len(w.strip()) > 1), key=lambda w: (-len(w), w)))
 
 
