@@ -20,8 +20,7 @@ from tests.benchmarks.synthetic import SETTINGS, Setting, measure
 from vprm_search.compare.cell import cell_path, write_atomically
 from vprm_search.compare.summary import Measured, read_cells, summarise
 from vprm_search.compare.synthetic_world import SyntheticWorld
-from vprm_search.compare.table import synthetic_table
-from vprm_search.tiny.evaluation_report import fill_section
+from vprm_search.compare.table import fill_section, synthetic_table
 
 
 def add_peers(folder: Path) -> None:

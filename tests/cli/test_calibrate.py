@@ -11,16 +11,16 @@ from random import Random
 import pytest
 from PIL import Image
 
+from examples.tiny_models.label import answer_is_right, label_tasks
 from tests.cli.conftest import Asked, Run
-from vprm_search.pipeline.labels import LabelConfig, label_problems
-from vprm_search.pipeline.scored_paths import (
+from vprm_search.labelling.monte_carlo import LabelConfig, label_problems
+from vprm_search.labelling.scored_paths import (
     ScoredPath,
     ScoredStep,
     read_scored_paths,
     write_scored_paths,
 )
 from vprm_search.scoring.wrappers import read_calibration
-from vprm_search.tiny.label import answer_is_right, label_tasks
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.weights import weights_path
 

@@ -26,7 +26,7 @@ def check_one_line(err: str, *parts: str) -> None:
 def test_help_names_every_command(run: Run) -> None:
     ran = run("--help")
     assert ran.code == 0
-    for command in ("demo", "solve", "score", "doctor", "tiny"):
+    for command in ("demo", "solve", "score", "doctor"):
         assert command in ran.out
 
 
@@ -37,12 +37,6 @@ def test_help_names_every_command(run: Run) -> None:
         ("solve",),
         ("score",),
         ("doctor",),
-        ("tiny",),
-        ("tiny", "train-policy"),
-        ("tiny", "label"),
-        ("tiny", "train-prm"),
-        ("tiny", "evaluate"),
-        ("tiny", "install"),
     ],
 )
 def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
@@ -58,7 +52,13 @@ def test_version(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("fly",), ("solve",), ("score", "--nonsense"), ("demo", "--problems", "many"), ("tiny", "x")],
+    [
+        ("fly",),
+        ("solve",),
+        ("score", "--nonsense"),
+        ("demo", "--problems", "many"),
+        ("calibrate", "x"),
+    ],
 )
 def test_wrong_usage_is_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert run(*arguments).code == 2
@@ -142,19 +142,6 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert ran.code == 1
     assert "broken: the tiny model 'policy'" in ran.out
     assert "Everything needed" not in ran.out
-
-
-def test_models_are_not_installed_over_themselves(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    kept = tmp_path / "policy" / "model.safetensors"
-    kept.parent.mkdir()
-    kept.write_bytes(b"weights")
-    monkeypatch.setenv("VPRM_SEARCH_TINY_WEIGHTS", str(tmp_path))
-    ran = run("tiny", "install", "--from", str(tmp_path / "policy" / ".."))
-    assert ran.code == 1
-    assert "--from" in ran.err
-    assert kept.read_bytes() == b"weights"
 
 
 def test_help_loads_no_heavy_library() -> None:

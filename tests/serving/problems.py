@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from examples.tiny_models.corruption import corrupt
 from vprm_search.images import normalise_image
 from vprm_search.tiny.rendering import render
-from vprm_search.tiny.world import corrupt, generate
+from vprm_search.tiny.world import generate
 from vprm_search.types import ImageData, Problem, ScoreRequest
 
 INJECTIONS = (

@@ -340,7 +340,7 @@ def test_weights_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").touch()
         assert weights_path(name) == tmp_path / name
-    with pytest.raises(CheckpointError, match="policy_strong"):
+    with pytest.raises(CheckpointError, match="there are: policy, prm"):
         weights_path("../policy")
 
 

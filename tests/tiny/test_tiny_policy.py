@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from examples.tiny_models.likelihood import LikelihoodRequest, step_likelihoods
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.images import normalise_image
 from vprm_search.steps import STEP_SEPARATOR
-from vprm_search.tiny.likelihood import LikelihoodRequest, step_likelihoods
 from vprm_search.tiny.pixels import pixel_values
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.sampler import SampleRequest

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.tiny_models.corruption import corrupt
 from vprm_search.tiny.pixels import IMAGE_MEAN, IMAGE_STD, pixel_values
 from vprm_search.tiny.problem import COLOURS
 from vprm_search.tiny.world import (
@@ -19,7 +20,6 @@ from vprm_search.tiny.world import (
     STEP_SEPARATOR,
     TinyProblem,
     consistent_steps,
-    corrupt,
     exact_labels,
     generate,
     parse_answer,

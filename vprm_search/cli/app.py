@@ -23,7 +23,6 @@ from vprm_search.cli.doctor import doctor
 from vprm_search.cli.score import score
 from vprm_search.cli.serve import serve
 from vprm_search.cli.solve import solve
-from vprm_search.cli.tiny import tiny
 from vprm_search.errors import VprmError
 
 DEBUG = "--debug"
@@ -47,7 +46,6 @@ app.command()(serve)
 app.command()(convert)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
-app.add_typer(tiny, name="tiny")
 
 
 @app.callback()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vprm_search.calibration.maps import Calibration
-    from vprm_search.pipeline.records import ProblemRecord
-    from vprm_search.pipeline.scored_paths import ScoredPath
+    from vprm_search.labelling.records import ProblemRecord
+    from vprm_search.labelling.scored_paths import ScoredPath
     from vprm_search.report.reliability import Calibrated
     from vprm_search.types import ImageData, StepScorer
 
@@ -65,7 +65,7 @@ def collect_tiny(
 ) -> None:
     """Sample solutions in the tiny world, score them, and label every step exactly."""
     judge = models.load_scorer(scorer, device)
-    from vprm_search.pipeline.scored_paths import write_scored_paths
+    from vprm_search.labelling.scored_paths import write_scored_paths
     from vprm_search.tiny.policy import TinyPolicy
     from vprm_search.tiny.scored import scored_paths
     from vprm_search.tiny.weights import weights_path
@@ -107,10 +107,10 @@ def score_labels(
     scorer: options.Scorer = "tiny",
     device: options.Device = "auto",
 ) -> None:
-    """Score the solutions of label records (see `vprm-search tiny label`)."""
+    """Score the solutions of label records (see `vprm_search.labelling`)."""
     judge = models.load_scorer(scorer, device)
-    from vprm_search.pipeline.records import read_records
-    from vprm_search.pipeline.scored_paths import score_records, write_scored_paths
+    from vprm_search.labelling.records import read_records
+    from vprm_search.labelling.scored_paths import score_records, write_scored_paths
 
     if not records.is_file():
         raise InputError(f"{records} is not a file")
@@ -128,7 +128,7 @@ def score_labels(
 
 def _pictures(images: str) -> Callable[[ProblemRecord], tuple[ImageData, ...]]:
     if images == "tiny":
-        from vprm_search.tiny.label import label_task, problem_of
+        from vprm_search.tiny.scored import label_task, problem_of
 
         return lambda record: label_task(problem_of(record.id)).images
     from vprm_search.image_store import DiskImageStore
@@ -162,7 +162,7 @@ def fit(
         raise MissingDependencyError("numpy", "calibration") from error
     from vprm_search.calibration.maps import CalibrationFile
     from vprm_search.cli.calibrating import calibrate_policy
-    from vprm_search.pipeline.scored_paths import by_policy, read_scored_paths
+    from vprm_search.labelling.scored_paths import by_policy, read_scored_paths
     from vprm_search.report.reliability import calibration_table, png_reliability
 
     groups = by_policy(path for file in paths for path in read_scored_paths(file))

@@ -11,7 +11,7 @@ from vprm_search.calibration.fit import Method, fit, held_out, reliability
 from vprm_search.calibration.maps import Calibration
 from vprm_search.compare.statistics import Estimate, bootstrap
 from vprm_search.errors import InputError
-from vprm_search.pipeline.scored_paths import ScoredPath, path_points, step_points
+from vprm_search.labelling.scored_paths import ScoredPath, path_points, step_points
 from vprm_search.report.reliability import Calibrated
 
 T = TypeVar("T")

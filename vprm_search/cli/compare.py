@@ -166,8 +166,7 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Pat
     from vprm_search.compare.plots import comparison_png, require_matplotlib
     from vprm_search.compare.run import run_comparison
     from vprm_search.compare.summary import read_cells, summarise
-    from vprm_search.compare.table import full_report, readme_section
-    from vprm_search.tiny.evaluation_report import fill_section
+    from vprm_search.compare.table import fill_section, full_report, readme_section
 
     require_matplotlib()  # before hours of measuring, not after
     if readme is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vprm_search.compare.entrants import REFERENCE
+from vprm_search.errors import RecordError
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -178,3 +180,18 @@ def _lines(rows: Rows) -> list[tuple[str, str]]:
 def _find(rows: Rows, name: str, size: int, choice: str) -> Mapping[str, Any] | None:
     wanted = (name, size, choice)
     return next((r for r in rows if (r["name"], r["size"], r["choice"]) == wanted), None)
+
+
+def fill_section(path: Path, text: str, marks: Iterable[str] = ("results",)) -> None:
+    """Replace what stands between `<!-- results:begin -->` and `<!-- results:end -->` in a file.
+
+    Raises `RecordError` if the marks are missing.
+    """
+    content = path.read_text()
+    for mark in marks:
+        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        if begin not in content or end not in content:
+            raise RecordError(f"{path}: the marks {begin} and {end} are missing")
+        before, rest = content.split(begin, 1)
+        content = f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
+    path.write_text(content)

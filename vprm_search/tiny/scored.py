@@ -8,13 +8,39 @@ from collections.abc import Callable, Iterator, Sequence
 from vprm_search.compare.lockstep import search_many
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
-from vprm_search.pipeline.scored_paths import ScoredPath, ScoredStep
+from vprm_search.images import normalise_image
+from vprm_search.labelling.monte_carlo import LabelTask
+from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep
 from vprm_search.search import BestOfN, BestScore
-from vprm_search.tiny.evaluation_outcomes import sample_leaves
-from vprm_search.tiny.label import label_task
 from vprm_search.tiny.labels import exact_labels, parse_answer
 from vprm_search.tiny.problem import TinyProblem
-from vprm_search.types import Policy, StepScorer
+from vprm_search.tiny.world import generate, render
+from vprm_search.tree import SearchTree
+from vprm_search.types import NodeRecord, Policy, Problem, StepScorer
+
+
+def problem_of(record_id: str) -> TinyProblem:
+    """Return the problem that a record is about."""
+    family, split, index = record_id.split("/")
+    return generate(family, split, int(index))
+
+
+def label_task(problem: TinyProblem) -> LabelTask:
+    """Return the problem as a task of the labelling pipeline, its picture rendered."""
+    image = normalise_image(render(problem))
+    question = Problem(problem.question, (image.digest,))
+    return LabelTask(problem.id, question, problem.answer, (image,))
+
+
+def sample_leaves(tree: SearchTree) -> list[NodeRecord]:
+    """Return the last node of every sampled whole solution, in the order of the samples."""
+    leaves = []
+    for sample in tree.children(tree.root_id):
+        record = sample
+        while below := tree.children(record.id):
+            record = below[0]
+        leaves.append(record)
+    return leaves
 
 
 def scored_paths(

@@ -1,4 +1,4 @@
-"""Where the trained weights of the tiny world are."""
+"""Where the packaged weights of the tiny world are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vprm_search.errors import CheckpointError
 
-WEIGHT_NAMES = ("policy", "policy_strong", "prm", "prm_exact", "orm")
+WEIGHT_NAMES = ("policy", "prm")
 WEIGHTS_VARIABLE = "VPRM_SEARCH_TINY_WEIGHTS"
 
 _PACKAGED = Path(__file__).parent / "weights"
@@ -20,7 +20,14 @@ def weights_root() -> Path:
 
 
 def weights_path(name: str) -> Path:
-    """Return the folder of one model. Raises `CheckpointError` if it is unknown or not there."""
+    """Return the folder of one model.
+
+    Args:
+        name: "policy" or "prm".
+
+    Raises:
+        CheckpointError: the model is unknown or not there.
+    """
     if name not in WEIGHT_NAMES:
         raise CheckpointError(
             f"there is no tiny model {name!r}; there are: {', '.join(WEIGHT_NAMES)}"
@@ -28,7 +35,7 @@ def weights_path(name: str) -> Path:
     path = weights_root() / name
     if not (path / "model.safetensors").is_file():
         raise CheckpointError(
-            f"the tiny model {name!r} is not in {weights_root()}; reinstall the package, train it "
-            f"(vprm-search tiny), or set {WEIGHTS_VARIABLE} to a folder that has it"
+            f"the tiny model {name!r} is not in {weights_root()}; reinstall the package, or set "
+            f"{WEIGHTS_VARIABLE} to a folder that has it"
         )
     return path

@@ -13,7 +13,6 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from vprm_search.tiny.corruption import corrupt
 from vprm_search.tiny.labels import consistent_steps, exact_labels, parse_answer
 from vprm_search.tiny.problem import (
     COLOURS,
@@ -31,7 +30,6 @@ __all__ = [
     "STEP_SEPARATOR",
     "TinyProblem",
     "consistent_steps",
-    "corrupt",
     "exact_labels",
     "generate",
     "parse_answer",
