@@ -25,8 +25,13 @@ from pathlib import Path
 from langchain_openai import ChatOpenAI
 
 from vprm_search import BeamSearch, BestScore, ChatModelPolicy, VllmScorer
-from vprm_search.cli.serve_command import ARCHITECTURE, ServeCommand, ServeOptions, serve_command
-from vprm_search.cli.server_process import ServerProcess
+from vprm_search.cli.vllm_server import (
+    ARCHITECTURE,
+    ServeCommand,
+    ServeOptions,
+    ServerProcess,
+    serve_command,
+)
 from vprm_search.graph import arun_search
 from vprm_search.images import normalise_image
 from vprm_search.tiny.weights import weights_path

@@ -29,7 +29,7 @@ from tests.benchmarks.scoring import SIZES
 from tests.scoring.random_internvl import write_checkpoint
 from tests.serving.install_vllm import ensure_environment
 from tests.serving.server import PrmServer, free_port
-from vprm_search.cli.serve_command import ServeOptions
+from vprm_search.cli.vllm_server import ServeOptions
 from vprm_search.scoring import (
     PreprocessConfig,
     TransformersScorer,

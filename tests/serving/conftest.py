@@ -13,7 +13,7 @@ import pytest
 
 from tests.serving.install_vllm import ensure_environment
 from tests.serving.server import PrmServer, free_port
-from vprm_search.cli.serve_command import ServeOptions
+from vprm_search.cli.vllm_server import ServeOptions
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.tiny.weights import weights_path
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.serving.server import CPU_ENVIRONMENT, START_TIMEOUT_S, free_port
-from vprm_search.cli.serve_command import ARCHITECTURE, ServeCommand
-from vprm_search.cli.server_process import ServerProcess
+from vprm_search.cli.vllm_server import ARCHITECTURE, ServeCommand, ServerProcess
 from vprm_search.tiny.weights import weights_path
 
 POOLING = (

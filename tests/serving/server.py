@@ -14,8 +14,7 @@ from typing import Any
 
 import httpx
 
-from vprm_search.cli.serve_command import ServeOptions, serve_command
-from vprm_search.cli.server_process import ServerProcess
+from vprm_search.cli.vllm_server import ServeOptions, ServerProcess, serve_command
 from vprm_search.types import ImageData
 
 START_TIMEOUT_S = 600

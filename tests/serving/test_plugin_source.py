@@ -147,7 +147,7 @@ def test_the_packaged_builder_writes_the_same_tokens(
     assert found.read_positions == expected.read_positions
     assert found.step_tokens == expected.step_tokens
 
-    plan = load("plans").PathPlan.of(found)
+    plan = load("scoring_requests").PathPlan.of(found)
     token = ours.image_token_id
     assert plan.sent.count(token) == images
     assert plan.ids == expected.scored_ids
@@ -344,7 +344,7 @@ def test_names_depend_on_key_rule_and_digest(monkeypatch: pytest.MonkeyPatch) ->
 def test_rows_count_from_the_end_and_siblings_fill_gaps(
     tree: list[list[int]], cached: st.DataObject
 ) -> None:
-    plans = load("plans")
+    plans = load("scoring_requests")
     paths, outputs, expected = [], [], []
     for choices in tree:
         ids, reads = [100, 101], []
@@ -377,7 +377,7 @@ def _score_of(tokens: tuple[int, ...]) -> float:
 
 
 def test_failed_paths_keep_their_place() -> None:
-    plans = load("plans")
+    plans = load("scoring_requests")
     good = plans.PathPlan((1, 2, 3), (1, 2, 3), (1, 2), 1, (1, 1))
     plan = plans.RequestPlan(("too_long: 9", good, good), (2, 2, 2))
     reply = plan.reply([([1, 2, 3], [0.1, 0.2, 0.3]), ([1, 2, 3], [0.1, float("nan"), 0.3])])
@@ -389,7 +389,7 @@ def test_failed_paths_keep_their_place() -> None:
 
 
 def test_scores_of_other_tokens_are_never_returned() -> None:
-    plans = load("plans")
+    plans = load("scoring_requests")
     plan = plans.RequestPlan((plans.PathPlan((1, 2), (1, 2), (1,), 1, (1,)),), (1,))
     for ids, rows in (([1, 3], [0.1, 0.2]), ([1], [0.1]), ([1, 2], [0.1, 0.2, 0.3])):
         with pytest.raises(load("contract").RequestError, match="other tokens") as refused:
@@ -403,7 +403,7 @@ def test_scores_of_other_tokens_are_never_returned() -> None:
 
 
 async def test_nothing_stays_of_a_request_however_it_ends() -> None:
-    pending = load("pending").Pending()
+    pending = load("scoring_requests").RequestsInFlight()
     error = load("contract").RequestError
     started = asyncio.Event()
 

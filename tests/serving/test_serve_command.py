@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from tests.serving.server import CPU_ENVIRONMENT, PrmServer, free_port, scoring_body
 from vprm_search.cli import main
-from vprm_search.cli.serve_command import ServeCommand, ServeOptions, serve_command
-from vprm_search.cli.server_process import ServerProcess
+from vprm_search.cli.vllm_server import ServeCommand, ServeOptions, ServerProcess, serve_command
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
 from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.prompt.layout import PrmLayout
@@ -76,7 +75,10 @@ def test_the_command_is_hardened() -> None:
     command = serve_command(weights_path("prm"), ServeOptions(), "python")
     assert value_of(command.argv, "--host") == "127.0.0.1"
     assert value_of(command.argv, "--allowed-media-domains").endswith(".invalid")
-    assert value_of(command.argv, "--middleware") == "vprm_search_vllm.door.Door"
+    assert (
+        value_of(command.argv, "--middleware")
+        == "vprm_search_vllm.access_middleware.AccessMiddleware"
+    )
     assert command.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     shown = command.shell_text()
     for word in ("trust-remote-code", "allowed-local-media-path", "api-key", "trust-request"):
@@ -212,7 +214,7 @@ def test_signals_end_the_server_and_the_command(tmp_path: Path, number: signal.S
         # whoever runs the tests in the background may have it ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from vprm_search.cli import serve\n"
-        "from vprm_search.cli.serve_command import ServeCommand\n"
+        "from vprm_search.cli.vllm_server import ServeCommand\n"
         f"command = ServeCommand((sys.executable, '-c', {STAND_IN!r}, '{port}', '0', '0'))\n"
         f"serve._run(command, {{}}, 'http://127.0.0.1:{port}', Path({str(tmp_path / 'log')!r}), 30)"
     )

@@ -15,13 +15,13 @@ import typer
 from rich.text import Text
 
 from vprm_search.cli import console
-from vprm_search.cli.serve_command import (
+from vprm_search.cli.vllm_server import (
     API_KEY_VARIABLE,
     ServeCommand,
     ServeOptions,
+    ServerProcess,
     serve_command,
 )
-from vprm_search.cli.server_process import ServerProcess
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.report.printable import printable, shortened
 

@@ -16,7 +16,7 @@ from vllm.plugins.io_processors.interface import IOProcessor
 from vllm.pooling_params import PoolingParams
 from vllm.renderers import BaseRenderer
 
-from vprm_search_vllm import __version__
+from vprm_search_vllm import ARCHITECTURE, __version__
 from vprm_search_vllm.contract import (
     VERSION,
     DescribeBody,
@@ -25,16 +25,17 @@ from vprm_search_vllm.contract import (
     ScoringBody,
     parse_body,
 )
-from vprm_search_vllm.fitness import check_served_as_needed
 from vprm_search_vllm.identity import model_identity
 from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
-from vprm_search_vllm.pending import Pending
-from vprm_search_vllm.plans import PathPlan, RequestPlan
+from vprm_search_vllm.scoring_requests import PathPlan, RequestPlan, RequestsInFlight
 from vprm_search_vllm.shared.errors import InputError
-from vprm_search_vllm.shared.scoring.families import ScorerFile, read_scorer_file
+from vprm_search_vllm.shared.scoring.families import ScorerFile, find_family, read_scorer_file
 from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
 from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
+
+_BACKBONES = ("internvl", "text")
+_METHOD = "from_2_way_softmax"
 
 # vLLM asks for the pooling parameters right after the prompts, in the same task.
 _use_prefix_cache: ContextVar[bool] = ContextVar("use_prefix_cache", default=True)
@@ -57,11 +58,11 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         # its own copy: vLLM's threads switch special-token parsing on and off in theirs
         tokenizer = copy.deepcopy(renderer.get_tokenizer())
         self.builder = _builder(tokenizer, self.file)
-        check_served_as_needed(config, self.file, self.builder, tokenizer)
+        _check_served_as_needed(config, self.file, self.builder, tokenizer)
         self.limits = Limits.from_environment()
         self.images = ImageCache(self.limits)
         self.names = ImageNames(self.file.model_dump_json())
-        self.pending: Pending[RequestPlan] = Pending()
+        self.in_flight: RequestsInFlight[RequestPlan] = RequestsInFlight()
         self.max_tokens = int(config.max_model_len)
         self.max_images = _image_limit(config, self.file)
         self.tokens_per_tile = int(getattr(config.hf_config, "image_seq_length", 0))
@@ -82,7 +83,7 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         """Return one prompt per path, as token ids with the images beside them."""
         try:
             plan, images = self._plan(prompt)
-            self.pending.add(request_id, plan)
+            self.in_flight.add(request_id, plan)
         except RequestError as error:
             raise HTTPException(error.status, str(error)) from None
         _use_prefix_cache.set(not isinstance(prompt, ScoringBody) or prompt.use_prefix_cache)
@@ -105,7 +106,7 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the reply of a request."""
-        plan = self.pending.get(request_id)
+        plan = self.in_flight.get(request_id)
         if plan.answer is not None:
             return {"version": VERSION, **plan.answer}
         outputs = [
@@ -175,7 +176,7 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
 
     def _load(self) -> dict[str, int]:
         return {
-            "requests_under_way": len(self.pending),
+            "requests_under_way": len(self.in_flight),
             "images_kept": len(self.images),
             "image_bytes_kept": self.images.kept_bytes,
         }
@@ -207,3 +208,46 @@ def _image_limit(config: Any, file: ScorerFile) -> int:
     if not isinstance(file.preprocess, PreprocessConfig):
         return 0
     return int(config.get_multimodal_config().get_limit_per_prompt("image"))
+
+
+def _check_served_as_needed(
+    config: Any, file: ScorerFile, builder: PromptBuilder | MarkerBuilder, tokenizer: Any
+) -> None:
+    """Raise `ValueError` when the server would answer with other numbers than P('+').
+
+    `config` is vLLM's model configuration; the checks name the option to start it with.
+    """
+    family = find_family(file.family)
+    if family.readout != "token_pair" or family.backbone not in _BACKBONES:
+        raise ValueError(
+            f"the family {family.name!r} ({family.backbone}, {family.readout}) is not served by "
+            f"this plugin; it serves token pairs of {' and '.join(_BACKBONES)} models"
+        )
+    hf_config = config.hf_config
+    words = getattr(hf_config, "classifier_from_token", None) or []
+    ids = [tokenizer.convert_tokens_to_ids(word) for word in words]
+    needed = [builder.minus_id, builder.plus_id]
+    if ids != needed:
+        names = tokenizer.convert_ids_to_tokens(needed)
+        raise ValueError(
+            f"classifier_from_token is {words} (ids {ids}); needed is {names} (ids {needed})"
+        )
+    if getattr(hf_config, "method", None) != _METHOD:
+        raise ValueError(f"--hf-overrides must set method to {_METHOD!r}")
+    if isinstance(file.preprocess, PreprocessConfig):
+        _check_images(hf_config, file.preprocess, tokenizer.convert_tokens_to_ids, file)
+
+
+def _check_images(hf_config: Any, rule: PreprocessConfig, token_id: Any, file: ScorerFile) -> None:
+    if list(hf_config.architectures) != [ARCHITECTURE]:
+        raise ValueError(f"--hf-overrides must set architectures to [{ARCHITECTURE!r}]")
+    token = token_id(file.layout.image_token)
+    if hf_config.image_token_id != token:
+        raise ValueError(
+            f"the layout's image token has id {token}, the model's is {hf_config.image_token_id}"
+        )
+    height, width = hf_config.vision_config.image_size
+    if (height, width) != (rule.tile_size, rule.tile_size):
+        raise ValueError(
+            f"tiles are {rule.tile_size} pixels wide, the vision model takes {width}x{height}"
+        )

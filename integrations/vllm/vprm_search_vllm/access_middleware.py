@@ -1,8 +1,9 @@
-"""The door of the server: who may come in, to which routes, with how much.
+"""Who may come in, to which routes, with how much.
 
 vLLM asks for its API key on `/v1/…` only, so `/pooling` would be open to everyone, and it reads a
-body of any size. This middleware (`--middleware vprm_search_vllm.door.Door`) wants the key on every
-route but `/health`, leaves out the routes that scoring does not need, and bounds the body.
+body of any size. This middleware, which vLLM is given with
+`--middleware vprm_search_vllm.access_middleware.AccessMiddleware`, wants the key on every route but
+`/health`, leaves out the routes that scoring does not need, and bounds the body.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OPEN = frozenset({"/health", "/ping"})
 _ROUTES = _OPEN | {"/pooling", "/v1/models", "/metrics", "/version", "/load"}
 
 
-class Door:
+class AccessMiddleware:
     """ASGI middleware; settings come from the environment when the server starts.
 
     `VLLM_API_KEY` is the key (vLLM's own variable), `VPRM_SEARCH_VLLM_ALL_ROUTES=1` keeps vLLM's
