@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+OLDEST := $(VENV)-oldest
 
 # Small models on few cores: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo serve-demo test test-all test-serving coverage lint format docs bench-engine bench-gpu clean
+.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-random test-serving coverage lint format docs bench-engine bench-gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -47,10 +48,27 @@ serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers
 test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP) test-serving  ## Run all tests: the slow ones and a real vLLM server, too
-	$(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/serving $(PYTEST_ARGS)
+test-all: test test-slow test-oldest test-random  ## Run all of it, as CI does
 
-# One process: each worker would start servers of its own, 3 GB each.
+# One process for the servers: each worker would start some of its own, 3 GB each.
+test-slow: $(STAMP)  ## Run the slow tests, those against a real vLLM server among them
+	$(BIN)/python -m pytest -n 0 -m slow tests/serving $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow --ignore=tests/serving $(PYTEST_ARGS)
+
+# Over $(VENV): only what tests/oldest.txt names is installed anew, everything else is found there.
+test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest versions of them
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/oldest.txt
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" \
+		tests/graph tests/policy tests/corpus tests/tiny/test_chat_model.py \
+		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
+
+test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test draws the same ones)
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n auto --dist worksteal \
+		-m "hypothesis and not slow" --ignore=tests/serving $(PYTEST_ARGS)
+
 test-serving: $(STAMP)  ## Run the tests against a real vLLM server (built once: 3 minutes, 2.5 GB)
 	$(BIN)/python -m pytest -n 0 tests/serving $(PYTEST_ARGS)
 
@@ -80,4 +98,4 @@ bench-gpu: $(STAMP)  ## Measure it at the 8B shape on a GPU, in ten minutes
 	$(BIN)/python -m tests.benchmarks.gpu --out gpu.json
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

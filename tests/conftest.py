@@ -16,18 +16,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Shared machines: a slow example is no failure, and a failure found once can be found again.
+# Shared machines: a slow example is no failure. The fast lane draws the same examples every time.
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("thorough", parent=settings.get_profile("shared"), max_examples=1000)
+# The slow lane draws new ones, and prints how to draw a failing one again.
+settings.register_profile(
+    "random", parent=settings.get_profile("shared"), derandomize=False, print_blob=True
+)
+settings.register_profile("thorough", parent=settings.get_profile("random"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared"))
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real public records and files beside the project; a test that needs them skips without."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
-    return folder
