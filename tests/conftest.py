@@ -26,3 +26,12 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("random"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public records and files beside the project; a test that needs them skips without."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
