@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-from vprm_search.tiny.labels import exact_labels
 from vprm_search.tiny.problem import (
     LARGEST_RESULT,
     TinyProblem,
     answer_suffix,
     apply_operator,
     arithmetic_step,
+    exact_labels,
     in_range,
     reading_step,
 )

@@ -29,7 +29,7 @@ from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, Selector, WeightedVote
-from vprm_search.tiny.labels import parse_answer
+from vprm_search.tiny.problem import parse_answer
 from vprm_search.tiny.world import FAMILIES, SPLITS, generate, render
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, StepScorer

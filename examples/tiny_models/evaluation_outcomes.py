@@ -10,8 +10,7 @@ from vprm_search.compare.lockstep import unscored_copy
 from vprm_search.compare.statistics import auc, auc_interval, macro_f1
 from vprm_search.graph.search_run import SearchRun
 from vprm_search.search import BestScore, MajorityVote, Selector, WeightedVote
-from vprm_search.tiny.labels import exact_labels
-from vprm_search.tiny.problem import TinyProblem
+from vprm_search.tiny.problem import TinyProblem, exact_labels
 from vprm_search.tiny.scored import sample_leaves
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, NodeRecord, Problem

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from examples.tiny_models.tokenizer import IMAGE_TOKENS, policy_prompt, token_id
+from vprm_search.tiny.inputs import TURN_END
 from vprm_search.tiny.problem import (
     COLOURS,
     OPERATORS,
@@ -20,7 +22,6 @@ from vprm_search.tiny.problem import (
     reading_step,
 )
 from vprm_search.tiny.rendering import value_cells
-from vprm_search.tiny.tokenizer import IMAGE_TOKENS, TURN_END, policy_prompt, token_id
 
 IGNORED = -100
 EMPTY = -1

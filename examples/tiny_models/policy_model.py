@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from examples.tiny_models.policy_data import EMPTY, IGNORED, Batch, Boards, boards
-from vprm_search.tiny.pixels import pixel_values
+from examples.tiny_models.tokenizer import token_id
+from vprm_search.tiny.inputs import IMAGE_CONTEXT, pixel_values
 from vprm_search.tiny.problem import COLOURS
 from vprm_search.tiny.rendering import render
-from vprm_search.tiny.tokenizer import IMAGE_CONTEXT, token_id
 
 
 class SymbolIds:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from examples.tiny_models.likelihood import LikelihoodRequest, step_likelihoods
 from vprm_search.images import open_rgb
-from vprm_search.tiny.labels import exact_labels
-from vprm_search.tiny.problem import TinyProblem
+from vprm_search.tiny.problem import TinyProblem, exact_labels
 from vprm_search.tiny.sampler import TinySampler
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 

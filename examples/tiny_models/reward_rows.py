@@ -13,10 +13,10 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerFast
 
 from examples.tiny_models.rows import IGNORED, Supervision, TrainingRow, build_row
+from examples.tiny_models.tokenizer import IMAGE_TOKENS
 from vprm_search.errors import InputError
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.tiny.pixels import pixel_values
-from vprm_search.tiny.tokenizer import IMAGE_TOKENS
+from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.world import TinyProblem, consistent_steps, render
 
 TINY_LAYOUT = PrmLayout(system_prompt=None)

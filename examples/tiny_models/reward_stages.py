@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from transformers import AutoTokenizer
 
 from examples.tiny_models.mismatch import LocalLosses
+from examples.tiny_models.model import deepen, save_checkpoint
 from examples.tiny_models.reward_check import JudgedRow, check_rewards
 from examples.tiny_models.reward_data import LabelKind, RewardBatches, labelled_texts
 from examples.tiny_models.reward_plan import (
@@ -30,12 +31,12 @@ from examples.tiny_models.reward_plan import (
 from examples.tiny_models.reward_rows import TINY_LAYOUT, RowWriter
 from examples.tiny_models.reward_trainer import Evaluation, RewardTrainer
 from examples.tiny_models.rows import collate
+from examples.tiny_models.tokenizer import token_id
 from vprm_search.labelling.records import read_records
 from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
-from vprm_search.tiny.architecture import deepen, load_checkpoint, save_checkpoint
 from vprm_search.tiny.rendering import IMAGE_SIZE
-from vprm_search.tiny.tokenizer import token_id
+from vprm_search.tiny.sampler import load_checkpoint
 
 NEW_LAYERS = 3
 HEADS_FILE = "heads.safetensors"

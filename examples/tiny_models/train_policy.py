@@ -19,12 +19,13 @@ import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from examples.tiny_models.language_stage import LanguagePlan, train_language
+from examples.tiny_models.model import build_model, save_checkpoint
 from examples.tiny_models.optimisation import Schedule
 from examples.tiny_models.policy_rates import install, measure_pass_rates
 from examples.tiny_models.solution_stage import SolutionPlan, train_solutions
+from examples.tiny_models.tokenizer import build_tokenizer, save_tokenizer
 from examples.tiny_models.vision_stage import VisionPlan, train_vision
-from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
-from vprm_search.tiny.tokenizer import build_tokenizer, save_tokenizer
+from vprm_search.tiny.sampler import load_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

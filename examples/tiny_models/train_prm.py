@@ -18,10 +18,10 @@ from examples.tiny_models.reward_check import JudgedRow
 from examples.tiny_models.reward_data import LabelKind
 from examples.tiny_models.reward_rows import RowWriter
 from examples.tiny_models.reward_stages import Report, bootstrap, fine_tune, practise
+from examples.tiny_models.tokenizer import build_tokenizer
 from vprm_search.labelling.monte_carlo import LabelConfig
 from vprm_search.labelling.records import read_records
 from vprm_search.tiny.scored import problem_of
-from vprm_search.tiny.tokenizer import build_tokenizer
 from vprm_search.tiny.world import exact_labels
 
 KINDS: dict[str, LabelKind] = {"prm": "monte_carlo", "prm_exact": "exact", "orm": "outcome"}

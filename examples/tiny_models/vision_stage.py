@@ -20,7 +20,7 @@ from examples.tiny_models.optimisation import Schedule, Stepper
 from examples.tiny_models.policy_data import EMPTY, Boards, boards
 from examples.tiny_models.policy_model import SymbolIds, image_features, symbolic_features
 from examples.tiny_models.progress import Progress
-from vprm_search.tiny.pixels import pixel_values
+from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.rendering import render
 from vprm_search.tiny.world import generate
 

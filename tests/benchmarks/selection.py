@@ -23,7 +23,7 @@ from vprm_search.search import (
     Selector,
     WeightedVote,
 )
-from vprm_search.tiny.labels import parse_answer
+from vprm_search.tiny.problem import parse_answer
 from vprm_search.tiny.scored import problem_of
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, Problem

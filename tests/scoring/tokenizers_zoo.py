@@ -8,8 +8,8 @@ from collections.abc import Callable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from examples.tiny_models.tokenizer import build_tokenizer
 from tests.scoring.random_internvl import CORPUS, SPECIAL, qwen_like_tokenizer
-from vprm_search.tiny.tokenizer import build_tokenizer
 
 # added pieces that are ordinary text, as InternLM2 has them: not flagged, found before merging
 ORDINARY = ("[UNUSED_TOKEN_1]", "——", "……", "Ｅ", "Ｇ")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vprm_search.tiny.architecture import TinyShape, build_model
+from examples.tiny_models.model import TinyShape, build_model
+from examples.tiny_models.tokenizer import build_tokenizer
 from vprm_search.tiny.sampler import TinySampler
-from vprm_search.tiny.tokenizer import build_tokenizer
 
 SHAPE = TinyShape(
     width=64, layers=2, heads=4, key_value_heads=2, vision_width=32, vision_layers=1, expansion=2

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableLambda
 
+from examples.tiny_models.model import build_model, save_checkpoint
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError, ImageError, InputError, VprmError
 from vprm_search.images import normalise_image
 from vprm_search.policy import ChatModelPolicy, RetryRules, capabilities_of
 from vprm_search.policy.messages import human_message
-from vprm_search.tiny.architecture import build_model, save_checkpoint
 from vprm_search.tiny.batching import BatchedSampler, SampleCall, shared_sampler
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.policy import TinyPolicy

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.tiny_models.tokenizer import policy_prompt
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError, PromptTooLongError
-from vprm_search.tiny.draws import uniforms
-from vprm_search.tiny.pixels import pixel_values
+from vprm_search.tiny.decoder import uniforms
+from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
-from vprm_search.tiny.tokenizer import policy_prompt
 from vprm_search.tiny.world import FAMILIES, generate, render
 
 SLOW = settings(max_examples=15, deadline=None)

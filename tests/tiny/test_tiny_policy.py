@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from examples.tiny_models.likelihood import LikelihoodRequest, step_likelihoods
+from examples.tiny_models.tokenizer import policy_prompt
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.images import normalise_image
 from vprm_search.steps import STEP_SEPARATOR
-from vprm_search.tiny.pixels import pixel_values
+from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.sampler import SampleRequest
-from vprm_search.tiny.tokenizer import policy_prompt
 from vprm_search.tiny.world import generate, render
 from vprm_search.types import ImageData, Policy, Problem, ProposeRequest
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.tiny_models.corruption import corrupt
-from vprm_search.tiny.pixels import IMAGE_MEAN, IMAGE_STD, pixel_values
+from vprm_search.tiny.inputs import IMAGE_MEAN, IMAGE_STD, pixel_values
 from vprm_search.tiny.problem import COLOURS
 from vprm_search.tiny.world import (
     FAMILIES,

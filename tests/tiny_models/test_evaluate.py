@@ -23,8 +23,8 @@ from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.rules import SearchRules
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
-from vprm_search.tiny.labels import exact_labels, parse_answer
 from vprm_search.tiny.policy import TinyPolicy
+from vprm_search.tiny.problem import exact_labels, parse_answer
 from vprm_search.tiny.scored import sample_leaves
 
 BLIND = "prm, blank image"

@@ -13,6 +13,7 @@ from examples.tiny_models.label import (
     label_statistics,
     label_tasks,
 )
+from examples.tiny_models.model import build_model, save_checkpoint
 from examples.tiny_models.reward_data import labelled_texts
 from tests.tiny.small_models import SHAPE, small_sampler, small_tokenizer
 from vprm_search.labelling.monte_carlo import LabelConfig
@@ -23,7 +24,6 @@ from vprm_search.labelling.records import (
     read_records,
     training_record,
 )
-from vprm_search.tiny.architecture import build_model, save_checkpoint
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.scored import label_task, problem_of
 from vprm_search.tiny.world import generate

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from examples.tiny_models.model import build_model
 from examples.tiny_models.muon import Muon
 from examples.tiny_models.reward_trainer import RewardTrainer, TrainConfig, adamw
 from examples.tiny_models.rows import TrainingRow, build_row, collate
 from examples.tiny_models.schedule import Schedule
+from examples.tiny_models.tokenizer import token_id
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.tiny.architecture import build_model
-from vprm_search.tiny.pixels import pixel_values
-from vprm_search.tiny.tokenizer import token_id
+from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.world import generate, render
 
 LAYOUT = PrmLayout(system_prompt=None)

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from examples.tiny_models.language_stage import LanguagePlan
+from examples.tiny_models.model import build_model, deepen, save_checkpoint
 from examples.tiny_models.muon import orthogonalise
 from examples.tiny_models.optimisation import Schedule
 from examples.tiny_models.policy_data import IGNORED, BatchMaker, boards
 from examples.tiny_models.policy_model import SymbolIds, symbolic_features
 from examples.tiny_models.solution_stage import SolutionPlan
+from examples.tiny_models.tokenizer import build_tokenizer, policy_prompt
 from examples.tiny_models.train_policy import PolicyPlan, train_policy
 from examples.tiny_models.vision_stage import VisionPlan
-from vprm_search.tiny.architecture import build_model, deepen, load_checkpoint, save_checkpoint
-from vprm_search.tiny.pixels import pixel_values
-from vprm_search.tiny.tokenizer import build_tokenizer, policy_prompt
+from vprm_search.tiny.inputs import pixel_values
+from vprm_search.tiny.sampler import load_checkpoint
 from vprm_search.tiny.world import FAMILIES, generate, render
 
 TOKENIZER = build_tokenizer()

@@ -9,6 +9,7 @@ import torch
 
 from examples.tiny_models.label import label
 from examples.tiny_models.mismatch import LocalLosses
+from examples.tiny_models.model import build_model, save_checkpoint
 from examples.tiny_models.reward_check import plus_probabilities
 from examples.tiny_models.reward_data import RewardBatches
 from examples.tiny_models.reward_plan import RewardPlan
@@ -18,7 +19,7 @@ from examples.tiny_models.rows import collate
 from examples.tiny_models.train_prm import judged_rows
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.labelling.monte_carlo import LabelConfig
-from vprm_search.tiny.architecture import build_model, load_checkpoint, save_checkpoint
+from vprm_search.tiny.sampler import load_checkpoint
 
 PLAN = RewardPlan(steps=12, verdicts=22, warmup_steps=2)
 

@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -20,21 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from vprm_search.errors import CheckpointError, PromptTooLongError, VprmError
-from vprm_search.images import open_rgb
-from vprm_search.tiny.rendering import IMAGE_SIZE
-from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
+from vprm_search.tiny.sampler import PictureFeatures, Sample, SampleRequest, TinySampler
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vprm_search.types import ImageData
 
 _WINDOW_S = 0.002
 _MAX_CHILDREN = 1024
-_FEATURES_KEPT = 2048  # 8 kB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class BatchedSampler:
         self.batches = 0
         """How many batches were sampled so far."""
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._features = PictureFeatures(sampler)
         self._start = threading.Lock()
         self._worker: threading.Thread | None = None
 
@@ -112,7 +105,10 @@ class BatchedSampler:
 
     def _prepared(self, call: SampleCall) -> SampleRequest:
         """Return the request with its image features, its token limit cut to the room there is."""
-        features = [self._encoded(image) for image in call.images]
+        found, errors = self._features(call.images)
+        for error in errors.values():
+            raise error
+        features = [found[image.digest] for image in call.images]
         request = replace(call.request, image_features=torch.stack(features) if features else None)
         positions: int = self.sampler.model.config.text_config.max_position_embeddings
         prompt = len(self.sampler.prompts.build(request.question, len(features), request.prefix))
@@ -124,18 +120,6 @@ class BatchedSampler:
         request = replace(request, max_new_tokens=min(request.max_new_tokens, positions - prompt))
         self.sampler.check(request)
         return request
-
-    def _encoded(self, image: ImageData) -> Tensor:
-        if image.digest not in self._features:
-            picture = open_rgb(image.png)
-            size = (IMAGE_SIZE, IMAGE_SIZE)
-            if picture.size != size:
-                picture = picture.resize(size, Image.Resampling.BICUBIC)
-            self._features[image.digest] = self.sampler.encode_images([picture])[0]
-            if len(self._features) > _FEATURES_KEPT:
-                self._features.popitem(last=False)
-        self._features.move_to_end(image.digest)
-        return self._features[image.digest]
 
 
 @lru_cache(maxsize=4)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vprm_search.errors import ImageError, VprmError
-from vprm_search.images import open_rgb
+from vprm_search.errors import VprmError
 from vprm_search.steps import STEP_SEPARATOR, join_steps
-from vprm_search.tiny.rendering import IMAGE_SIZE
-from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
-from vprm_search.types import ImageData, Proposal, ProposeRequest
-
-_FEATURES_KEPT = 2048  # 8 kB each
+from vprm_search.tiny.sampler import PictureFeatures, Sample, SampleRequest, TinySampler
+from vprm_search.types import Proposal, ProposeRequest
 
 
 class TinyPolicy:
@@ -40,7 +34,7 @@ class TinyPolicy:
         self.sampler = sampler
         self.temperature = temperature
         self.max_step_tokens, self.max_solution_tokens = max_step_tokens, max_solution_tokens
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._features = PictureFeatures(sampler)
         self._lock = threading.Lock()
 
     @classmethod
@@ -64,21 +58,22 @@ class TinyPolicy:
     def propose_now(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         """Do what `propose` does, in the calling thread."""
         with self._lock:
-            features, errors = self._image_features(requests)
-            chosen: list[SampleRequest] = []
-            places: list[int] = []
+            features, unread = self._features(i for request in requests for i in request.images)
+            chosen: dict[int, SampleRequest] = {}
+            errors: dict[int, str] = {}
             for place, request in enumerate(requests):
-                if place in errors:
+                bad = [image.digest for image in request.images if image.digest in unread]
+                if bad:
+                    errors[place] = f"image {bad[-1]} cannot be read: {unread[bad[-1]]}"
                     continue
                 sample = self._sample_request(request, features)
                 try:
                     self.sampler.check(sample)
+                    chosen[place] = sample
                 except VprmError as error:
                     errors[place] = str(error)
-                    continue
-                chosen.append(sample)
-                places.append(place)
-            answers = dict(zip(places, self.sampler.sample(chosen), strict=True))
+            sampled = self.sampler.sample(list(chosen.values()))
+            answers = dict(zip(chosen, sampled, strict=True))
         return [
             _proposals(answers[place])
             if place in answers
@@ -100,38 +95,6 @@ class TinyPolicy:
             max_new_tokens=self.max_step_tokens if one_step else self.max_solution_tokens,
             stop=(STEP_SEPARATOR,) if one_step else (),
         )
-
-    def _image_features(
-        self, requests: Sequence[ProposeRequest]
-    ) -> tuple[dict[str, Tensor], dict[int, str]]:
-        """Encode the images not seen before; return features by digest and failed requests."""
-        wanted: dict[str, Tensor] = {}
-        errors: dict[int, str] = {}
-        new: dict[str, Image.Image] = {}
-        for place, request in enumerate(requests):
-            for image in request.images:
-                if image.digest in self._features:
-                    self._features.move_to_end(image.digest)
-                    wanted[image.digest] = self._features[image.digest]
-                elif image.digest not in new:
-                    try:
-                        new[image.digest] = _open(image)
-                    except ImageError as error:
-                        errors[place] = f"image {image.digest} cannot be read: {error}"
-        if new:
-            encoded = self.sampler.encode_images(list(new.values()))
-            wanted.update(zip(new, encoded.unbind(), strict=True))
-            self._features.update((digest, wanted[digest]) for digest in new)
-            while len(self._features) > _FEATURES_KEPT:
-                self._features.popitem(last=False)
-        return wanted, errors
-
-
-def _open(image: ImageData) -> Image.Image:
-    """Read a normalised image and bring it to the size the tiny model sees."""
-    rgb = open_rgb(image.png)
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)
 
 
 def _proposals(samples: Sequence[Sample]) -> list[Proposal]:

@@ -1,13 +1,14 @@
 """Sampling from the tiny policy: many prompts at once, and every child drawn from its own seed.
 
-A child's text depends on the prompt, its seed and the temperature alone (`draws`): not on its
+A child's text depends on the prompt, its seed and the temperature alone (`decoder`): not on its
 siblings, the batch, or what was sampled before. (Up to float rounding: matrix products of different
 shapes differ in the last bits, which changes a token about once in a million draws.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vprm_search.errors import CheckpointError, ConfigError, PromptTooLongError
-from vprm_search.tiny.architecture import load_checkpoint
-from vprm_search.tiny.decoder import LaneDecoder, Lanes
-from vprm_search.tiny.draws import draw_tokens, uniforms
-from vprm_search.tiny.pixels import pixel_values
-from vprm_search.tiny.stops import StopStrings
-from vprm_search.tiny.tokens import PolicyPrompts
+from vprm_search.errors import CheckpointError, ConfigError, ImageError, PromptTooLongError
+from vprm_search.images import open_rgb
+from vprm_search.tiny.decoder import LaneDecoder, Lanes, draw_tokens, uniforms
+from vprm_search.tiny.inputs import PolicyPrompts, pixel_values
+from vprm_search.tiny.rendering import IMAGE_SIZE
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers import InternVLForConditionalGeneration
+
+    from vprm_search.types import ImageData
 
 SampleFinish = Literal["step", "stop", "length"]
 _MAX_CHILDREN = 1024  # per forward pass; bounds the memory of keys and values (~0.3 GB at worst)
+_FEATURES_KEPT = 2048  # pictures, 8 kB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,18 @@ class Sample:
     finish: SampleFinish
     tokens: int
     prompt_tokens: int
+
+
+def load_checkpoint(path: Path) -> InternVLForConditionalGeneration:
+    """Read a checkpoint as an fp32 model."""
+    from transformers import InternVLForConditionalGeneration
+
+    model = InternVLForConditionalGeneration.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    if not isinstance(model, InternVLForConditionalGeneration):
+        raise TypeError(f"{path} holds a {type(model).__name__}, not an InternVL model")
+    return model
 
 
 class TinySampler:
@@ -153,6 +168,51 @@ class TinySampler:
                 f"the tiny policy has {limit} positions; shorten the question or the solution"
             )
         return ids
+
+
+class PictureFeatures:
+    """The encoded pictures of a sampler, the last ones kept. Not thread-safe, like the sampler."""
+
+    def __init__(self, sampler: TinySampler) -> None:
+        self._sampler = sampler
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(
+        self, images: Iterable[ImageData]
+    ) -> tuple[dict[str, Tensor], dict[str, ImageError]]:
+        """Encode the images not seen before, in one batch.
+
+        Returns:
+            Features [tokens, hidden] by digest, and the errors of images that cannot be read.
+        """
+        wanted: dict[str, Tensor] = {}
+        errors: dict[str, ImageError] = {}
+        new: dict[str, Image.Image] = {}
+        for image in images:
+            digest = image.digest
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+                wanted[digest] = self._kept[digest]
+            elif digest not in new:
+                try:
+                    new[digest] = _as_the_model_sees(image)
+                except ImageError as error:
+                    errors[digest] = error
+        if new:
+            encoded = self._sampler.encode_images(list(new.values()))
+            fresh = dict(zip(new, encoded.unbind(), strict=True))
+            wanted |= fresh
+            self._kept.update(fresh)
+            while len(self._kept) > _FEATURES_KEPT:
+                self._kept.popitem(last=False)
+        return wanted, errors
+
+
+def _as_the_model_sees(image: ImageData) -> Image.Image:
+    from PIL.Image import Resampling
+
+    picture, size = open_rgb(image.png), (IMAGE_SIZE, IMAGE_SIZE)
+    return picture if picture.size == size else picture.resize(size, Resampling.BICUBIC)
 
 
 class _Run:
@@ -253,3 +313,41 @@ class _Run:
             prompt_tokens = len(self.prompts[owner])
             grouped[owner].append(Sample(text, self.finish[child], len(written), prompt_tokens))
         return grouped
+
+
+# --- stop strings ---
+
+
+class StopStrings:
+    """Detects the first stop string in the decoded text of a growing list of tokens."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(s for s in stop if s)
+        endings = {s.encode("utf-8")[-1] for s in self._stop}
+        symbols = {_byte_symbols()[byte] for byte in endings}
+        # A stop string can only be completed by a token that contains its last byte.
+        self._suspects = frozenset(
+            token for piece, token in tokenizer.get_vocab().items() if symbols & set(piece)
+        )
+
+    def cut(self, tokens: list[int]) -> str | None:
+        """Return the text before the earliest stop string, or None if there is none yet.
+
+        Call it after every token: only the newest token is examined.
+        """
+        if tokens[-1] not in self._suspects:
+            return None
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        places = [place for s in self._stop if (place := text.find(s)) >= 0]
+        return text[: min(places)] if places else None
+
+
+def _byte_symbols() -> dict[int, str]:
+    """Return the printable character by which byte-level BPE writes each byte (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(256 + place) for place, byte in enumerate(others)}

@@ -12,8 +12,7 @@ from vprm_search.images import normalise_image
 from vprm_search.labelling.monte_carlo import LabelTask
 from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep
 from vprm_search.search import BestOfN, BestScore
-from vprm_search.tiny.labels import exact_labels, parse_answer
-from vprm_search.tiny.problem import TinyProblem
+from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer
 from vprm_search.tiny.world import generate, render
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, Policy, Problem, StepScorer

@@ -13,14 +13,16 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from vprm_search.tiny.labels import consistent_steps, exact_labels, parse_answer
 from vprm_search.tiny.problem import (
     COLOURS,
     OPERATORS,
     STEP_SEPARATOR,
     TinyProblem,
     apply_operator,
+    consistent_steps,
+    exact_labels,
     in_range,
+    parse_answer,
 )
 from vprm_search.tiny.rendering import render, value_cells
 

@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from vprm_search.tiny.problem import COLOURS
-from vprm_search.tiny.tokenizer import (
+from examples.tiny_models.tokenizer import (
     CONTROL_TOKENS,
-    IMAGE_CONTEXT,
     IMAGE_TOKENS,
     build_tokenizer,
     policy_prompt,
@@ -20,6 +18,8 @@ from vprm_search.tiny.tokenizer import (
     token_id,
     world_words,
 )
+from vprm_search.tiny.inputs import IMAGE_CONTEXT
+from vprm_search.tiny.problem import COLOURS
 from vprm_search.tiny.world import FAMILIES, generate
 
 TOKENIZER = build_tokenizer()

@@ -15,10 +15,10 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from vprm_search.tiny.inputs import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
 from vprm_search.tiny.problem import COLOURS, OPERATORS
 
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
+END_OF_TEXT, VIDEO = "<|endoftext|>", "<video>"
 CONTROL_TOKENS = (
     END_OF_TEXT,
     TURN_START,

@@ -1,12 +1,23 @@
-"""The tiny policy's prompt as token ids; text from outside can never become control."""
+"""What the tiny policy is given: token ids and normalised pixels.
+
+Text from outside can never become control.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 from vprm_search.scoring.prompt.text_encoder import TextEncoder
-from vprm_search.tiny.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 class PolicyPrompts:
@@ -50,3 +61,11 @@ class PolicyPrompts:
 
     def _encode(self, text: str, after: str) -> tuple[int, ...]:
         return self._encoder.encode(text, after).ids
+
+
+def pixel_values(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Return `[n, 3, 64, 64]` float32: (x / 255 - mean) / std per channel (ImageNet's)."""
+    stacked = np.stack([np.asarray(image, dtype=np.float32) for image in images])
+    mean, std = np.asarray(IMAGE_MEAN, np.float32), np.asarray(IMAGE_STD, np.float32)
+    normalised = (stacked / np.float32(255) - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))

@@ -19,9 +19,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from vprm_search.tiny.pixels import IMAGE_MEAN, IMAGE_STD
+from examples.tiny_models.tokenizer import IMAGE_TOKENS
+from vprm_search.tiny.inputs import IMAGE_MEAN, IMAGE_STD
 from vprm_search.tiny.rendering import IMAGE_SIZE
-from vprm_search.tiny.tokenizer import IMAGE_TOKENS
 
 PATCH_SIZE = 8
 DOWNSAMPLE_RATIO = 0.5
@@ -155,16 +155,6 @@ def save_checkpoint(
         if path.exists():
             shutil.rmtree(path)
         os.replace(folder, path)
-
-
-def load_checkpoint(path: Path) -> InternVLForConditionalGeneration:
-    """Read a checkpoint as an fp32 model."""
-    model = InternVLForConditionalGeneration.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="sdpa"
-    )
-    if not isinstance(model, InternVLForConditionalGeneration):
-        raise TypeError(f"{path} holds a {type(model).__name__}, not an InternVL model")
-    return model
 
 
 def _processor_config() -> dict[str, object]:
