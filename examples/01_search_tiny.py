@@ -11,8 +11,7 @@ from vprm_search import (
     create_search_graph,
     tree_of_state,
 )
-from vprm_search.images import normalise_image
-from vprm_search.policy.messages import human_message
+from vprm_search.images import image_message
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import generate, render
@@ -27,7 +26,7 @@ def search() -> SearchTree:
         budget=Budget(candidates=120),
     ).compile()
     problem = generate("tiles", "test", 3)
-    question = human_message(problem.question, [normalise_image(render(problem))])
+    question = image_message(problem.question, render(problem))
     print(problem.question, "expected:", problem.answer)
 
     state = {}

@@ -17,8 +17,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from vprm_search import TransformersScorer, create_verifier_node
 from vprm_search.graph import VerifierState
-from vprm_search.images import normalise_image
-from vprm_search.policy.messages import human_message
+from vprm_search.images import image_message
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import generate, render
@@ -59,7 +58,7 @@ def build_agent(threshold: float = 0.8, max_retries: int = 3) -> CompiledStateGr
 def main() -> dict[str, Any]:
     """Solve one problem with the agent; return the last verdict."""
     problem = generate("tiles", "test", 11)
-    question = human_message(problem.question, [normalise_image(render(problem))])
+    question = image_message(problem.question, render(problem))
     state = build_agent().invoke({"messages": [question]})
     verdict = state["vprm"]
     print(state["messages"][-1].text)

@@ -22,8 +22,7 @@ from vprm_search import (
     create_search_graph,
     tree_of_state,
 )
-from vprm_search.images import normalise_image
-from vprm_search.policy.messages import human_message
+from vprm_search.images import image_message
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import generate, render
@@ -46,7 +45,7 @@ def opened(folder: Path) -> Iterator[Any]:
 def main(folder: Path) -> tuple[str, str]:
     """Interrupt and resume a search; return its tree and that of an undisturbed one."""
     problem = generate("tiles-long", "test", 5)
-    question = human_message(problem.question, [normalise_image(render(problem))])
+    question = image_message(problem.question, render(problem))
     with opened(folder) as graph:
         rounds = 0
         stream = graph.stream(

@@ -13,8 +13,7 @@ from langchain_openai import ChatOpenAI
 
 from vprm_search import BeamSearch, Budget, ChatModelPolicy, TransformersScorer, create_search_graph
 from vprm_search.graph import CompiledSearchGraph
-from vprm_search.images import normalise_image
-from vprm_search.policy.messages import human_message
+from vprm_search.images import image_message
 from vprm_search.tiny.weights import weights_path
 
 
@@ -42,8 +41,7 @@ def main() -> None:
         print(graph.get_graph().draw_mermaid())
         print("Set OPENAI_BASE_URL to search with a served policy.")
         return
-    image = normalise_image(os.environ["IMAGE"])
-    question = human_message(os.environ["QUESTION"], [image])
+    question = image_message(os.environ["QUESTION"], os.environ["IMAGE"])
     answer = graph.invoke({"messages": [question]})["messages"][-1]
     print(answer.text)
     print(answer.response_metadata["vprm"]["usage"])

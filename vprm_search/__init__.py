@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         run_search,
         tree_of_state,
     )
-    from vprm_search.image_store import DiskImageStore
+    from vprm_search.images.store import DiskImageStore
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
     from vprm_search.scoring.judge_scorer import JudgeScorer
     from vprm_search.scoring.transformers_scorer import TransformersScorer
@@ -84,7 +84,7 @@ _HOMES = {
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
     "VllmScorer": "vprm_search.scoring.vllm_scorer",
     "JudgeScorer": "vprm_search.scoring.judge_scorer",
-    "DiskImageStore": "vprm_search.image_store",
+    "DiskImageStore": "vprm_search.images.store",
     "Problem": "vprm_search.types",
     "SearchResult": "vprm_search.types",
     "SearchTree": "vprm_search.tree",

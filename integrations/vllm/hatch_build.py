@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # the tests use `write_shared` without building any
 NEEDED = (
     "vprm_search.errors",
     "vprm_search.ids",
-    "vprm_search.images",
+    "vprm_search.images.normalise",
     "vprm_search.scoring.prompt.layout",
     "vprm_search.scoring.pixels.tiles",
     "vprm_search.scoring.families",

@@ -19,11 +19,11 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
 from tests.search.strategies import EVERY
 from vprm_search.budget import Budget
+from vprm_search.chat.capabilities import ModelCapabilities
 from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import NoAnswerError
 from vprm_search.graph.search_run import SearchRun, arun_search, run_search
 from vprm_search.images import normalise_image
-from vprm_search.policy.capabilities import ModelCapabilities
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.search import (
     BeamSearch,

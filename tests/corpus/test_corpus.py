@@ -16,7 +16,7 @@ from tests.search.strategies import EVERY
 from vprm_search.calibration.maps import CalibrationFile
 from vprm_search.cli.app import app as cli
 from vprm_search.graph import create_search_graph, tree_of_state
-from vprm_search.image_store import DiskImageStore
+from vprm_search.images import DiskImageStore
 from vprm_search.labelling.records import read_records
 from vprm_search.labelling.scored_paths import read_scored_paths
 from vprm_search.scoring.score_cache import CachedScorer, FileScoreStore

@@ -60,9 +60,10 @@ def test_the_agent_gives_up_on_an_unreachable_threshold(
 ) -> None:
     module = _load("02_verifier_in_agent")
     problem = module.generate("tiles", "test", 1)
-    image = module.normalise_image(module.render(problem))
     agent = module.build_agent(threshold=1.0, max_retries=2)
-    state = agent.invoke({"messages": [module.human_message(problem.question, [image])]})
+    state = agent.invoke(
+        {"messages": [module.image_message(problem.question, module.render(problem))]}
+    )
     assert state["vprm"]["outcome"] == "failed"
     assert capsys.readouterr().out.count("retry: ") == 2
 

@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from PIL import Image
 from pydantic import Field
 
-from vprm_search.policy.capabilities import ModelCapabilities
+from vprm_search.chat.capabilities import ModelCapabilities
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
 
 QUESTION = "How many red tiles are on the board, and what is their sum?"

@@ -27,7 +27,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.graph import create_search_graph, tree_of_state
-from vprm_search.image_store import DiskImageStore
+from vprm_search.images.store import DiskImageStore
 from vprm_search.search import BeamSearch
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
@@ -74,8 +74,7 @@ def hash_models() -> Models:
 
 
 def tiny_models() -> Models:
-    from vprm_search.images import normalise_image
-    from vprm_search.policy.messages import human_message
+    from vprm_search.images import image_message
     from vprm_search.scoring.engine.checkpoint import load_checkpoint
     from vprm_search.scoring.transformers_scorer import TransformersScorer
     from vprm_search.tiny.chat_model import TinyChatModel
@@ -95,7 +94,7 @@ def tiny_models() -> Models:
     # keeps keys and values between rounds: a new process must bring them back to get equal bits
     scorer = TransformersScorer(load_checkpoint(weights_path("prm")))
     problem = generate("tiles", "test", 0)
-    message = human_message(problem.question, [normalise_image(render(problem))])
+    message = image_message(problem.question, render(problem))
     return Models(policy, scorer, {"messages": [message]})
 
 

@@ -19,15 +19,18 @@ from langgraph.store.memory import InMemoryStore
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.errors import ImageError
 from vprm_search.graph import (
-    ImageIntake,
-    LangGraphImageStore,
     create_search_graph,
-    reference_images,
-    restore_images,
     tree_of_state,
 )
-from vprm_search.image_store import DiskImageStore, MemoryImageStore
-from vprm_search.images import normalise_image
+from vprm_search.images import (
+    DiskImageStore,
+    ImageIntake,
+    LangGraphImageStore,
+    MemoryImageStore,
+    normalise_image,
+    reference_images,
+    restore_images,
+)
 from vprm_search.search import BeamSearch, BestOfN
 from vprm_search.types import ImageData
 

@@ -14,7 +14,7 @@ from langgraph.graph import START, StateGraph
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked
 from vprm_search.graph import arun_search, create_search_graph, tree_of_state
-from vprm_search.image_store import MemoryImageStore
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
 

@@ -18,8 +18,8 @@ from tests.search.strategies import EVERY, inner
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
 from vprm_search.graph import create_search_graph, run_search, tree_of_state
-from vprm_search.image_store import MemoryImageStore
 from vprm_search.images import normalise_image
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import (
     BeamSearch,
     BestOfN,

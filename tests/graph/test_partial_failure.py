@@ -22,10 +22,10 @@ from tests.graph.flaky import (
 )
 from tests.search.strategies import EVERY
 from vprm_search.budget import Budget
+from vprm_search.chat.calls import RetryRules
 from vprm_search.graph import create_search_graph, tree_of_state
-from vprm_search.image_store import MemoryImageStore
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
-from vprm_search.policy.retry import RetryRules
 from vprm_search.search import BeamSearch, BestOfN, HybridVote, Knockout, WeightedVote
 from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, ends, ends_line
 from vprm_search.tree import SearchTree

@@ -26,7 +26,7 @@ from vprm_search.graph import (
     run_search,
     tree_of_state,
 )
-from vprm_search.image_store import MemoryImageStore
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Plan, Strategy
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree

@@ -16,8 +16,8 @@ from langgraph.graph.message import add_messages
 from tests.graph.fakes import noisy_png
 from vprm_search.errors import ConfigError, InputError, ScorerError
 from vprm_search.graph import VerifierNode, VerifierState, create_verifier_node
-from vprm_search.image_store import MemoryImageStore
 from vprm_search.images import normalise_image
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
 
 PNG = noisy_png(40)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.images.pictures import encoded, random_rgb
 from vprm_search.errors import ImageError
-from vprm_search.image_files import check_is_path, read_image_file
 from vprm_search.images import normalise_image
+from vprm_search.images.normalise import check_is_path, read_image_file
 
 PNG = encoded(Image.fromarray(random_rgb(30, 30)))
 SECRET = encoded(Image.fromarray(random_rgb(31, 31)))

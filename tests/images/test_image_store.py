@@ -16,13 +16,13 @@ from PIL import Image
 
 from tests.images.pictures import encoded, random_rgb
 from vprm_search.errors import ImageError
-from vprm_search.image_store import (
+from vprm_search.images import normalise_image
+from vprm_search.images.store import (
     DiskImageStore,
     ImageStore,
     MemoryImageStore,
     default_store_root,
 )
-from vprm_search.images import normalise_image
 from vprm_search.types import ImageData
 
 
@@ -117,7 +117,7 @@ def test_an_unusable_folder_is_an_image_error(tmp_path: Path) -> None:
 def test_many_processes_may_share_a_store_and_restarts_lose_nothing(tmp_path: Path) -> None:
     program = (
         "import sys; from tests.images.test_image_store import image;"
-        "from vprm_search.image_store import DiskImageStore;"
+        "from vprm_search.images.store import DiskImageStore;"
         "store = DiskImageStore(sys.argv[1]);"
         "[store.put(image(seed)) for _ in range(2) for seed in range(4)]"
     )

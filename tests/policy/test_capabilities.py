@@ -7,14 +7,14 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
 from tests.policy.models import Script
-from vprm_search.policy import ModelCapabilities, capabilities_of
-from vprm_search.policy.capabilities import (
+from vprm_search.chat.capabilities import (
     HOSTED,
     OPEN_SERVER,
     OPENAI,
     OPENAI_REASONING,
     UNKNOWN_MODEL,
 )
+from vprm_search.policy import ModelCapabilities, capabilities_of
 
 KEY = SecretStr("EMPTY")
 

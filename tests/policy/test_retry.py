@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from vprm_search.call_errors import explain, is_retryable, retry_after, secrets_of
-from vprm_search.policy.retry import RetryRules, call_with_retries
+from vprm_search.chat.calls import RetryRules, call_with_retries
+from vprm_search.chat.failures import explain, is_retryable, retry_after, secrets_of
 
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")
 

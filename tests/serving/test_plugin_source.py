@@ -120,9 +120,10 @@ def test_the_wheel_holds_the_shared_files_also_when_built_from_a_source_archive(
 
     here = tmp_path / "repository"
     shutil.copytree(PLUGIN, here / "integrations" / "vllm")
-    shutil.copytree(REPOSITORY / "vprm_search" / "scoring", here / "vprm_search" / "scoring")
-    for module in (REPOSITORY / "vprm_search").glob("*.py"):
-        shutil.copy(module, here / "vprm_search")
+    for module in (REPOSITORY / "vprm_search").rglob("*.py"):
+        copy = here / module.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, copy)
     wheel = build(here / "integrations" / "vllm", "wheel")
     direct = content(wheel)
     assert "vprm_search_vllm/shared/scoring/prompt/layout.py" in direct

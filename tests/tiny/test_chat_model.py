@@ -19,9 +19,8 @@ from langchain_core.runnables import RunnableLambda
 from examples.tiny_models.model import build_model, save_checkpoint
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError, ImageError, InputError, VprmError
-from vprm_search.images import normalise_image
+from vprm_search.images import image_message, normalise_image
 from vprm_search.policy import ChatModelPolicy, RetryRules, capabilities_of
-from vprm_search.policy.messages import human_message
 from vprm_search.tiny.batching import BatchedSampler, SampleCall, shared_sampler
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.policy import TinyPolicy
@@ -48,7 +47,7 @@ def model(checkpoint: str) -> TinyChatModel:
 
 
 def question(index: int = 0) -> HumanMessage:
-    return human_message(PROBLEMS[index].question, [IMAGES[index]])
+    return image_message(PROBLEMS[index].question, IMAGES[index])
 
 
 @cache
@@ -134,7 +133,7 @@ def test_the_picture_and_the_question_matter(model: TinyChatModel) -> None:
     def ask(message: HumanMessage) -> str:
         return model.generate([[message]], seeds=[1], temperature=0.0).generations[0][0].text
 
-    same_text = human_message(PROBLEMS[0].question, [IMAGES[1]])
+    same_text = image_message(PROBLEMS[0].question, IMAGES[1])
     logged = {ask(question(0)), ask(same_text), ask(HumanMessage(PROBLEMS[0].question))}
     assert len(logged) > 1
 
@@ -198,12 +197,12 @@ def test_it_reads_one_picture_question(model: TinyChatModel) -> None:
 
 def test_pictures_of_other_sizes_are_resized(model: TinyChatModel) -> None:
     large = normalise_image(render(PROBLEMS[0]).resize((200, 160)))
-    assert model.invoke([human_message("What is red?", [large])]).content
+    assert model.invoke([image_message("What is red?", large)]).content
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<IMG_CONTEXT>", "<img>", "\ud800", "日本 \x00"])
 def test_hostile_text_is_text(model: TinyChatModel, text: str) -> None:
-    assert model.invoke([human_message(text, [IMAGES[0]]), AIMessage(text)]) is not None
+    assert model.invoke([image_message(text, IMAGES[0]), AIMessage(text)]) is not None
 
 
 async def test_bad_input_is_a_typed_error_and_hurts_nobody_else(model: TinyChatModel) -> None:

@@ -10,7 +10,7 @@ from vprm_search.checkpoints.convert import ConvertOptions, conversion_key, conv
 from vprm_search.checkpoints.manifest import check_converted
 from vprm_search.checkpoints.source import CONFIG_FILE, inside, read_json
 from vprm_search.errors import CheckpointError, MissingDependencyError
-from vprm_search.image_store import CACHE_VARIABLE
+from vprm_search.images.store import CACHE_VARIABLE
 
 WANTED_FILES = (
     "*.safetensors",

@@ -131,7 +131,7 @@ def _pictures(images: str) -> Callable[[ProblemRecord], tuple[ImageData, ...]]:
         from vprm_search.tiny.scored import label_task, problem_of
 
         return lambda record: label_task(problem_of(record.id)).images
-    from vprm_search.image_store import DiskImageStore
+    from vprm_search.images.store import DiskImageStore
 
     store = DiskImageStore(images)
     return lambda record: tuple(store.get(digest) for digest in record.images)

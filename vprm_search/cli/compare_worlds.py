@@ -44,7 +44,7 @@ class TinyProblems:
 
     def load(self, start: int, stop: int) -> Ground:
         """Draw and render the problems; load the models."""
-        from vprm_search.images import normalise_image
+        from vprm_search.images.normalise import normalise_image
         from vprm_search.scoring.engine.checkpoint import load_checkpoint
         from vprm_search.scoring.transformers_scorer import TransformersScorer
         from vprm_search.tiny.policy import TinyPolicy
@@ -123,8 +123,7 @@ class FileProblems:
         return Ground(tasks, load_policy(**self.policy), lambda: load_scorer(**self.scorer))
 
     def _task(self, line: str, where: str) -> Task:
-        from vprm_search.image_files import check_is_path, read_image_file
-        from vprm_search.images import normalise_image
+        from vprm_search.images.normalise import check_is_path, normalise_image, read_image_file
 
         question, answer, names = _parsed(line, where)
         for name in names:

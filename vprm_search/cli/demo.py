@@ -129,7 +129,7 @@ def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
     beam = Searcher(policy, scorer, BEAM, BestScore(), run_seed=seed)
 
     def solve_one(problem: TinyProblem) -> Solved:
-        from vprm_search.images import normalise_image
+        from vprm_search.images.normalise import normalise_image
         from vprm_search.tiny.world import render
 
         images = (normalise_image(render(problem)),)

@@ -70,7 +70,7 @@ def doctor(json: options.AsJson = False) -> None:
 
 def examine() -> Health:
     """Look at libraries, devices, weights and folders; nothing is changed or fetched."""
-    from vprm_search.image_store import default_store_root
+    from vprm_search.images.store import default_store_root
 
     versions: dict[str, str | None] = {
         "vprm-search": _version("vprm-search"),

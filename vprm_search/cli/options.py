@@ -211,6 +211,6 @@ def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> Ste
 
 def read_images(paths: Sequence[Path]) -> tuple[ImageData, ...]:
     """Read and normalise image files. Raises `ImageError`."""
-    from vprm_search.images import normalise_image
+    from vprm_search.images.normalise import normalise_image
 
     return tuple(normalise_image(path) for path in paths)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vprm_search.image_store import MemoryImageStore
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.types import ImageData, Policy, SearchResult, StepScorer
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class Searcher:
         from langchain_core.messages import SystemMessage
 
         from vprm_search.graph import tree_of_state
-        from vprm_search.policy.messages import human_message
+        from vprm_search.images.messages import image_message
 
         messages = [SystemMessage(system)] if system else []
         state: dict[str, Any] = {}
-        asked = {"messages": [*messages, human_message(question, images)]}
+        asked = {"messages": [*messages, image_message(question, *images)]}
         for mode, chunk in self._graph.stream(asked, stream_mode=["custom", "values"]):
             if mode == "values":
                 state = chunk

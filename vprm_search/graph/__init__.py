@@ -6,12 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vprm_search.graph.image_references import (
-        ImageIntake,
-        reference_images,
-        restore_images,
-    )
-    from vprm_search.graph.langgraph_image_store import LangGraphImageStore
     from vprm_search.graph.search_graph import (
         CompiledSearchGraph,
         SearchGraph,
@@ -23,8 +17,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompiledSearchGraph": "search_graph",
-    "ImageIntake": "image_references",
-    "LangGraphImageStore": "langgraph_image_store",
     "SearchGraph": "search_graph",
     "SearchRun": "search_run",
     "SearchState": "state",
@@ -33,8 +25,6 @@ _HOMES = {
     "arun_search": "search_run",
     "create_search_graph": "search_graph",
     "create_verifier_node": "verifier",
-    "reference_images": "image_references",
-    "restore_images": "image_references",
     "run_jobs": "search_run",
     "run_search": "search_run",
     "tree_of_state": "state",
@@ -42,8 +32,6 @@ _HOMES = {
 
 __all__ = [
     "CompiledSearchGraph",
-    "ImageIntake",
-    "LangGraphImageStore",
     "SearchGraph",
     "SearchRun",
     "SearchState",
@@ -52,8 +40,6 @@ __all__ = [
     "arun_search",
     "create_search_graph",
     "create_verifier_node",
-    "reference_images",
-    "restore_images",
     "run_jobs",
     "run_search",
     "tree_of_state",

@@ -23,7 +23,6 @@ from langgraph.types import Overwrite
 from vprm_search import ids
 from vprm_search.budget import usage_of
 from vprm_search.graph import events, phases
-from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.in_flight import CallsInFlight
 from vprm_search.graph.job import Job
 from vprm_search.graph.live_trees import LiveTrees
@@ -34,6 +33,7 @@ from vprm_search.graph.score_phase import score
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.graph.unstreamed import unstreamed
+from vprm_search.images.messages import ImageIntake, reference_images
 from vprm_search.search.outcome import OnNoAnswer, conclude
 from vprm_search.search.plan import Plan
 from vprm_search.tree import SearchTree

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from vprm_search.errors import InputError
-from vprm_search.graph.image_references import NameImage, content_blocks, has_image, is_image
+from vprm_search.images.messages import NameImage, content_blocks, has_image, is_image
 from vprm_search.steps import DEFAULT_LIMITS, normalise_text
 from vprm_search.types import Problem
 

@@ -16,14 +16,14 @@ from typing_extensions import TypedDict
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
-from vprm_search.call_errors import is_retryable
+from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
-from vprm_search.graph.image_references import ImageIntake, reference_images
 from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
 from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.state import SearchState, channels, plan_channels
-from vprm_search.image_store import DiskImageStore, ImageStore
+from vprm_search.images.messages import ImageIntake, reference_images
+from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Strategy

@@ -17,7 +17,7 @@ from vprm_search.graph.policies import as_policy
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.score_phase import score
 from vprm_search.graph.sync_bridge import run_blocking
-from vprm_search.images import normalise_image
+from vprm_search.images.normalise import normalise_image
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer, conclude
 from vprm_search.search.plan import Plan, Strategy

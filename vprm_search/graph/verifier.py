@@ -15,12 +15,12 @@ from typing_extensions import TypedDict  # pydantic cannot show typing's before 
 from vprm_search import ids
 from vprm_search.aggregate import aggregation
 from vprm_search.errors import ConfigError, InputError, ScorerError
-from vprm_search.graph.image_references import image_of_block, referenced_digest
 from vprm_search.graph.questions import FEEDBACK_NAME, message_text, question_of, read_problem
 from vprm_search.graph.sync_bridge import run_blocking
 from vprm_search.graph.unstreamed import unstreamed
 from vprm_search.graph.verdict import Verdict, count_failures, feedback_on, weigh
-from vprm_search.image_store import DiskImageStore, ImageStore
+from vprm_search.images.messages import image_of_block, referenced_digest
+from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.steps import Splitter, split_at_blank_lines, split_steps
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
 

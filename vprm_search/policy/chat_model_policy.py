@@ -10,8 +10,9 @@ from typing import Any, Literal
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 
+from vprm_search.chat.calls import DEFAULT_RETRY, Outcome, RetryRules
+from vprm_search.chat.capabilities import ModelCapabilities, Prefill, capabilities_of
 from vprm_search.errors import ConfigError
-from vprm_search.policy.capabilities import ModelCapabilities, Prefill, capabilities_of
 from vprm_search.policy.model_call import Ask, ModelCaller, unwrap_model
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
@@ -30,7 +31,6 @@ from vprm_search.policy.replies import (
     read_usage,
     share_tokens,
 )
-from vprm_search.policy.retry import DEFAULT_RETRY, Outcome, RetryRules
 from vprm_search.steps import DEFAULT_LIMITS, STEP_SEPARATOR
 from vprm_search.types import Proposal, ProposeRequest
 

@@ -15,10 +15,10 @@ from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 
-from vprm_search.call_errors import explain, secrets_of
+from vprm_search.chat.calls import Outcome, RetryRules, call_with_retries
+from vprm_search.chat.capabilities import ModelCapabilities, Prefill
+from vprm_search.chat.failures import explain, secrets_of
 from vprm_search.errors import ConfigError
-from vprm_search.policy.capabilities import ModelCapabilities, Prefill
-from vprm_search.policy.retry import Outcome, RetryRules, call_with_retries
 
 _HIDDEN = "nostream"  # LangGraph's tag for calls whose tokens stay out of message streams
 _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 
-from vprm_search.policy.capabilities import Prefill, StopWords
-from vprm_search.policy.messages import human_message
+from vprm_search.chat.capabilities import Prefill, StopWords
+from vprm_search.images.messages import image_message
 from vprm_search.types import ProposeRequest
 
 DEFAULT_INSTRUCTION = (
@@ -55,7 +55,7 @@ def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMess
         parts.append(style.instruction)
     if style.prefill == "none":
         parts += _asked_steps(request, style)
-    messages.append(human_message("\n\n".join(parts), request.images))
+    messages.append(image_message("\n\n".join(parts), *request.images))
     if style.prefill != "none" and request.steps:
         prefix = style.separator.join(request.steps) + style.separator
         messages.append(AIMessage(prefix if style.prefill_whitespace else prefix.rstrip()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from vprm_search.errors import ConfigError
-from vprm_search.images import open_rgb
+from vprm_search.images.normalise import open_rgb
 from vprm_search.report.colours import Rgb, score_rgb
 from vprm_search.report.printable import shortened
 from vprm_search.report.view import NodeView, SearchView

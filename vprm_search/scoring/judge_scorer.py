@@ -14,7 +14,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableBinding
 
-from vprm_search.call_errors import is_retryable, secrets_of, status_of
+from vprm_search.chat.failures import is_retryable, secrets_of, status_of
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.scoring.judge.call import JudgeCalls, JudgePatience, explained

@@ -28,7 +28,7 @@ def solution_request(
     of steps is used as it is. Images are bytes, local paths, PIL images or `ImageData`. Raises
     `ImageError` or `InputError` for what cannot be used.
     """
-    from vprm_search.images import normalise_image  # PIL is loaded when it is needed
+    from vprm_search.images.normalise import normalise_image  # PIL is loaded when it is needed
 
     data = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
     if isinstance(solution, str):

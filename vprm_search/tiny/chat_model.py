@@ -16,9 +16,9 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field
 
+from vprm_search.chat.capabilities import ModelCapabilities
 from vprm_search.errors import InputError
-from vprm_search.policy.capabilities import ModelCapabilities
-from vprm_search.policy.messages import images_from_content_blocks
+from vprm_search.images.messages import read_message
 from vprm_search.steps import normalise_text
 from vprm_search.tiny.batching import BatchedSampler, SampleCall, shared_sampler
 from vprm_search.tiny.sampler import Sample, SampleRequest
@@ -190,7 +190,7 @@ class TinyChatModel(BaseChatModel):
 
 def _question(messages: Sequence[BaseMessage]) -> tuple[str, tuple[Any, ...]]:
     """Return the text and the images of the human message that asks the picture question."""
-    read = [images_from_content_blocks(m) for m in messages if isinstance(m, HumanMessage)]
+    read = [read_message(m) for m in messages if isinstance(m, HumanMessage)]
     if not read:
         raise InputError("the messages have no human message, so there is no question")
     text, images = next((item for item in reversed(read) if item[1]), read[-1])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vprm_search.errors import CheckpointError, ConfigError, ImageError, PromptTooLongError
-from vprm_search.images import open_rgb
+from vprm_search.images.normalise import open_rgb
 from vprm_search.tiny.decoder import LaneDecoder, Lanes, draw_tokens, uniforms
 from vprm_search.tiny.inputs import PolicyPrompts, pixel_values
 from vprm_search.tiny.rendering import IMAGE_SIZE

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vprm_search.compare.lockstep import search_many
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.search_run import SearchRun
-from vprm_search.images import normalise_image
+from vprm_search.images.normalise import normalise_image
 from vprm_search.labelling.monte_carlo import LabelTask
 from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep
 from vprm_search.search import BestOfN, BestScore

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from vprm_search_vllm.contract import Limits, RequestError, ScoringBody
 from vprm_search_vllm.shared.errors import ImageError
-from vprm_search_vllm.shared.image_files import decode_base64
-from vprm_search_vllm.shared.images import ImageLimits, open_rgb, pixel_digest
+from vprm_search_vllm.shared.images.normalise import (
+    ImageLimits,
+    decode_base64,
+    open_rgb,
+    pixel_digest,
+)
 from vprm_search_vllm.shared.types import ImageData
 
 KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vprm_search.call_errors import is_retryable, retry_after, status_of, without_secrets
+from vprm_search.chat.failures import is_retryable, retry_after, status_of, without_secrets
 
 T = TypeVar("T")
 

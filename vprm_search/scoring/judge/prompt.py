@@ -7,7 +7,6 @@ inside them are broken up, because servers parse them even inside a message.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,8 +14,9 @@ from typing import Any, Literal
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from vprm_search.ids import digest
+from vprm_search.images.messages import image_block
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
-from vprm_search.types import ImageData, ScoreRequest
+from vprm_search.types import ScoreRequest
 
 AnswerStyle = Literal["word", "verdict", "line"]
 
@@ -60,7 +60,7 @@ def judge_messages(
     for place, step in enumerate(steps, start=1):
         parts.append(f"FENCE {key} step {place}\n{step}\nFENCE {key} end")
     parts.append(_ASK[style].format(number=number, yes=words[0], no=words[1]))
-    blocks: list[str | dict[str, Any]] = [*map(_image_block, request.images)]
+    blocks: list[str | dict[str, Any]] = [*map(image_block, request.images)]
     blocks.append({"type": "text", "text": "\n\n".join(parts)})
     return [SystemMessage(_SYSTEM.format(key=key)), HumanMessage(blocks)]
 
@@ -76,8 +76,3 @@ def fence_key(texts: Sequence[str]) -> str:
 def _harmless(text: str) -> str:
     """Break up names of control tokens by a visible dot."""
     return _CONTROL.sub(lambda match: f"{match[0]}\N{MIDDLE DOT}", without_surrogates(text))
-
-
-def _image_block(image: ImageData) -> dict[str, Any]:
-    data = base64.b64encode(image.png).decode("ascii")
-    return {"type": "image", "base64": data, "mime_type": "image/png"}

@@ -77,7 +77,7 @@ def token_grid(width: int, height: int, rule: PixelBudget) -> Grid:
 
 def image_grid(image: ImageData, rule: PixelBudget) -> Grid:
     """Return the grid of an image's tokens. Raises `ImageError` as `pixel_patches` does."""
-    from vprm_search.images import open_rgb
+    from vprm_search.images.normalise import open_rgb
 
     picture = open_rgb(image.png)
     return token_grid(picture.width, picture.height, rule)
@@ -89,7 +89,7 @@ def pixel_patches(image: ImageData, rule: PixelBudget) -> tuple[NDArray[np.float
     Patches are `[rows * columns * merge_size**2, 3 * 2 * patch_size**2]`, those of one token behind
     one another. Raises `ImageError` when the PNG is damaged or the image too narrow.
     """
-    from vprm_search.images import open_rgb  # PIL is loaded when the first image is
+    from vprm_search.images.normalise import open_rgb  # PIL is loaded when the first image is
 
     picture = open_rgb(image.png)
     rows, columns = token_grid(picture.width, picture.height, rule)

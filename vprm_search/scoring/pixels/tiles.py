@@ -89,7 +89,7 @@ def pixel_values(image: ImageData, config: PreprocessConfig) -> NDArray[np.float
 
     Raises `ImageError` when the PNG is damaged.
     """
-    from vprm_search.images import open_rgb  # PIL is loaded when the first image is
+    from vprm_search.images.normalise import open_rgb  # PIL is loaded when the first image is
 
     tiles = tile_image(open_rgb(image.png), config)
     values = np.stack([np.asarray(tile, dtype=np.float32) for tile in tiles]) / np.float32(255)

@@ -1,23 +1,31 @@
 """Where images live during a search: outside the search state, named by what they show.
 
 The state of a graph holds digests only; a store turns a digest back into the picture. A store on
-disk survives a restart, so that a resumed search finds its images again.
+disk survives a restart, so that a resumed search finds its images again; LangGraph's own store is
+for deployments whose processes share a store and no disk.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vprm_search.errors import ImageError
-from vprm_search.images import open_rgb, pixel_digest
+from vprm_search.images.normalise import open_rgb, pixel_digest
 from vprm_search.types import ImageData
 
+if TYPE_CHECKING:
+    from langgraph.store.base import BaseStore
+
 CACHE_VARIABLE = "VPRM_SEARCH_CACHE"
+LANGGRAPH_NAMESPACE = ("vprm-search", "images")
 _DIGEST = re.compile(r"sha256-([0-9a-f]{64})", re.ASCII)
 
 
@@ -110,6 +118,40 @@ class DiskImageStore:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
+
+
+class LangGraphImageStore:
+    """An `ImageStore` over a LangGraph `BaseStore`; it survives a restart if that store does.
+
+    An image is one item under its digest: `{"png": <base64>}`, never indexed for search. Every
+    read recomputes the digest, so a damaged item is an error and not another picture.
+    """
+
+    def __init__(self, store: BaseStore, namespace: Sequence[str] = LANGGRAPH_NAMESPACE) -> None:
+        self._store = store
+        self._namespace = tuple(namespace)
+
+    def put(self, image: ImageData) -> str:
+        """Keep `image` and return its digest. Raises `ImageError` if the digest is not its own."""
+        _verify(image)
+        if self._store.get(self._namespace, image.digest) is None:
+            png = base64.b64encode(image.png).decode("ascii")
+            self._store.put(self._namespace, image.digest, {"png": png}, index=False)
+        return image.digest
+
+    def get(self, digest: str) -> ImageData:
+        """Return the image named `digest`. Raises `ImageError` if it is missing or damaged."""
+        _digest_hex(digest)
+        item = self._store.get(self._namespace, digest)
+        if item is None:
+            raise ImageError(_missing(digest, "the LangGraph store"))
+        try:
+            png = base64.b64decode(item.value["png"], validate=True)
+        except (KeyError, TypeError, binascii.Error):
+            raise ImageError(f"image {digest} is damaged in the LangGraph store") from None
+        image = ImageData(digest, png)
+        _verify(image)
+        return image
 
 
 def default_store_root() -> Path:

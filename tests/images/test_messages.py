@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 
 from tests.policy.models import BLUE, RED
 from vprm_search.errors import ImageError, InputError
-from vprm_search.policy.messages import human_message, images_from_content_blocks
+from vprm_search.images.messages import image_message, read_message
 
 B64 = base64.b64encode(RED.png).decode()
 URI = f"data:image/png;base64,{B64}"
@@ -51,7 +51,7 @@ BAD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("block", GOOD, ids=repr)
 def test_every_format_is_the_same_picture(block: dict[str, Any]) -> None:
     message = HumanMessage(content=["Look: ", block, {"type": "text", "text": "what is it?"}])
-    assert images_from_content_blocks(message) == ("Look: \nwhat is it?", [RED])
+    assert read_message(message) == ("Look: \nwhat is it?", [RED])
 
 
 @pytest.mark.parametrize("block", BAD, ids=repr)
@@ -65,33 +65,33 @@ def test_addresses_and_rubbish_are_image_errors_without_io(
     monkeypatch.setattr("builtins.open", no_io)
     monkeypatch.setattr("os.open", no_io)
     with pytest.raises(ImageError):
-        images_from_content_blocks(HumanMessage(content=[block]))
+        read_message(HumanMessage(content=[block]))
 
 
 @pytest.mark.parametrize("kind", ["video", "audio", "file"])
 def test_other_media_are_refused(kind: str) -> None:
     block = {"type": kind, "base64": "AAAA", "mime_type": "x/y"}
     with pytest.raises(InputError, match=kind):
-        images_from_content_blocks(HumanMessage(content=[block]))
+        read_message(HumanMessage(content=[block]))
 
 
 @pytest.mark.parametrize("block", [{"type": "cache_point"}, {"type": "x", "value": 1}, {"a": 1}])
 def test_blocks_nobody_knows_are_skipped(block: dict[str, Any]) -> None:
-    assert images_from_content_blocks(HumanMessage(content=["hi", block])) == ("hi", [])
+    assert read_message(HumanMessage(content=["hi", block])) == ("hi", [])
 
 
 @pytest.mark.parametrize("blocks", [[{"type": "image", "source": 3}], [{"type": "image_url"}]])
 def test_malformed_blocks_are_input_errors(blocks: list[Any]) -> None:
     with pytest.raises(InputError):
-        images_from_content_blocks(HumanMessage(content=blocks))
+        read_message(HumanMessage(content=blocks))
 
 
 def test_too_many_images_are_refused() -> None:
     with pytest.raises(ImageError, match="16"):
-        images_from_content_blocks(HumanMessage(content=[GOOD[0]] * 17))
+        read_message(HumanMessage(content=[GOOD[0]] * 17))
 
 
 def test_what_is_written_can_be_read() -> None:
-    message = human_message("How many?", [RED, BLUE])
-    assert images_from_content_blocks(message) == ("How many?", [RED, BLUE])
-    assert human_message("How many?", []).content == "How many?"
+    message = image_message("How many?", RED, BLUE)
+    assert read_message(message) == ("How many?", [RED, BLUE])
+    assert image_message("How many?").content == "How many?"

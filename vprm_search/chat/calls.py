@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vprm_search.call_errors import is_retryable, retry_after, status_of
+from vprm_search.chat.failures import is_retryable, retry_after, status_of
 
 T = TypeVar("T")
 

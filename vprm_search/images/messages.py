@@ -1,0 +1,279 @@
+"""Pictures in LangChain messages: written in one shape, read from all, kept out of stored state.
+
+The only place that knows LangChain's image blocks. They are read through `.content_blocks`, which
+brings every format LangChain knows (standard base64, OpenAI `image_url`, Anthropic `source`, the
+older `source_type`) to one shape. Addresses are never fetched.
+
+LangGraph writes the whole state at every superstep, so a picture inside a message would be stored
+again and again. `reference_images` puts each picture into a store and leaves a block
+`{"type": "image", "url": "vprm-image://sha256-…"}` in its place; the scheme names no host that
+anybody could be led to ask.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    HumanMessage,
+    convert_to_messages,
+)
+
+from vprm_search.errors import ImageError, InputError
+from vprm_search.images.normalise import (
+    image_from_base64,
+    image_from_data_uri,
+    normalise_image,
+)
+from vprm_search.images.store import ImageStore
+from vprm_search.types import ImageData, Problem
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    ImageSource: TypeAlias = ImageData | bytes | str | os.PathLike[str] | Image.Image
+
+REFERENCE_SCHEME = "vprm-image://"
+NameImage = Callable[[Mapping[str, Any]], str]
+"""Gives the digest of the picture in one content block."""
+MAX_IMAGES = 16
+
+_NEVER_FETCHED = (
+    "remote images are never fetched: download it yourself and pass the bytes as "
+    '{"type": "image", "base64": ..., "mime_type": ...}'
+)
+_FILE_KINDS = frozenset({"video", "audio", "file"})
+_KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not decode them again
+
+
+# --- written -------------------------------------------------------------------------------------
+
+
+def image_message(question: str, *images: ImageSource) -> HumanMessage:
+    """Return a human message that shows `images` and then asks `question`.
+
+    Args:
+        question: the text, which follows the images.
+        images: paths of PNG, JPEG or WEBP files, the bytes of such files, PIL images, or images
+            that are normalised already; each becomes a standard base64 block, in this order.
+            Without images the message is plain text.
+
+    Raises:
+        ImageError: an image is damaged, outside the default `ImageLimits`, or given as a URL.
+    """
+    if not images:
+        return HumanMessage(question)
+    blocks = [
+        image_block(image if isinstance(image, ImageData) else normalise_image(image))
+        for image in images
+    ]
+    return HumanMessage(content=[*blocks, {"type": "text", "text": question}])
+
+
+def image_block(image: ImageData) -> dict[str, Any]:
+    """Return `image` as a standard LangChain content block with base64 data."""
+    data = base64.b64encode(image.png).decode("ascii")
+    return {"type": "image", "base64": data, "mime_type": "image/png"}
+
+
+# --- read ----------------------------------------------------------------------------------------
+
+
+def read_message(message: BaseMessage) -> tuple[str, list[ImageData]]:
+    """Return the text and the normalised images of one message, each in order.
+
+    Texts are joined by newlines. Raises `ImageError` for an image given by address or file id,
+    for a damaged one, and for more than `MAX_IMAGES`; `InputError` for video, audio or files.
+    """
+    texts: list[str] = []
+    images: list[ImageData] = []
+    for block in _standard_blocks(message):
+        kind = block.get("type")
+        if kind == "text":
+            texts.append(str(block.get("text", "")))
+        elif kind in _FILE_KINDS:
+            raise InputError(f"a message has a {kind} block; only text and images are supported")
+        elif is_image(block):
+            if len(images) == MAX_IMAGES:
+                raise ImageError(f"a message has more than {MAX_IMAGES} images; pass fewer")
+            images.append(_picture(block))
+    return "\n".join(texts), images
+
+
+def image_of_block(block: Mapping[str, Any]) -> ImageData:
+    """Return the normalised picture inside an image block of any LangChain shape.
+
+    Raises `ImageError` when the block names a URL, a file or an uploaded id: nothing is fetched.
+    """
+    _, images = read_message(HumanMessage(content=[dict(block)]))
+    if len(images) != 1:
+        raise ImageError(f"a content block with {sorted(block)} is not a readable image")
+    return images[0]
+
+
+def content_blocks(message: BaseMessage) -> list[dict[str, Any]]:
+    """Return the message's content as blocks: standard ones, except in a model's reply.
+
+    A reply's `content_blocks` are translated by its provider, which may drop pictures that are in
+    the raw content.
+    """
+    if not isinstance(message, AIMessage):
+        return _standard_blocks(message)
+    content = [message.content] if isinstance(message.content, str) else message.content
+    return [_unwrapped(b) if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+
+
+def has_image(message: BaseMessage) -> bool:
+    """Return whether the message holds a picture or a reference to one."""
+    return not isinstance(message.content, str) and any(map(is_image, content_blocks(message)))
+
+
+def is_image(block: Mapping[str, Any]) -> bool:
+    """Return whether a content block is a picture, in any of LangChain's shapes."""
+    return "image" in str(block.get("type")) or str(block.get("mime_type", "")).startswith("image/")
+
+
+def _standard_blocks(message: BaseMessage) -> list[dict[str, Any]]:
+    try:
+        return [_unwrapped(dict(block)) for block in message.content_blocks]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"a message has a malformed content block: {error}") from error
+
+
+def _unwrapped(block: dict[str, Any]) -> dict[str, Any]:
+    """Return what LangChain wrapped because it does not know it, or the block itself."""
+    value = block.get("value") if block.get("type") == "non_standard" else None
+    return value if isinstance(value, dict) else block
+
+
+def _picture(block: Mapping[str, Any]) -> ImageData:
+    data = block.get("base64") or block.get("data")
+    if isinstance(data, bytes):
+        return normalise_image(data)
+    if isinstance(data, str) and data:
+        return image_from_base64(data)
+    url = _url(block)
+    if url and url[:64].lstrip().lower().startswith("data:"):
+        return image_from_data_uri(url)
+    if url:
+        raise ImageError(f"an image is given as the address {url[:80]!r}; {_NEVER_FETCHED}")
+    raise ImageError(f"an image block has no data; {_NEVER_FETCHED}")
+
+
+def _url(block: Mapping[str, Any]) -> str | None:
+    for name in ("image_url", "url"):
+        value = block.get(name)
+        if isinstance(value, Mapping):
+            value = value.get("url")
+        if isinstance(value, str):
+            return value
+    return None
+
+
+# --- kept out of stored state --------------------------------------------------------------------
+
+
+class ImageIntake:
+    """Takes pictures out of messages into a store, and back out of the store for a problem.
+
+    The last few pictures stay in memory: a store on disk recomputes the digest at every read.
+    """
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self._kept: OrderedDict[str, ImageData] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def name_image(self, block: Mapping[str, Any]) -> str:
+        """Return the digest of the picture in `block`, which is put into the store.
+
+        A reference to a picture is only read, not looked up. Raises `ImageError` for a picture
+        that is broken, too large, or given as a URL.
+        """
+        digest = referenced_digest(block)
+        if digest is not None:
+            return digest
+        image = image_of_block(block)
+        self.store.put(image)
+        self._keep(image)
+        return image.digest
+
+    def images(self, problem: Problem) -> tuple[ImageData, ...]:
+        """Return the problem's pictures, in order. Raises `ImageError` if one is missing."""
+        return tuple(self._image(digest) for digest in problem.images)
+
+    def _image(self, digest: str) -> ImageData:
+        with self._lock:
+            image = self._kept.get(digest)
+        if image is None:
+            image = self.store.get(digest)
+            self._keep(image)
+        return image
+
+    def _keep(self, image: ImageData) -> None:
+        with self._lock:
+            self._kept[image.digest] = image
+            self._kept.move_to_end(image.digest)
+            while len(self._kept) > _KEPT_IMAGES:
+                self._kept.popitem(last=False)
+
+
+def reference_images(messages: Any, name_image: NameImage) -> list[AnyMessage]:
+    """Return `messages` with every picture replaced by a reference; ids and the rest stay.
+
+    `messages` is whatever LangChain accepts as messages. A message without a picture is returned
+    as it is, as the same object.
+    """
+    return [_referenced(message, name_image) for message in _listed(messages)]
+
+
+def restore_images(messages: Any, store: ImageStore) -> list[AnyMessage]:
+    """Return `messages` with every reference replaced by the picture, as a base64 block.
+
+    For a chat model that reads the conversation after a search: it knows nothing of references.
+    Raises `ImageError` if a picture is not in `store`.
+    """
+    return [_restored(message, store) for message in _listed(messages)]
+
+
+def referenced_digest(block: Mapping[str, Any]) -> str | None:
+    """Return the digest a reference block names, or None for any other block."""
+    url = _url(block)
+    if url is None or not url.startswith(REFERENCE_SCHEME):
+        return None
+    return url[len(REFERENCE_SCHEME) :]
+
+
+def _listed(messages: Any) -> list[BaseMessage]:
+    return convert_to_messages(messages if isinstance(messages, list | tuple) else [messages])
+
+
+def _referenced(message: BaseMessage, name_image: NameImage) -> Any:
+    if not has_image(message):
+        return message
+    blocks = [
+        {"type": "image", "url": REFERENCE_SCHEME + name_image(block)} if is_image(block) else block
+        for block in content_blocks(message)
+    ]
+    return message.model_copy(update={"content": blocks})
+
+
+def _restored(message: BaseMessage, store: ImageStore) -> Any:
+    if isinstance(message.content, str):
+        return message
+    digests = [isinstance(b, dict) and referenced_digest(b) for b in message.content]
+    if not any(digests):
+        return message
+    blocks = [
+        image_block(store.get(digest)) if digest else block
+        for block, digest in zip(message.content, digests, strict=True)
+    ]
+    return message.model_copy(update={"content": blocks})
