@@ -46,7 +46,7 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
         return a
     if (a.id, a.parent, a.index, a.text) != (b.id, b.parent, b.index, b.text):
         raise RecordError(f"two different nodes share the id {a.id}; the records are damaged")
-    top = max((a, b), key=lambda r: (_RANK[r.status], r.reason))
+    top = max((a, b), key=lambda r: (_RANK[r.status], r.reason, r.cause, r.merged_into or ""))
     scores = [r.score for r in (a, b) if r.score is not None]
     answers = [r.answer for r in (a, b) if r.answer is not None]
     paths = dict(a.path_scores)
@@ -56,6 +56,8 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
         a,
         status=top.status,
         reason=top.reason,
+        cause=top.cause,
+        merged_into=top.merged_into,
         score=max(scores, default=None),
         score_reason="" if scores else max(a.score_reason, b.score_reason),
         path_scores=paths,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from vprm_search.errors import RecordError
 
@@ -23,9 +23,33 @@ NodeStatus = Literal["open", "finished", "truncated", "pruned", "failed"]
 Until = Literal["step", "end"]
 Role = Literal["", "redo", "lookahead"]
 Finish = Literal["step", "stop", "length", "error"]
+Cause = Literal[
+    "",
+    "duplicate",
+    "redone",
+    "unscored",
+    "max_depth",
+    "pruned",
+    "outranked",
+    "no_share",
+    "rollout",
+    "not_needed",
+    "budget",
+    "failed",
+]
+"""Why a step is where its path ends, for programs; a record's `reason` says it in words.
+
+"duplicate": merged into an equal sibling; "redone": a weak draft that another policy proposes
+again; "unscored": a step of the path has no score; "max_depth": the depth limit; "pruned": a
+threshold on the path score; "outranked": after the first so many; "no_share": resampling gave it
+no next step; "rollout": a lookahead step that has served; "not_needed": the search, or its part of
+it, ended without it; "budget": a limit ended the search; "failed": the policy's call failed or
+gave nothing usable; "": none of these, such as a rule of your own.
+"""
 
 NODE_STATUSES: tuple[NodeStatus, ...] = ("open", "finished", "truncated", "pruned", "failed")
 ROLES: tuple[Role, ...] = ("", "redo", "lookahead")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 # --- the problem -------------------------------------------------------------------------------
@@ -168,7 +192,8 @@ class Proposal:
 
     `finish`: "step" (cut at the step separator), "stop" (the policy ended its answer itself),
     "length" (cut by the token limit: not finished) or "error" (`error` says why, `text` is empty).
-    `prompt_tokens` is counted once per call, on the first child of the call.
+    `prompt_tokens` is counted once per call, on the first child of the call. `out_of_time` marks
+    an error that is the search's own: its time was over before the call had answered.
     """
 
     text: str
@@ -177,6 +202,7 @@ class Proposal:
     prompt_tokens: int = 0
     requests: int = 0
     error: str = ""
+    out_of_time: bool = False
 
 
 @runtime_checkable
@@ -254,8 +280,9 @@ class NodeRecord:
     `path_scores` maps an aggregation's name to the aggregate of the step scores root → node.
     `policy` names the policy that proposed the step, where there are several. `role` says why it
     was proposed: "" as a candidate, "redo" in place of a rejected draft, "lookahead" only to score
-    the candidate above it. What the scorer reports of its work (`tokens_sent` and what follows)
-    stands on one record of a round, for the whole round.
+    the candidate above it. `reason` says in words, and `cause` for programs, why a path ends here;
+    a "duplicate" names the sibling it was `merged_into`. What the scorer reports of its work
+    (`tokens_sent` and what follows) stands on one record of a round, for the whole round.
     """
 
     id: NodeId
@@ -280,14 +307,21 @@ class NodeRecord:
     forward_passes: float = 0.0
     policy: str = ""
     role: Role = ""
+    cause: Cause = ""
+    merged_into: NodeId | None = None
 
     def to_json(self) -> dict[str, Json]:
-        """Return the record as plain JSON; fields at their default are left out."""
+        """Return the record as plain JSON; fields at their default are left out.
+
+        Except the cause of a reason: a record with a reason and no cause is one of version 0.1.
+        """
         data: dict[str, Json] = {"id": self.id, "parent": self.parent, "index": self.index}
         for name, default in _OPTIONAL_FIELDS.items():
             value = getattr(self, name)
             if value != default:
                 data[name] = dict(value) if name == "path_scores" else value
+        if self.reason:
+            data["cause"] = self.cause
         return data
 
     @classmethod
@@ -304,6 +338,8 @@ class NodeRecord:
             raise RecordError(f"{where}: status {data.get('status')!r} is not known")
         if data.get("role", "") not in ROLES:
             raise RecordError(f"{where}: role {data.get('role')!r} is not known")
+        if data.get("cause", "") not in CAUSES:
+            raise RecordError(f"{where}: cause {data.get('cause')!r} is not known")
         for name, value in data.items():
             if type(value) not in _FIELD_TYPES[name]:
                 raise RecordError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
@@ -314,7 +350,19 @@ class NodeRecord:
         score = data.get("score")
         score = None if score is None else _probability(where, score)
         passes = float(data.get("forward_passes", 0.0))
+        if data.get("reason") and "cause" not in data:
+            data = with_cause(data)
         return cls(**{**data, "score": score, "path_scores": scores, "forward_passes": passes})
+
+
+def with_cause(record: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a record of version 0.1, whose causes stood in its reason's words, with its cause."""
+    reason, status = str(record["reason"]), record.get("status", "open")
+    words = _CAUSES_IN_WORDS.get("failed" if status == "failed" else "", ())
+    cause: Cause = next((c for start, c in words if reason.startswith(start)), "")
+    if cause == "duplicate":
+        return {**record, "cause": cause, "merged_into": reason.rpartition(" ")[2]}
+    return {**record, "cause": cause}
 
 
 def _probability(where: str, value: Json) -> float:
@@ -327,8 +375,8 @@ def _probability(where: str, value: Json) -> float:
 _NODE_FIELDS = frozenset(NodeRecord.__slots__)
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("id", "text", "status", "reason", "score_reason"), (str,)),
-    **dict.fromkeys(("policy", "role"), (str,)),
-    **dict.fromkeys(("parent", "answer"), (str, type(None))),
+    **dict.fromkeys(("policy", "role", "cause"), (str,)),
+    **dict.fromkeys(("parent", "answer", "merged_into"), (str, type(None))),
     **dict.fromkeys(("index", "seed", "round"), (int,)),
     **dict.fromkeys(("generated_tokens", "prompt_tokens", "scored_tokens", "requests"), (int,)),
     **dict.fromkeys(("tokens_sent", "tokens_computed", "images_encoded"), (int,)),
@@ -356,6 +404,29 @@ _OPTIONAL_FIELDS: dict[str, Json] = {
     "forward_passes": 0.0,
     "policy": "",
     "role": "",
+    "cause": "",
+    "merged_into": None,
+}
+_CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
+    "failed": (("cut by budget", "budget"), ("", "failed")),
+    "": (
+        ("duplicate of ", "duplicate"),
+        ("near-duplicate of ", "duplicate"),
+        ("redone by ", "redone"),
+        ("no score: ", "unscored"),
+        ("max_depth ", "max_depth"),
+        ("prune_below: ", "pruned"),
+        ("prune_margin: ", "pruned"),
+        ("outranked: ", "outranked"),
+        ("rebase: ", "no_share"),
+        ("resampled: ", "no_share"),
+        ("context_cost ", "no_share"),
+        ("lookahead of ", "rollout"),
+        ("subtree ", "not_needed"),
+        ("width ", "not_needed"),
+        ("not needed", "not_needed"),
+        ("cut by budget", "budget"),
+    ),
 }
 
 

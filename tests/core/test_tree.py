@@ -304,6 +304,47 @@ def test_the_networkx_view_is_the_same_tree(records: list[NodeRecord]) -> None:
         assert graph.nodes[record.id]["status"] == record.status
 
 
+# --- records of version 0.1 --------------------------------------------------------------------
+
+OLD_REASONS = [
+    ("pruned", "duplicate of 5c0e", "duplicate"),
+    ("pruned", "near-duplicate of 5c0e", "duplicate"),
+    ("pruned", "redone by strong: 0.3000 < 0.7000", "redone"),
+    ("pruned", "no score: nan_logits", "unscored"),
+    ("truncated", "max_depth 6 reached", "max_depth"),
+    ("pruned", "prune_margin: 0.3100 < 0.8700 of 5c0e - 0.5", "pruned"),
+    ("pruned", "outranked: 0.1000 is rank 3 of 4, after 5c0e", "outranked"),
+    ("pruned", "rebase: a share of 0.0100 of 6 steps is none; 5c0e leads", "no_share"),
+    ("pruned", "resampled: 0.1 of 6 particles drew none; 5c0e leads; ESS 2.00", "no_share"),
+    ("pruned", "lookahead of 5c0e is over", "rollout"),
+    ("pruned", "subtree 1: no open path is left", "not_needed"),
+    ("pruned", "width 6 used up", "not_needed"),
+    ("open", "not needed: 2 finished paths beat every open one", "not_needed"),
+    ("open", "cut by budget: candidates 9 of 9", "budget"),
+    ("failed", "cut by budget: the search's seconds were over", "budget"),
+    ("failed", "duplicate of everything, said the server", "failed"),
+    ("pruned", "vetoed by hand", ""),
+]
+
+
+@pytest.mark.parametrize(("status", "reason", "cause"), OLD_REASONS)
+def test_the_cause_of_an_old_record_is_read_from_its_words(
+    status: str, reason: str, cause: str
+) -> None:
+    old = {"id": "a", "parent": "p", "index": 0, "status": status, "reason": reason}
+    record = NodeRecord.from_json(old)
+    assert record.cause == cause
+    assert record.merged_into == ("5c0e" if cause == "duplicate" else None)
+    assert NodeRecord.from_json(record.to_json()) == record
+
+
+def test_the_words_of_a_reason_mean_nothing_in_a_new_record() -> None:
+    record = NodeRecord("a", "p", 0, status="pruned", reason="duplicate of nothing")
+    again = NodeRecord.from_json(record.to_json())
+    assert again == record
+    assert (again.cause, again.merged_into) == ("", None)
+
+
 # --- size --------------------------------------------------------------------------------------
 
 

@@ -31,13 +31,17 @@ def contents(draw: st.DrawFn, node: str, parent: str | None, index: int, text: s
     """Draw a record of a node with that identity: any status, score, answer and costs."""
     score = draw(scores) if text else None
     status = draw(st.sampled_from(["open", "open", "finished", "truncated", "pruned", "failed"]))
+    reason = draw(st.sampled_from(["", "x", "y"]))
+    cause = draw(st.sampled_from(["", "duplicate", "budget"])) if reason else ""
     return NodeRecord(
         id=node,
         parent=parent,
         index=index,
         text=text,
         status=status,  # type: ignore[arg-type]
-        reason=draw(st.sampled_from(["", "x", "y"])),
+        reason=reason,
+        cause=cause,
+        merged_into=draw(st.sampled_from(["a", "b"])) if cause == "duplicate" else None,
         score=score,
         score_reason="" if score is not None else draw(st.sampled_from(["", "nan"])),
         path_scores=draw(st.dictionaries(st.sampled_from(["mean", "min"]), st.floats(0, 1))),
@@ -78,7 +82,7 @@ def versions_of(draw: st.DrawFn, record: NodeRecord) -> NodeRecord:
     """Draw an earlier delivery of a record: some of what is known later is still missing."""
     fresh = NodeRecord(record.id, record.parent, record.index, record.text)
     late = [
-        ["status", "reason"],
+        ["status", "reason", "cause", "merged_into"],
         ["score", "score_reason"],
         ["path_scores"],
         ["answer"],

@@ -27,7 +27,7 @@ from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.search import BeamSearch, BestOfN, HybridVote, Knockout, WeightedVote
-from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, ends, ends_line
+from vprm_search.search.outcome import CUT_BY_BUDGET, ends, ends_line
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 
@@ -75,7 +75,7 @@ def check_every_candidate_ends(tree: SearchTree, policy: FlakyPolicy) -> None:
     for end in found.values():
         assert end.reason or end.fate in ("finished", "truncated")
         record = tree[end.node]
-        told = record.reason.startswith((CUT_BY_BUDGET, NOT_NEEDED))
+        told = record.cause in ("budget", "not_needed")
         assert (end.fate == "cut") == (told and record.status != "pruned")
 
 
@@ -212,6 +212,7 @@ async def test_a_call_that_never_answers_is_given_up_with_the_seconds() -> None:
     assert Counter(end.fate for end in ends(tree)) == {"finished": 2, "cut": 1}
     (given_up,) = [r for r in tree if r.status == "failed"]
     assert given_up.reason.startswith(CUT_BY_BUDGET)
+    assert given_up.cause == "budget"
 
 
 # --- through a chat model ----------------------------------------------------------------------

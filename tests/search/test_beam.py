@@ -126,7 +126,7 @@ def test_depth_is_bounded_exactly(world: World, beam: BeamSearch) -> None:
     tree = run(world, beam).tree
     for record in tree:
         assert tree.depth(record.id) <= beam.max_depth
-        if record.reason.startswith("max_depth"):
+        if record.cause == "max_depth":
             assert record.status == "truncated"
             assert tree.depth(record.id) == beam.max_depth
 
@@ -153,7 +153,7 @@ def test_duplicates_are_merged_and_their_slots_refilled_a_bounded_number_of_time
         rounds = {child.round for child in children}
         assert len(rounds) <= 1 + beam.refill
         alive = [child for child in children if child.status != "failed"]
-        merged = [child for child in alive if child.reason.startswith("duplicate of ")]
+        merged = [child for child in alive if child.cause == "duplicate"]
         target = beam.width * beam.expand if record.parent is None else beam.expand
         if not beam.dedup:
             assert not merged
@@ -163,7 +163,7 @@ def test_duplicates_are_merged_and_their_slots_refilled_a_bounded_number_of_time
         assert len(distinct) <= target
         assert len(alive) - len(merged) == len(distinct)
         for child in merged:
-            twin = tree[child.reason.removeprefix("duplicate of ")]
+            twin = tree[child.merged_into or ""]
             assert (twin.text, twin.parent) == (child.text, child.parent)
             assert child.status == "pruned"
         if children and len(rounds) < 1 + beam.refill:
@@ -222,7 +222,7 @@ def test_a_finished_twin_is_kept_before_an_open_one_before_a_cut_one(
         node = child_id(tree.root_id, index, "same")
         tree.merge([NodeRecord(node, tree.root_id, index, "same", status, score=0.5, round=1)])
     plan = BeamSearch(width=1, expand=len(statuses), refill=0, stop=None).plan(tree)
-    closed = {c.node for c in plan.close if c.reason.startswith("duplicate of ")}
+    closed = {c.node for c in plan.close if c.cause == "duplicate"}
     assert [r.status for r in tree.children(tree.root_id) if r.id not in closed] == [kept]
 
 

@@ -15,7 +15,6 @@ from tests.search.world import World, run, worlds
 from vprm_search.budget import Budget
 from vprm_search.search import DVTS, MCTS, BeamSearch, BestFirst, Cascade, Lookahead, Strategy
 from vprm_search.search.outcome import ends
-from vprm_search.search.stepwise import REDONE
 from vprm_search.tree import SearchTree
 from vprm_search.types import Proposal, ProposeRequest
 
@@ -56,17 +55,17 @@ def test_exactly_the_weak_drafts_are_redone_once_and_by_the_strong_policy(
             continue
         assert record.policy == ("strong" if record.role == "redo" else "draft")
         weak = bool(record.text) and record.score is not None and record.score < threshold
-        redone = record.reason.startswith(REDONE)
+        redone = record.cause == "redone"
         if record.policy == "strong":
             assert not redone
         elif record.status != "failed":
             assert redone == weak
         if redone:
-            assert record.reason == f"{REDONE}strong: {record.score:.4f} < {threshold:.4f}"
+            assert record.reason == f"redone by strong: {record.score:.4f} < {threshold:.4f}"
             assert not tree.child_count(record.id)
     for record in tree:
         below = tree.children(record.id)
-        redone_below = sum(c.reason.startswith(REDONE) for c in below)
+        redone_below = sum(c.cause == "redone" for c in below)
         assert sum(c.role == "redo" for c in below) == redone_below
 
 
@@ -79,9 +78,7 @@ def test_a_budget_puts_no_draft_aside_that_it_keeps_from_being_redone(
     tree = run(world, cascade, budget=Budget(candidates=candidates)).tree
     for record in tree:
         below = tree.children(record.id)
-        assert sum(c.role == "redo" for c in below) == sum(
-            c.reason.startswith(REDONE) for c in below
-        )
+        assert sum(c.role == "redo" for c in below) == sum(c.cause == "redone" for c in below)
 
 
 @given(two_worlds, insides)
@@ -101,7 +98,7 @@ def _id(record: object) -> str:
 def test_a_draft_whose_replacement_was_cut_by_the_budget_is_not_put_aside() -> None:
     for seed in range(20):
         trace = run(TwoPolicies(seed=seed), Cascade(threshold=1.0), budget=Budget(rounds=1))
-        assert not any(r.reason.startswith(REDONE) for r in trace.tree)
+        assert not any(r.cause == "redone" for r in trace.tree)
         assert ends(trace.tree)[0].fate in ("cut", "finished", "truncated")
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tests.search.world import World, run, worlds
 from vprm_search.search import DVTS, BeamSearch
-from vprm_search.search.stepwise import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScore
 
@@ -66,7 +65,7 @@ def test_a_subtree_does_not_notice_what_happens_in_the_others(seed: int) -> None
 def _below(tree: SearchTree, node: str) -> list[tuple[str, str, float | None]]:
     found = []
     for child in tree.children(node):
-        status = "ended" if child.reason.startswith(("subtree", "not needed")) else child.status
+        status = "ended" if child.cause == "not_needed" else child.status
         found += [(child.id, status, child.score), *_below(tree, child.id)]
     return found
 
@@ -123,5 +122,5 @@ def test_apart_each_subtree_has_its_own_first_steps_and_keeps_its_width(
         grown = [tree.path(e.node)[0].index // each for e in plan.expand]
         assert all(grown.count(number) <= width for number in range(subtrees))
     for child in tree.children(tree.root_id):
-        twin = merged_into(child)
+        twin = child.merged_into
         assert twin is None or tree[twin].index // each == child.index // each

@@ -46,7 +46,7 @@ def textbook(tree: SearchTree, mcts: MCTS, sizes: dict[str, int]) -> dict[str, t
     def grow(node: Node) -> None:
         sizes[node.id] = len(sizes)
         for child in tree.children(node.id):
-            duplicate = child.reason.startswith("duplicate of")
+            duplicate = child.cause == "duplicate"
             score = tree.path_score(child.id, "mean")
             if child.status in ("failed", "truncated") or duplicate or score is None:
                 continue

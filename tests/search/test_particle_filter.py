@@ -177,12 +177,12 @@ def test_the_number_of_particles_never_grows(
         assert all(p.count > 0 for p in population.particles)
         assert sum(e.count for e in plan.expand) <= particles
         assert {e.node for e in plan.expand} <= {p.node for p in population.particles}
-        resampled = any(c.reason.startswith("resampled") for c in plan.close)
+        resampled = any(c.cause == "no_share" for c in plan.close)
         if resampled:
             assert sum(p.count for p in population.particles) == particles
             assert threshold > 0
         for close in plan.close:
-            if close.reason.startswith("resampled"):
+            if close.cause == "no_share":
                 size = float(close.reason.rsplit("ESS ", 1)[1])
                 assert size <= threshold * particles + 0.005
 

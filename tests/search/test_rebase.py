@@ -42,7 +42,7 @@ def test_the_widths_of_a_level_sum_to_what_is_left_of_the_budget(
 
 def _check_shares(plan, scores, slots, temperature) -> None:  # type: ignore[no-untyped-def]
     shared = {e.node: e.count for e in plan.expand}
-    shared |= {c.node: 0 for c in plan.close if c.reason.startswith("rebase")}
+    shared |= {c.node: 0 for c in plan.close if c.cause == "no_share"}
     weights = {node: math.exp(scores[node] / temperature) for node in shared}
     total = sum(weights.values())
     for node, count in shared.items():

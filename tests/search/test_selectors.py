@@ -24,6 +24,7 @@ from vprm_search.search import (
     Selector,
     WeightedVote,
     conclude,
+    needs_scores,
 )
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, NodeStatus, Usage
@@ -331,3 +332,23 @@ def test_a_fallback_is_a_path_that_nothing_living_goes_on_from(
         assert record.status in ("truncated", "open")
         assert {child.status for child in tree.children(record.id)} <= {"failed"}
         assert result.text == "\n\n".join(tree.steps(record.id))
+
+
+@given(worlds)
+@settings(max_examples=25)
+def test_rules_that_need_no_scores_decide_the_same_without_any(world: World) -> None:
+    for strategy in (BestOfN(6), BestOfN(9, confidence=0.8, min_n=3, wave=2)):
+        assert not needs_scores(strategy)
+        scored, blind = run(world, strategy), run(replace(world, unscored=1.0), strategy)
+        assert [plan.expand for plan in blind.plans] == [plan.expand for plan in scored.plans]
+        told, seen = (
+            MajorityVote().select(trace.tree, trace.tree.finished()) for trace in (scored, blind)
+        )
+        assert seen.votes == told.votes
+        assert (seen.node is None) == (not seen.votes)
+    assert not needs_scores(MajorityVote())
+
+
+def test_a_rule_needs_scores_unless_it_says_otherwise() -> None:
+    rules = (BestScore(), WeightedVote(), BeamSearch(), BestOfN(9, good_enough=0.9), object())
+    assert all(needs_scores(rule) for rule in rules)

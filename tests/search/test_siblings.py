@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.ids import child_id
 from vprm_search.search import BeamSearch, exact_step, loose_step
-from vprm_search.search.stepwise import distinct, merged_into
+from vprm_search.search.stepwise import distinct
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 
@@ -50,13 +50,14 @@ def test_near_duplicates_are_merged_by_the_key_and_say_with_whom() -> None:
     tree = tree_of("x = 3", "X = 3.", "x = 3", "y = 3")
     beam = BeamSearch(width=2, expand=2, refill=0, same_step=loose_step, stop=None)
     closed = {c.node: c.reason for c in beam.plan(tree).close}
+    assert {c.merged_into for c in beam.plan(tree).close} == {tree.children(tree.root_id)[0].id}
     first, near, twin, _ = tree.children(tree.root_id)
     assert closed[near.id] == f"near-duplicate of {first.id}"
     assert closed[twin.id] == f"duplicate of {first.id}"
     assert len(closed) == 2
     exact = beam.model_copy(update={"same_step": exact_step})
     assert twin.id in {c.node for c in exact.plan(tree).close}
-    assert near.id not in {c.node for c in exact.plan(tree).close if "duplicate" in c.reason}
+    assert near.id not in {c.node for c in exact.plan(tree).close if c.cause == "duplicate"}
 
 
 def test_slots_of_near_duplicates_are_asked_for_again() -> None:
@@ -81,7 +82,7 @@ def test_who_stands_for_whom_does_not_change_when_the_duplicates_are_closed(worl
             later = [(c.id, n) for c, n in distinct(end, parent, exact_step)]
             assert now == later
     for record in end:
-        twin = merged_into(record)
+        twin = record.merged_into
         if twin is not None:
             assert end[twin].text == record.text
 

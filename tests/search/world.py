@@ -19,7 +19,6 @@ from vprm_search.graph.job import Job
 from vprm_search.graph.rules import SearchRules
 from vprm_search.graph.score_phase import score
 from vprm_search.search import BestScore, Plan, Selector, Strategy
-from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Finish,
@@ -135,10 +134,9 @@ class Trace:
         return self.plans[-1].finish
 
 
-def _as_the_strategy_said(plan: Plan) -> Plan:
+def _as_the_strategy_said(plan: Plan, said: Plan) -> Plan:
     """Return the plan without the reasons that the end of the search gives to open paths."""
-    own = (c for c in plan.close if not c.reason.startswith((CUT_BY_BUDGET, NOT_NEEDED)))
-    return replace(plan, close=tuple(own))
+    return replace(plan, close=tuple(close for close in plan.close if close in said.close))
 
 
 def run(
@@ -158,7 +156,7 @@ def run(
             trace.before.append(trace.tree.dumps())
             was_cut = bool(trace.plans and trace.plans[-1].cut)
             plan = phases.next_plan(trace.tree, rules, was_cut=was_cut)
-            trace.plans.append(_as_the_strategy_said(plan))
+            trace.plans.append(_as_the_strategy_said(plan, strategy.plan(trace.tree)))
             phases.close_nodes(trace.tree, plan)
             if plan.finish:
                 return

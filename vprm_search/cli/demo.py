@@ -56,7 +56,7 @@ class Solved:
             if record.status == "pruned"
             and record.score is not None
             and record.score < 0.5
-            and not record.reason.startswith("duplicate")
+            and record.cause != "duplicate"
         )
 
 

@@ -20,7 +20,6 @@ from vprm_search.graph.proposed_nodes import proposed_nodes
 from vprm_search.graph.rules import SearchRules
 from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED
 from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
-from vprm_search.search.stepwise import REDONE
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     NodeId,
@@ -69,7 +68,7 @@ def _limited(plan: Plan, candidates: int, tree: SearchTree) -> Plan:
         slots[expand.node] += expand.count if expand.role == "redo" else 0
     close = []
     for one in limited.close:
-        if one.reason.startswith(REDONE):
+        if one.cause == "redone":
             parent = tree[one.node].parent or tree.root_id
             slots[parent] -= 1
             if slots[parent] < 0:
@@ -80,7 +79,7 @@ def _limited(plan: Plan, candidates: int, tree: SearchTree) -> Plan:
 
 def _gave_up(tree: SearchTree) -> bool:
     """Tell whether calls of the last round were given up because the search's time was over."""
-    return any(r.reason.startswith(CUT_BY_BUDGET) for r in tree.round_nodes(tree.rounds))
+    return any(r.cause == "budget" for r in tree.round_nodes(tree.rounds))
 
 
 def _planned(strategy: Strategy, tree: SearchTree, under_way: tuple[Expand, ...]) -> Plan:
@@ -100,7 +99,7 @@ def ended(
     for the fallback.
     """
     # A draft that nothing will replace is not put aside.
-    own = [c for c in plan.close if not (cut_short and c.reason.startswith(REDONE))]
+    own = [c for c in plan.close if not (cut_short and c.cause == "redone")]
     gone = {close.node for close in own}
     waiting = [r.id for r in tree.open_leaves() if r.parent is not None and r.id not in gone]
     aggregate = rules.selector.aggregate
@@ -108,9 +107,11 @@ def ended(
         tree.path_score(r.id, aggregate) is not None for r in tree.finished() if r.id not in gone
     )
     marks = tuple(
-        Close(node, f"{CUT_BY_BUDGET}: {reason.removeprefix('budget: ')}", "open")
+        Close(node, f"{CUT_BY_BUDGET}: {reason.removeprefix('budget: ')}", "open", cause="budget")
         if cut_short
-        else Close(node, f"{NOT_NEEDED}: {reason}", "pruned" if answered else "open")
+        else Close(
+            node, f"{NOT_NEEDED}: {reason}", "pruned" if answered else "open", cause="not_needed"
+        )
         for node in waiting
     )
     return Plan(close=(*own, *marks), finish=reason)
@@ -140,10 +141,7 @@ def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
 
 def close_nodes(tree: SearchTree, plan: Plan) -> list[NodeRecord]:
     """Close the nodes the plan puts aside; return the changed records."""
-    closed = (
-        replace(tree[close.node], status=close.status, reason=close.reason) for close in plan.close
-    )
-    return _merged(tree, closed)
+    return _merged(tree, (close.closed(tree[close.node]) for close in plan.close))
 
 
 # --- propose -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from vprm_search.graph.rules import SearchRules
 from vprm_search.search.plan import Expand
 from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, NodeRecord, NodeStatus, Proposal
+from vprm_search.types import Cause, NodeId, NodeRecord, NodeStatus, Proposal
 
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
 
@@ -37,7 +37,8 @@ def proposed_nodes(
         role=expand.role,
     )
     if proposal.finish == "error":
-        return [_failed(first, proposal.error or "the policy gave no reason")]
+        cause: Cause = "budget" if proposal.out_of_time else "failed"
+        return [_failed(first, proposal.error or "the policy gave no reason", cause)]
     try:
         texts = _step_texts(expand, proposal, rules)
     except InputError as error:
@@ -75,6 +76,7 @@ def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[
     return [text] if text else []
 
 
-def _failed(record: NodeRecord, reason: str) -> NodeRecord:
+def _failed(record: NodeRecord, reason: str, cause: Cause = "failed") -> NodeRecord:
     node = ids.child_id(record.parent or "", record.index, "")
-    return replace(record, id=node, status="failed", reason=normalise_text(reason)[:500])
+    reason = normalise_text(reason)[:500]
+    return replace(record, id=node, status="failed", reason=reason, cause=cause)

@@ -151,7 +151,8 @@ class ChatModelPolicy:
                         replace(call, seeds=call.seeds[len(proposals) :]), self._stop(call.request)
                     )
         except TimeoutError:  # only of the time above: a call's own time limits are outcomes
-            proposals += failed_proposals(len(call.seeds) - len(proposals), _OUT_OF_TIME, 1)
+            late = failed_proposals(len(call.seeds) - len(proposals), _OUT_OF_TIME, 1)
+            proposals += [replace(proposal, out_of_time=True) for proposal in late]
         return proposals
 
     async def _answer_once(self, call: _Call, stop: tuple[str, ...]) -> list[Proposal]:

@@ -9,7 +9,7 @@ from vprm_search.search.lookahead import Lookahead
 from vprm_search.search.mcts import MCTS
 from vprm_search.search.outcome import conclude
 from vprm_search.search.particle_filter import ParticleFilter
-from vprm_search.search.plan import Close, Expand, Plan, Pruning, Strategy
+from vprm_search.search.plan import Close, Expand, Plan, Pruning, Strategy, needs_scores
 from vprm_search.search.rebase import REBASE
 from vprm_search.search.selectors import (
     BestScore,
@@ -48,4 +48,5 @@ __all__ = [
     "conclude",
     "exact_step",
     "loose_step",
+    "needs_scores",
 ]

@@ -71,6 +71,11 @@ class BestOfN(BaseModel):
         """The path score that `good_enough` reads; else none is needed while searching."""
         return () if self.good_enough is None else (self.aggregate,)
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it reads scores: only to stop early at a `good_enough` one."""
+        return self.good_enough is not None
+
     def plan(self, tree: SearchTree) -> Plan:
         """Ask for what is missing to the next wave, else finish."""
         have = tree.child_count(tree.root_id)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.lookahead import Lookahead
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.stepwise import REDONE, StepwiseSearch
+from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord
 
@@ -49,6 +49,8 @@ class Cascade(BaseModel):
             raise ValueError(f"draft and strong are both {self.draft!r}; name two policies")
         return self
 
+    needs_scores: ClassVar[bool] = True
+
     @property
     def aggregates(self) -> Sequence[str]:
         """Those of the strategy that searches."""
@@ -59,7 +61,7 @@ class Cascade(BaseModel):
         weak = [r for r in tree.round_nodes(tree.rounds) if self._is_weak(r)]
         if weak:
             counts = Counter(record.parent or tree.root_id for record in weak)
-            close = tuple(Close(r.id, self._reason(r)) for r in weak)
+            close = tuple(Close(r.id, self._reason(r), cause="redone") for r in weak)
             expand = tuple(
                 Expand(node, count, tree.child_count(node), policy=self.strong, role="redo")
                 for node, count in sorted(counts.items())
@@ -77,4 +79,4 @@ class Cascade(BaseModel):
         return record.score < self.threshold
 
     def _reason(self, record: NodeRecord) -> str:
-        return f"{REDONE}{self.strong}: {record.score:.4f} < {self.threshold:.4f}"
+        return f"redone by {self.strong}: {record.score:.4f} < {self.threshold:.4f}"

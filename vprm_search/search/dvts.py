@@ -10,7 +10,7 @@ from pydantic import Field
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.rebase import even_shares
-from vprm_search.search.stepwise import candidates, duplicates, merged_into, merges
+from vprm_search.search.stepwise import candidates, duplicates, merges
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -121,7 +121,8 @@ class DVTS(BeamSearch):
             expand = tuple(Expand(leaf.id, self.expand, round=at + 1) for _, leaf in keep)
             return Plan(expand=expand, close=(*merged, *close))
         # what a subtree leaves behind is put aside at once: the others go on
-        left = [Close(leaf.id, f"subtree {number}: {reason}") for _, leaf in keep]
+        why = f"subtree {number}: {reason}"
+        left = [Close(leaf.id, why, cause="not_needed") for _, leaf in keep]
         return Plan(close=(*merged, *close, *(left if parts.count > 1 else ())), finish=reason)
 
     def _deal(self, tree: SearchTree, gone: set[NodeId]) -> list[list[NodeId]]:
@@ -137,7 +138,7 @@ class DVTS(BeamSearch):
 
 
 def _lives(child: NodeRecord, gone: Collection[NodeId]) -> bool:
-    return child.status != "failed" and child.id not in gone and merged_into(child) is None
+    return child.status != "failed" and child.id not in gone and child.merged_into is None
 
 
 def _first_round(tree: SearchTree) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,8 @@ class Lookahead(BaseModel):
     steps: int = Field(default=1, ge=1, le=64)
     rollouts: int = Field(default=1, ge=1, le=16)
 
+    needs_scores: ClassVar[bool] = True
+
     @property
     def aggregates(self) -> Sequence[str]:
         """Those of the strategy that decides."""
@@ -56,7 +59,7 @@ class Lookahead(BaseModel):
         if plan.finish:
             decided += [leaf.id for leaf in tree.open_leaves()]
         done = [
-            Close(end.id, f"lookahead of {node} is over")
+            Close(end.id, f"lookahead of {node} is over", cause="rollout")
             for node in dict.fromkeys(decided)
             for end in _open_rollouts(tree, node)
         ]

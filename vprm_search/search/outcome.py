@@ -93,10 +93,10 @@ def _candidate(
 Fate = Literal["finished", "pruned", "truncated", "failed", "cut"]
 
 CUT_BY_BUDGET = "cut by budget"
-"""How the reason of a path begins that was still open when a limit ended the search."""
+"""What is said of a path that was still open when a limit ended the search."""
 
 NOT_NEEDED = "not needed"
-"""How the reason of a path begins that was still open when the strategy was content."""
+"""What is said of a path that was still open when the strategy was content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def ends_line(tree: SearchTree) -> str:
 
 
 def _end(record: NodeRecord, below: list[NodeRecord]) -> End:
-    if record.reason.startswith(CUT_BY_BUDGET):  # a call given up at the limit is cut, too
+    if record.cause == "budget":  # a call given up at the limit is cut, too
         return End(record.id, "cut", record.reason)
     if record.status != "open":
         return End(record.id, record.status, record.reason)

@@ -156,7 +156,8 @@ class ParticleFilter(StepwiseSearch):
                 continue
             part = share / math.fsum(shares) * self.particles
             reason = f"resampled: {part:.4f} of {self.particles} particles drew none; {best} leads"
-            close.append(Close(particle.node, f"{reason}; ESS {size:.2f}"))
+            reason = f"{reason}; ESS {size:.2f}"
+            close.append(Close(particle.node, reason, cause="no_share"))
         return tuple(kept), close
 
     def _temperature(self, level: int, size: float) -> float:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field
 
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, NodeRecord, Role, Until
+from vprm_search.types import Cause, NodeId, NodeRecord, Role, Until
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,26 @@ class Close:
     """Take an open node out of the search, or a duplicate out of the candidates.
 
     "pruned": a rule or a better path put it aside; "truncated": it was cut by a depth limit and
-    may still serve as a fallback. `reason` says which rule and against what. "open" is for the end
-    of a search only: what was still open when it ended stays so and gets the reason.
+    may still serve as a fallback. "open" is for the end of a search only: what was still open when
+    it ended stays so and gets the reason. `reason` says in words which rule and against what,
+    `cause` for programs; a "duplicate" names the sibling it was `merged_into`.
     """
 
     node: NodeId
     reason: str
     status: Literal["pruned", "truncated", "open"] = "pruned"
+    cause: Cause = ""
+    merged_into: NodeId | None = None
+
+    def closed(self, record: NodeRecord) -> NodeRecord:
+        """Return the record of the node, closed."""
+        return replace(
+            record,
+            status=self.status,
+            reason=self.reason,
+            cause=self.cause,
+            merged_into=self.merged_into,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +89,8 @@ class Plan:
 class Strategy(Protocol):
     """A rule that says what to do next; a function of the tree alone, so a resume plans the same.
 
-    `aggregates` names the path scores the strategy reads; they are stored in the records.
+    `aggregates` names the path scores the strategy reads; they are stored in the records. A
+    strategy that reads no scores at all may say so with an attribute `needs_scores = False`.
     """
 
     @property
@@ -87,6 +101,14 @@ class Strategy(Protocol):
     def plan(self, tree: SearchTree) -> Plan:
         """Return the next round for a tree in which every node has been scored."""
         ...
+
+
+def needs_scores(rule: object) -> bool:
+    """Return whether a strategy or a selector reads scores; true unless its `needs_scores` denies.
+
+    Where neither of a search's two rules does, it needs no scorer.
+    """
+    return bool(getattr(rule, "needs_scores", True))
 
 
 @runtime_checkable
@@ -141,18 +163,17 @@ class Pruning(BaseModel):
         keep: Ranked = []
         close = []
         for rank, (score, leaf) in enumerate(ranked):
-            reason = self._reason(rank, score, ranked)
-            if reason:
-                close.append(Close(leaf.id, reason))
+            if self.top_k is not None and rank >= self.top_k:
+                last = ranked[self.top_k - 1][1].id
+                reason = f"outranked: {score:.4f} is rank {rank + 1} of {len(ranked)}, after {last}"
+                close.append(Close(leaf.id, reason, cause="outranked"))
+            elif reason := self._too_low(rank, score, ranked[0]):
+                close.append(Close(leaf.id, reason, cause="pruned"))
             else:
                 keep.append((score, leaf))
         return keep, close
 
-    def _reason(self, rank: int, score: float, ranked: Sequence[tuple[float, NodeRecord]]) -> str:
-        best = ranked[0]
-        if self.top_k is not None and rank >= self.top_k:
-            last = ranked[self.top_k - 1]
-            return f"outranked: {score:.4f} is rank {rank + 1} of {len(ranked)}, after {last[1].id}"
+    def _too_low(self, rank: int, score: float, best: tuple[float, NodeRecord]) -> str:
         if rank < self.keep_at_least:
             return ""
         if self.below is not None and score < self.below:

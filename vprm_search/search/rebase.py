@@ -77,7 +77,8 @@ class REBASE(StepwiseSearch):
         width = self._width_at(max((tree.depth(leaf.id) for _, leaf in ranked), default=0))
         left = width - sum(1 for record in tree.finished() if record.id not in gone)
         if left <= 0:
-            close += [Close(leaf.id, f"width {width} used up") for _, leaf in ranked]
+            why = f"width {width} used up"
+            close += [Close(leaf.id, why, cause="not_needed") for _, leaf in ranked]
             return Plan(close=tuple(close), finish=f"{width} paths finished")
         ranked, pruned = self.pruning.apply(ranked)
         close += pruned
@@ -109,7 +110,9 @@ class REBASE(StepwiseSearch):
         keep = worth_keeping(tree, worth, self.context_cost) | {ranked[0][1].id}
         why = f"context_cost {self.context_cost}: its own context outweighs its share"
         close = [
-            Close(leaf.id, f"{why} {worth[leaf.id]:.4f}; {ranked[0][1].id} is best")
+            Close(
+                leaf.id, f"{why} {worth[leaf.id]:.4f}; {ranked[0][1].id} is best", cause="no_share"
+            )
             for _, leaf in ranked
             if leaf.id not in keep
         ]
@@ -126,7 +129,7 @@ class REBASE(StepwiseSearch):
                 continue
             best = ranked[0][1].id
             reason = f"rebase: a share of {weight:.4f} of {slots} steps is none; {best} leads"
-            close.append(Close(leaf.id, reason))
+            close.append(Close(leaf.id, reason, cause="no_share"))
         return tuple(expand), close
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -46,7 +46,11 @@ class Selection:
 
 @runtime_checkable
 class Selector(Protocol):
-    """A rule that chooses among the candidates of a tree; a pure function."""
+    """A rule that chooses among the candidates of a tree; a pure function.
+
+    A selector that can choose without any score may say so with an attribute
+    `needs_scores = False`.
+    """
 
     @property
     def aggregate(self) -> str:
@@ -162,6 +166,8 @@ class Voting(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    needs_scores: ClassVar[bool] = True
+
     aggregate: str = "mean"
 
     @field_validator("aggregate")
@@ -192,6 +198,8 @@ class MajorityVote(Voting):
 
     Wang et al., arXiv 2203.11171. Works without any scorer.
     """
+
+    needs_scores: ClassVar[bool] = False
 
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
         """Choose the most frequent answer, and in its class the best-scored path."""

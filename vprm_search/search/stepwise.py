@@ -9,6 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -20,11 +21,6 @@ from vprm_search.types import NodeId, NodeRecord
 StepKey = Callable[[str], str]
 """From the text of a step to what makes it distinct: siblings with equal keys are merged."""
 
-REDONE = "redone by "
-"""How the reason begins of a draft that another policy does again."""
-
-_TWIN = "duplicate of "
-_NEAR_TWIN = "near-duplicate of "
 # A finished twin is kept before an open one: expanding the latter would end it too. One cut by
 # the token limit is kept last: it cannot be expanded.
 _KEPT_FIRST = {"finished": 0, "open": 1, "truncated": 2}
@@ -75,6 +71,8 @@ class StepwiseSearch(BaseModel):
     def _known(cls, name: str) -> str:
         aggregation(name)
         return name
+
+    needs_scores: ClassVar[bool] = True
 
     @property
     def aggregates(self) -> Sequence[str]:
@@ -132,9 +130,11 @@ class StepwiseSearch(BaseModel):
         for leaf in leaves:
             score = self.value(tree, leaf.id)
             if score is None:
-                close.append(Close(leaf.id, f"no score: {leaf.score_reason or 'earlier step'}"))
+                why = f"no score: {leaf.score_reason or 'earlier step'}"
+                close.append(Close(leaf.id, why, cause="unscored"))
             elif tree.depth(leaf.id) >= self.max_depth:
-                close.append(Close(leaf.id, f"max_depth {self.max_depth} reached", "truncated"))
+                why = f"max_depth {self.max_depth} reached"
+                close.append(Close(leaf.id, why, "truncated", cause="max_depth"))
             else:
                 ranked.append((score, leaf))
         ranked.sort(key=lambda pair: (-pair[0], pair[1].id))
@@ -167,7 +167,7 @@ def candidates(tree: SearchTree, parent: NodeId) -> list[NodeRecord]:
     return [
         child
         for child in tree.children(parent)
-        if child.role != "lookahead" and not _is_redone(child)
+        if child.role != "lookahead" and child.cause != "redone"
     ]
 
 
@@ -203,8 +203,9 @@ def merges(children: Sequence[NodeRecord], key: StepKey) -> list[Close]:
     for child in sorted(living, key=lambda c: (_KEPT_FIRST[c.status], c.index)):
         twin = first.setdefault(key(child.text), child)
         if twin is not child:
-            word = _TWIN if twin.text == child.text else _NEAR_TWIN
-            close.append(Close(child.id, f"{word}{twin.id}"))
+            near = "" if twin.text == child.text else "near-"
+            reason = f"{near}duplicate of {twin.id}"
+            close.append(Close(child.id, reason, cause="duplicate", merged_into=twin.id))
     return close
 
 
@@ -222,7 +223,7 @@ def distinct(tree: SearchTree, parent: NodeId, key: StepKey | None) -> list[tupl
 
 
 def _before(record: NodeRecord) -> tuple[bool, int, int]:
-    return merged_into(record) is not None, _KEPT_FIRST.get(record.status, 1), record.index
+    return record.merged_into is not None, _KEPT_FIRST.get(record.status, 1), record.index
 
 
 def proposed(tree: SearchTree, parent: NodeId) -> int:
@@ -232,19 +233,11 @@ def proposed(tree: SearchTree, parent: NodeId) -> int:
     return sum(1 for child in tree.children(parent) if not child.role)
 
 
-def merged_into(record: NodeRecord) -> NodeId | None:
-    """Return the sibling that a closed duplicate was merged into, or None."""
-    for word in (_TWIN, _NEAR_TWIN):
-        if record.status == "pruned" and record.reason.startswith(word):
-            return record.reason.removeprefix(word)
-    return None
-
-
 def merged_count(tree: SearchTree, record: NodeRecord) -> int:
     """Return how many siblings were merged into a node."""
     if record.parent is None:
         return 0
-    return sum(1 for child in tree.children(record.parent) if merged_into(child) == record.id)
+    return sum(1 for child in tree.children(record.parent) if child.merged_into == record.id)
 
 
 def missing(
@@ -266,7 +259,3 @@ def asked_at_first(tree: SearchTree, parent: NodeId) -> int:
     """Return how many children a node was asked for when it was expanded first."""
     rounds = [child.round for child in candidates(tree, parent)]
     return rounds.count(min(rounds)) if rounds else 0
-
-
-def _is_redone(record: NodeRecord) -> bool:
-    return record.status == "pruned" and record.reason.startswith(REDONE)
