@@ -33,6 +33,22 @@ def test_settings_are_json_or_text_and_go_over_the_flags() -> None:
     assert adaptive == BestOfN(32, confidence=0.95)
 
 
+@pytest.mark.parametrize("name", [n for n in StrategyName if n is not StrategyName.best_of_n])
+def test_the_aggregation_reaches_every_strategy_that_ranks_paths(name: StrategyName) -> None:
+    inside: Any = strategy_of(name, {}, aggregate="min")
+    assert inside.aggregate == "min"
+    wrapped: Any = strategy_of(name, {}, aggregate="min", lookahead=2, threshold=0.5)
+    assert wrapped.strategy.strategy.aggregate == "min"
+    given: Any = strategy_of(name, {}, ["aggregate=last"], aggregate="min")
+    assert given.aggregate == "last"
+
+
+def test_best_of_n_ranks_by_the_aggregation_when_it_ranks() -> None:
+    assert strategy_of(StrategyName.best_of_n, {}, aggregate="min") == BestOfN()
+    adaptive = strategy_of(StrategyName.best_of_n, {}, ["good_enough=0.9"], aggregate="min")
+    assert adaptive == BestOfN(good_enough=0.9, aggregate="min")
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

@@ -30,13 +30,14 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("torch", "transformers", "safetensors", "tokenizers", "numpy"),
         "reward models in this process, the tiny models, the demo",
     ),
-    "agents": (("langchain",), "other providers' chat models"),
+    "agents": (("langchain",), "chat models by provider (--policy PROVIDER:MODEL), agents"),
     "openai": (("langchain-openai",), "OpenAI and OpenAI-compatible servers"),
     "sqlite": (("langgraph-checkpoint-sqlite",), "searches that survive a restart"),
     "math": (("math-verify",), "answers compared as LaTeX"),
-    "plots": (("matplotlib",), "plots"),
-    "vllm": (("vllm",), "a vLLM engine in this process"),
-    "ray": (("ray",), "searches on a cluster"),
+    "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
+    "vllm": (("vllm",), "vprm-search serve: a reward model as a vLLM server"),
+    "gpu": (("accelerate", "bitsandbytes"), "models over several GPUs, or in 4 or 8 bits"),
+    "calibration": (("numpy", "scikit-learn"), "vprm-search calibrate"),
 }
 VARIABLES = ("VPRM_SEARCH_CACHE", "VPRM_SEARCH_TINY_WEIGHTS", "LANGGRAPH_STRICT_MSGPACK")
 

@@ -132,12 +132,14 @@ def strategy_of(
     given: dict[str, Any],
     settings: Sequence[str] = (),
     *,
+    aggregate: str | None = None,
     lookahead: int | None = None,
     threshold: float | None = None,
 ) -> Strategy:
     """Return a strategy from the options given for it; `None` means not given.
 
-    `settings` are further options as "NAME=VALUE", values in JSON ("particles=32"). `lookahead`
+    `settings` are further options as "NAME=VALUE", values in JSON ("particles=32"). `aggregate`
+    names the path score that the strategy ranks by, if it ranks paths at all. `lookahead`
     judges steps by rollouts of so many steps, `threshold` makes a `Cascade`. Raises `ConfigError`
     for an option of another strategy or a value out of range.
     """
@@ -151,6 +153,8 @@ def strategy_of(
             f"{shown} is no option of --strategy {name.value}; "
             f"its options are: {', '.join(kind.model_fields)}"
         )
+    if kind is not BestOfN or "good_enough" in options:
+        options = {"aggregate": aggregate, **options} if aggregate is not None else options
     strategy: BestOfN | StepwiseSearch = checked(kind, options)
     if lookahead is None and threshold is None:
         return strategy

@@ -131,8 +131,6 @@ def solve(
         "prune_below": prune_below,
         "prune_margin": prune_margin,
     }
-    if strategy is options.StrategyName.beam and aggregate is not None:
-        beam["aggregate"] = aggregate
     chooser = options.selector_of(selector, aggregate)
     limits = {
         "candidates": max_candidates,
@@ -164,6 +162,7 @@ def solve(
             strategy,
             {"n": n, **beam},
             setting or (),
+            aggregate=aggregate,
             lookahead=lookahead,
             threshold=None if strong is None else threshold,
         ),
