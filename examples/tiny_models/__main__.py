@@ -106,7 +106,7 @@ def evaluate(
 ) -> None:
     """Measure the models: all methods, ablations, intervals; prints the report."""
     from examples.tiny_models.evaluate import Evaluation
-    from examples.tiny_models.evaluation_run import run_evaluation
+    from examples.tiny_models.evaluation_report import run_evaluation
     from vprm_search.tiny.world import FAMILIES
 
     config = Evaluation(

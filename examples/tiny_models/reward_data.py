@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from examples.tiny_models.corruption import corrupt
-from examples.tiny_models.misread import misread_question
-from examples.tiny_models.reward_rows import RowWriter
-from examples.tiny_models.rows import TrainingRow
+from examples.tiny_models.corruption import corrupt, misread_question
+from examples.tiny_models.reward_rows import RowWriter, TrainingRow
 from vprm_search.labelling.records import LabelledSolution, ProblemRecord
 from vprm_search.tiny.scored import problem_of
 from vprm_search.tiny.world import (

@@ -1,8 +1,8 @@
-"""The two training stages of the tiny reward models: bootstrap and fine-tuning.
+"""The training stages of the tiny reward models: bootstrap, practice and fine-tuning.
 
-The *bootstrap* starts from the strong policy with three new layers on top and learns from rule-made
-errors, with the local losses of `mismatch`. The *fine-tuning* starts from the bootstrap and learns
-from the weaker policy's own solutions.
+The *bootstrap* starts from the strong policy with three new layers on top and learns from
+rule-made errors, with the local losses of `reward_losses`; *practice* is more of it. The
+*fine-tuning* goes on from there with the weaker policy's own solutions.
 """
 
 from __future__ import annotations
@@ -13,30 +13,112 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 from transformers import AutoTokenizer
 
-from examples.tiny_models.mismatch import LocalLosses
 from examples.tiny_models.model import deepen, save_checkpoint
-from examples.tiny_models.reward_check import JudgedRow, check_rewards
+from examples.tiny_models.muon import Muon
 from examples.tiny_models.reward_data import LabelKind, RewardBatches, labelled_texts
-from examples.tiny_models.reward_plan import (
-    BOOTSTRAP,
-    FINE_TUNE,
-    PRACTICE,
-    RewardPlan,
-    reward_optimisers,
+from examples.tiny_models.reward_losses import JudgedRow, LocalLosses, check_rewards
+from examples.tiny_models.reward_rows import TINY_LAYOUT, RowWriter, collate
+from examples.tiny_models.reward_trainer import (
+    Evaluation,
+    Optimisers,
+    RewardTrainer,
+    Schedule,
+    TrainConfig,
 )
-from examples.tiny_models.reward_rows import TINY_LAYOUT, RowWriter
-from examples.tiny_models.reward_trainer import Evaluation, RewardTrainer
-from examples.tiny_models.rows import collate
 from examples.tiny_models.tokenizer import token_id
 from vprm_search.labelling.records import read_records
 from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
 from vprm_search.tiny.rendering import IMAGE_SIZE
 from vprm_search.tiny.sampler import load_checkpoint
+
+# --- plans and optimisers ---
+
+
+class RewardPlan(BaseModel):
+    """One stage: how long, how fast, and from what mixture of rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1)
+    verdicts: int = Field(default=264, ge=1)
+    short_until: int = Field(default=0, ge=0)
+    new_rate: float = 0.02
+    old_rate: float = 0.004
+    other_rate: float = 1e-3
+    head_rate: float = 3e-3
+    warmup_steps: int = 30
+    decay_share: float = Field(default=0.5, gt=0, le=1)
+    rule_share: float = Field(default=1.0, ge=0, le=1)
+    label_smoothing: float = 0.0
+    seed: int = 1
+
+    def train_config(self) -> TrainConfig:
+        """Return the trainer's configuration."""
+        return TrainConfig(
+            schedule=Schedule(
+                steps=self.steps,
+                warmup_share=min(1.0, self.warmup_steps / self.steps),
+                decay="linear",
+                decay_share=self.decay_share,
+                final_factor=0.01,
+            ),
+            label_smoothing=self.label_smoothing,
+            log_every=10,
+            evaluate_every=100,
+            save_every=50,
+        )
+
+
+BOOTSTRAP = RewardPlan(steps=600, short_until=200)
+PRACTICE = RewardPlan(
+    steps=330, new_rate=0.015, old_rate=0.003, other_rate=8e-4, decay_share=0.8, seed=3
+)
+FINE_TUNE = RewardPlan(
+    steps=320,
+    new_rate=0.012,
+    old_rate=0.003,
+    other_rate=7e-4,
+    decay_share=0.8,
+    rule_share=0.5,
+    seed=2,
+)
+
+
+def reward_optimisers(plan: RewardPlan, old_layers: int) -> Optimisers:
+    """Return Muon for matrices (new layers faster than old) and AdamW for everything else."""
+
+    def build(named: Sequence[tuple[str, Parameter]]) -> list[torch.optim.Optimizer]:
+        groups: dict[str, list[Parameter]] = {"new": [], "old": [], "other": [], "head": []}
+        for name, parameter in named:
+            if name.startswith("auxiliary."):
+                groups["head"].append(parameter)
+            elif parameter.ndim != 2 or "embed" in name:
+                groups["other"].append(parameter)
+            else:
+                layer = int(name.partition("layers.")[2].partition(".")[0])
+                groups["new" if layer >= old_layers else "old"].append(parameter)
+        rates = {"new": plan.new_rate, "old": plan.old_rate}
+        muon = [{"params": groups[k], "lr": rate} for k, rate in rates.items() if groups[k]]
+        adam = [
+            {"params": groups["other"], "lr": plan.other_rate},
+            {"params": groups["head"], "lr": plan.head_rate},
+        ]
+        return [
+            Muon(muon, lr=plan.new_rate, weight_decay=0.0),
+            torch.optim.AdamW(adam, lr=plan.other_rate, betas=(0.9, 0.97), weight_decay=0.0),
+        ]
+
+    return build
+
+
+# --- stages ---
+
 
 NEW_LAYERS = 3
 HEADS_FILE = "heads.safetensors"

@@ -1,15 +1,17 @@
 """Train a reward model: an InternVL model whose '+' and '-' at the read positions become verdicts.
 
 The same trainer makes a process reward model (a label per step) and an outcome reward model (a
-label behind the last step): the rows say which verdicts exist (`rows.Supervision`). A run is a
-function of its start weights, its batches and its configuration; the batches are a function of
-the step number, so a run that was cut continues from its last saved step as if it never stopped.
+label behind the last step): the rows say which verdicts exist (`reward_rows.Supervision`). A run
+is a function of its start weights, its batches and its configuration; the batches are a function
+of the step number, so a run that was cut continues from its last saved step as if it never stopped.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,105 @@ from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
-from examples.tiny_models.rows import Batch, TrainingRow, collate
-from examples.tiny_models.schedule import Schedule
-from examples.tiny_models.trainer_state import TrainerState
-from vprm_search.errors import ConfigError
+from examples.tiny_models.reward_rows import Batch, TrainingRow, collate
+from vprm_search.errors import CheckpointError, ConfigError
+
+# --- schedule ---
+
+
+class Schedule(BaseModel):
+    """A number of optimiser steps and the course of the learning rate over them.
+
+    The defaults are those of VisualPRM (arXiv 2503.10291 §6): 5 % linear warm-up, then cosine to
+    zero. "linear" holds the full rate until the last `decay_share` of the steps and then falls in
+    a straight line to `final_factor`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1)
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    decay: Literal["cosine", "linear"] = "cosine"
+    decay_share: float = Field(default=1.0, gt=0, le=1)
+    final_factor: float = Field(default=0.0, ge=0, le=1)
+
+    def factor(self, step: int) -> float:
+        """Return the multiple of the full learning rate at `step` (from 0)."""
+        warmup_steps = max(1, round(self.steps * self.warmup_share))
+        warmup = min(1.0, (step + 1) / warmup_steps)
+        decay_steps = max(1, round(self.steps * self.decay_share))
+        left = min(1.0, (self.steps - step) / decay_steps)
+        if self.decay == "cosine":
+            left = 0.5 - 0.5 * math.cos(math.pi * left)
+        return warmup * max(self.final_factor, left)
+
+
+# --- resume ---
+
+
+class TrainerState:
+    """The resume point of one run, in one file that is replaced as a whole."""
+
+    def __init__(
+        self,
+        folder: Path,
+        named: Sequence[tuple[str, Parameter]],
+        optimisers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        self._file = folder / "resume.safetensors"
+        self._named, self._optimisers = named, optimisers
+        self._names = {id(parameter): name for name, parameter in named}
+
+    def save(self, step: int) -> None:
+        """Write parameters and optimiser state after `step` finished steps."""
+        tensors = {f"weight|{name}": p.detach().contiguous() for name, p in self._named}
+        for number, optimiser in enumerate(self._optimisers):
+            for parameter, values in optimiser.state.items():
+                for key, value in values.items():
+                    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                    name = f"optimiser|{number}|{self._names[id(parameter)]}|{key}"
+                    tensors[name] = tensor.detach().contiguous()
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_suffix(".part")
+        save_file(tensors, part, metadata={"step": str(step)})
+        os.replace(part, self._file)
+
+    def load(self) -> int:
+        """Restore the last saved state; return how many steps it has done (0: none saved).
+
+        Raises `CheckpointError` when the file belongs to another model or optimiser.
+        """
+        if not self._file.exists():
+            return 0
+        parameters = dict(self._named)
+        with safe_open(self._file, framework="pt") as stored:
+            step = int(stored.metadata()["step"])
+            weights = {k.partition("|")[2] for k in stored.keys() if k.startswith("weight|")}  # noqa: SIM118
+            if weights != set(parameters):
+                other = sorted(weights ^ set(parameters))[:3]
+                raise CheckpointError(
+                    f"{self._file} is the state of another run (parameters {other} differ); "
+                    "train into another folder or remove it"
+                )
+            for key in stored.keys():  # noqa: SIM118
+                kind, _, rest = key.partition("|")
+                if kind == "weight":
+                    with torch.no_grad():
+                        parameters[rest].copy_(stored.get_tensor(key))
+                else:
+                    number, name, slot = rest.split("|")
+                    optimiser = self._optimisers[int(number)]
+                    optimiser.state[parameters[name]][slot] = stored.get_tensor(key)
+        return step
+
+
+# --- the trainer ---
+
 
 Batches = Callable[[int], Sequence[TrainingRow]]
 """Rows of training step i: must depend on i alone, so that a resumed run sees the same rows."""

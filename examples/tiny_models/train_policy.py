@@ -18,13 +18,19 @@ from pathlib import Path
 import torch
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from examples.tiny_models.language_stage import LanguagePlan, train_language
 from examples.tiny_models.model import build_model, save_checkpoint
-from examples.tiny_models.optimisation import Schedule
-from examples.tiny_models.policy_rates import install, measure_pass_rates
-from examples.tiny_models.solution_stage import SolutionPlan, train_solutions
+from examples.tiny_models.policy_check import install, measure_pass_rates
+from examples.tiny_models.policy_stages import (
+    SIGHT_PARTS,
+    LanguagePlan,
+    Schedule,
+    SolutionPlan,
+    VisionPlan,
+    train_language,
+    train_solutions,
+    train_vision,
+)
 from examples.tiny_models.tokenizer import build_tokenizer, save_tokenizer
-from examples.tiny_models.vision_stage import VisionPlan, train_vision
 from vprm_search.tiny.sampler import load_checkpoint
 
 
@@ -130,8 +136,11 @@ def forget_sight(
 ) -> InternVLForConditionalGeneration:
     """Replace the vision tower and the projector by untrained ones, in place."""
     untrained = build_model(tokenizer, seed=seed).state_dict()
-    parts = ("vision_tower", "multi_modal_projector")
-    sight = {name: value for name, value in untrained.items() if any(p in name for p in parts)}
+    sight = {
+        name: value
+        for name, value in untrained.items()
+        if any(part in name for part in SIGHT_PARTS)
+    }
     model.load_state_dict(sight, strict=False)
     return model
 

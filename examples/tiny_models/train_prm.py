@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.tiny_models.label import label
-from examples.tiny_models.reward_check import JudgedRow
 from examples.tiny_models.reward_data import LabelKind
+from examples.tiny_models.reward_losses import JudgedRow
 from examples.tiny_models.reward_rows import RowWriter
 from examples.tiny_models.reward_stages import Report, bootstrap, fine_tune, practise
 from examples.tiny_models.tokenizer import build_tokenizer

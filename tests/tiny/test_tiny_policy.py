@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from examples.tiny_models.likelihood import LikelihoodRequest, step_likelihoods
+from examples.tiny_models.references import LikelihoodRequest, step_likelihoods
 from examples.tiny_models.tokenizer import policy_prompt
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.images import normalise_image

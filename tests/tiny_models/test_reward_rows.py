@@ -7,11 +7,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.tiny_models.corruption import corrupt
-from examples.tiny_models.misread import misread_question
+from examples.tiny_models.corruption import corrupt, misread_question
 from examples.tiny_models.reward_data import LabelledText, RewardBatches
-from examples.tiny_models.reward_rows import RowWriter
-from examples.tiny_models.rows import IGNORED
+from examples.tiny_models.reward_rows import IGNORED, RowWriter
 from tests.tiny.small_models import small_tokenizer
 from vprm_search.tiny.world import FAMILIES, consistent_steps, exact_labels, generate
 

@@ -13,9 +13,8 @@ import torch
 
 from examples.tiny_models.model import build_model
 from examples.tiny_models.muon import Muon
-from examples.tiny_models.reward_trainer import RewardTrainer, TrainConfig, adamw
-from examples.tiny_models.rows import TrainingRow, build_row, collate
-from examples.tiny_models.schedule import Schedule
+from examples.tiny_models.reward_rows import TrainingRow, build_row, collate
+from examples.tiny_models.reward_trainer import RewardTrainer, Schedule, TrainConfig, adamw
 from examples.tiny_models.tokenizer import token_id
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.tiny_models.rows import IGNORED, TrainingRow, build_row, collate
+from examples.tiny_models.reward_rows import IGNORED, TrainingRow, build_row, collate
 from tests.tiny.small_models import small_tokenizer
 from vprm_search.errors import InputError
 from vprm_search.scoring.prompt.layout import PrmLayout, build_prompt

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.tiny_models.schedule import Schedule
+from examples.tiny_models.reward_trainer import Schedule
 
 
 @given(steps=st.integers(1, 2000), decay=st.sampled_from(["cosine", "linear"]))

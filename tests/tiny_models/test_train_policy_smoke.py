@@ -8,33 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.tiny_models.language_stage import LanguagePlan
 from examples.tiny_models.model import build_model, deepen, save_checkpoint
 from examples.tiny_models.muon import orthogonalise
-from examples.tiny_models.optimisation import Schedule
-from examples.tiny_models.policy_data import IGNORED, BatchMaker, boards
-from examples.tiny_models.policy_model import SymbolIds, symbolic_features
-from examples.tiny_models.solution_stage import SolutionPlan
+from examples.tiny_models.policy_batches import (
+    IGNORED,
+    BatchMaker,
+    SymbolIds,
+    boards,
+    symbolic_features,
+)
+from examples.tiny_models.policy_stages import LanguagePlan, Schedule, SolutionPlan, VisionPlan
 from examples.tiny_models.tokenizer import build_tokenizer, policy_prompt
 from examples.tiny_models.train_policy import PolicyPlan, train_policy
-from examples.tiny_models.vision_stage import VisionPlan
 from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.sampler import load_checkpoint
 from vprm_search.tiny.world import FAMILIES, generate, render
 
 TOKENIZER = build_tokenizer()
 SMOKE = PolicyPlan(
-    language=LanguagePlan(schedule=Schedule(steps=20), rows=8, arithmetic_rows=4),
-    vision=VisionPlan(schedule=Schedule(steps=20), pictures=8),
+    language=LanguagePlan(schedule=Schedule(steps=3), rows=4, arithmetic_rows=2),
+    vision=VisionPlan(schedule=Schedule(steps=3), pictures=4),
     practice=SolutionPlan(
-        schedule=Schedule(steps=4), rows=4, arithmetic_rows=2, checked_problems=4
+        schedule=Schedule(steps=2), rows=2, arithmetic_rows=2, checked_problems=2
     ),
-    sight=VisionPlan(schedule=Schedule(steps=11), pictures=8),
-    trust=SolutionPlan(schedule=Schedule(steps=4), rows=4, arithmetic_rows=2, checked_problems=4),
+    sight=VisionPlan(schedule=Schedule(steps=3), pictures=4),
+    trust=SolutionPlan(schedule=Schedule(steps=2), rows=2, arithmetic_rows=2, checked_problems=2),
     solutions=SolutionPlan(
-        schedule=Schedule(steps=6), rows=4, arithmetic_rows=2, checked_problems=4
+        schedule=Schedule(steps=2), rows=2, arithmetic_rows=2, checked_problems=2
     ),
-    problems=4,
+    problems=2,
     samples=2,
 )
 

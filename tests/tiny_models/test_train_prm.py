@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from examples.tiny_models.label import label
-from examples.tiny_models.mismatch import LocalLosses
 from examples.tiny_models.model import build_model, save_checkpoint
-from examples.tiny_models.reward_check import plus_probabilities
 from examples.tiny_models.reward_data import RewardBatches
-from examples.tiny_models.reward_plan import RewardPlan
-from examples.tiny_models.reward_rows import RowWriter
-from examples.tiny_models.reward_stages import bootstrap, fine_tune, practise, verdict_words
-from examples.tiny_models.rows import collate
+from examples.tiny_models.reward_losses import LocalLosses, plus_probabilities
+from examples.tiny_models.reward_rows import RowWriter, collate
+from examples.tiny_models.reward_stages import (
+    RewardPlan,
+    bootstrap,
+    fine_tune,
+    practise,
+    verdict_words,
+)
 from examples.tiny_models.train_prm import judged_rows
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.labelling.monte_carlo import LabelConfig
