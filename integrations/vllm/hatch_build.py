@@ -1,9 +1,9 @@
 """Packages the files of vprm_search that the plugin needs, as `vprm_search_vllm.shared`.
 
-The prompt builder, the image rule and the image checks must be the same on both sides of the wire.
-So they are not written twice: a build takes the very files of the repository, and everything they
-import from vprm_search, and changes the package's name in their import lines, nothing else. A
-build from a source distribution finds them already packaged.
+The contract, the prompt builder, the image rule and the image checks must be the same on both sides
+of the wire. So they are not written twice: a build takes the very files of the repository, and
+everything they import from vprm_search, and changes the package's name in their import lines,
+nothing else. A build from a source distribution finds them already packaged.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NEEDED = (
     "vprm_search.scoring.prompt.layout",
     "vprm_search.scoring.pixels.tiles",
     "vprm_search.scoring.families",
+    "vprm_search.scoring.vllm.contract",
     "vprm_search.types",
 )
 SHARED = "vprm_search_vllm.shared"
@@ -57,9 +58,9 @@ def write_shared(source: Path, target: Path) -> None:
     (target / "__init__.py").write_text('"""Files of vprm_search, packaged by the build."""\n')
     for name, path in shared_modules(source).items():
         file = target.joinpath(*name.split(".")[1:]).with_suffix(".py")
-        if not file.parent.exists():
-            file.parent.mkdir()
-            (file.parent / "__init__.py").write_text("")
+        for package in reversed(file.relative_to(target).parents[:-1]):
+            (target / package).mkdir(exist_ok=True)
+            (target / package / "__init__.py").write_text("")
         text = _IMPORT.sub(rf"\g<1>{SHARED}\g<2>\g<3>", path.read_text(encoding="utf-8"))
         file.write_text(text, encoding="utf-8")
 

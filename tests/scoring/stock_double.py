@@ -1,4 +1,4 @@
-"""A loopback server that stands for a stock vLLM server: chat pooling and token-id generation.
+"""A loopback server that stands for a stock vLLM server that classifies every token of a chat.
 
 Prompts are rendered with the checkpoint's own chat template and tokenized with control tokens on,
 as vLLM does it. A token's probability is a pure function of the tokens up to it and the images.
@@ -10,7 +10,6 @@ import array
 import base64
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +47,6 @@ class Refused(Exception):
 class StockDouble:
     """The state of the server. `spoil` changes a reply before it is sent."""
 
-    kind: str
     url: str = ""
     model: Body = field(
         default_factory=lambda: {"id": "prm", "root": "/m/prm", "max_model_len": 1024}
@@ -70,8 +68,6 @@ class StockDouble:
         )
 
     def pooling(self, body: Body) -> Body:
-        if self.kind != "pooling":
-            raise Refused(404, "Not Found")
         if "messages" not in body:
             raise Refused(400, "No IOProcessor plugin installed.")
         lists = [m["content"] for m in body["messages"] if isinstance(m["content"], list)]
@@ -95,19 +91,6 @@ class StockDouble:
         ids = self.tokenizer(text + self.template_tail, add_special_tokens=False)["input_ids"]
         return {"tokens": self.tell(ids), "count": len(ids)}
 
-    def generate(self, body: Body) -> Body:
-        if self.kind != "generate":
-            raise Refused(404, "Not Found")
-        uuids = self._take(body.get("content_parts", []))
-        ids = self._expanded(body["token_ids"])
-        value = probabilities(ids, uuids)[-1]
-        wanted = body["sampling_params"]["logprob_token_ids"][:-1]  # the last one is lost
-        numbers = {wanted[0]: math.log(value + 1e-30) - 2, wanted[1]: math.log1p(-value) - 2}
-        rows = [{"token_id": token, "logprob": number} for token, number in numbers.items()]
-        content = [{"token_id": 7, "logprob": -0.5, "top_logprobs": rows}]
-        choice = {"index": 0, "logprobs": {"content": content}}
-        return {"choices": [choice], "prompt_token_ids": ids}
-
     def _take(self, parts: Sequence[Body]) -> list[str]:
         with self.lock:
             for place, part in enumerate(parts):
@@ -127,9 +110,9 @@ class StockDouble:
 
 
 @contextmanager
-def stock_server(kind: str) -> Iterator[StockDouble]:
-    """Run a double of the given kind, "pooling" or "generate", on a free port."""
-    double = StockDouble(kind)
+def stock_server() -> Iterator[StockDouble]:
+    """Run a double on a free port."""
+    double = StockDouble()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -142,11 +125,7 @@ def stock_server(kind: str) -> Iterator[StockDouble]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            routes = {
-                "/pooling": double.pooling,
-                "/tokenize": double.tokenize,
-                "/inference/v1/generate": double.generate,
-            }
+            routes = {"/pooling": double.pooling, "/tokenize": double.tokenize}
             with double.lock:
                 if self.path != "/tokenize":
                     double.bodies.append(body)

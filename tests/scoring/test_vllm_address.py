@@ -11,6 +11,7 @@ import pytest
 from tests.scoring.vllm_double import IDENTITY, expected_of, picture, request, serving
 from vprm_search.errors import ConfigError, ModelChangedError, ScorerError
 from vprm_search.scoring import CachedScorer, PrmLayout, VllmOptions, VllmScorer
+from vprm_search.tiny.weights import weights_path
 from vprm_search.types import ScoreResult
 
 QUICK = VllmOptions(first_wait_s=0.0, poll_s=0.01, startup_wait_s=0.3)
@@ -71,6 +72,16 @@ async def test_a_server_without_the_plugin_says_what_is_needed() -> None:
         scorer = VllmScorer(server.url, options=QUICK)
         with pytest.raises(ConfigError, match=r"No IOProcessor.*tokenizer=PATH"):
             await scorer.connect()
+
+
+async def test_a_server_that_can_only_generate_says_how_to_start_one_that_scores() -> None:
+    with serving(pooling=False) as server:
+        for tokenizer in (None, weights_path("prm")):
+            scorer = VllmScorer(server.url, options=QUICK, tokenizer=tokenizer)
+            with pytest.raises(
+                ConfigError, match=r"only write text.*`vprm-search serve`.*--runner"
+            ):
+                await scorer.connect()
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
@@ -186,9 +197,7 @@ def test_an_address_that_cannot_be_used_is_refused(address: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "options", [{"cache_salt": ""}, {"route": "magic"}, {"route": "pooling"}, {"route": "generate"}]
-)
+@pytest.mark.parametrize("options", [{"cache_salt": ""}, {"route": "magic"}, {"route": "pooling"}])
 def test_options_that_cannot_be_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         VllmScorer("http://127.0.0.1:1", **options)  # type: ignore[arg-type]

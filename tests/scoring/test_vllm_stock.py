@@ -1,4 +1,4 @@
-"""The routes to a server without the plugin: prompts built here, and checked against the server."""
+"""The route to a server without the plugin: prompts built here, and checked against the server."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(params=["pooling", "generate"])
-def server(request: pytest.FixtureRequest) -> Iterator[StockDouble]:
-    with stock_server(request.param) as server:
+@pytest.fixture
+def server() -> Iterator[StockDouble]:
+    with stock_server() as server:
         yield server
 
 
@@ -73,7 +73,7 @@ def connect(server: StockDouble, **options: Any) -> VllmScorer:
 async def test_scores_are_read_at_the_right_tokens(server: StockDouble) -> None:
     asked = [request(["a", "b c"][: 1 + n % 2], n % 4, f"{n}?") for n in range(8)]
     async with connect(server) as scorer:
-        assert scorer.route == server.kind
+        assert scorer.route == "pooling"
         assert_right(await scorer.score(asked), asked)
 
 
@@ -94,8 +94,7 @@ async def test_hostile_texts_cannot_make_turns_or_images(server: StockDouble) ->
     asked = [request([text, "fine"], 1, f"Is {text} so?") for text in HOSTILE]
     async with connect(server) as scorer:
         found = await scorer.score(asked)
-    seen = asked if server.kind == "generate" else [harmless(one) for one in asked]
-    assert_right(found, seen)
+    assert_right(found, [harmless(one) for one in asked])
 
 
 @given(st.text(max_size=40), st.sampled_from(HOSTILE), st.text(max_size=10))
@@ -112,7 +111,7 @@ def test_text_without_control_names_is_left_alone(text: str) -> None:
 
 
 async def test_a_template_that_is_not_the_models_gives_no_score() -> None:
-    with stock_server("pooling") as server:
+    with stock_server() as server:
         async with connect(server) as scorer:
             server.template_tail = "!"
             (result,) = await scorer.score([request(["a", "b"])])
@@ -123,7 +122,7 @@ async def test_a_template_that_is_not_the_models_gives_no_score() -> None:
 
 
 async def test_other_tokens_of_the_same_number_are_refused_where_the_server_tells_them() -> None:
-    with stock_server("pooling") as server:
+    with stock_server() as server:
         server.tell = lambda ids: [*ids[:3], ids[3] + 1, *ids[4:]]
         with pytest.raises(ConfigError, match="other tokens of a conversation, from token 3 on"):
             await connect(server, route="pooling").connect()
@@ -149,32 +148,14 @@ POOLING_FAULTS = {
     "not a number": lambda reply: _rows(reply, "AADAfw==" * 40),
     "another count": lambda reply: {**reply, "usage": {"prompt_tokens": 3}},
 }
-GENERATE_FAULTS = {
-    "no choice": lambda reply: {**reply, "choices": []},
-    "no logprobs": lambda reply: {**reply, "choices": [{"index": 0, "logprobs": None}]},
-    "other tokens": lambda reply: {**reply, "prompt_token_ids": [1, 2, 3]},
-    "no tokens": lambda reply: {"choices": reply["choices"]},
-    "minus is gone": lambda reply: _without_minus(reply),
-}
 
 
-def _without_minus(reply: dict[str, Any]) -> dict[str, Any]:
-    reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"].pop()
-    return reply
-
-
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        *(("pooling", name) for name in POOLING_FAULTS),
-        *(("generate", name) for name in GENERATE_FAULTS),
-    ],
-)
-async def test_a_wrong_reply_is_a_reason_and_never_a_score(kind: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", POOLING_FAULTS)
+async def test_a_wrong_reply_is_a_reason_and_never_a_score(fault: str) -> None:
     asked = [request(["a", "b"]), request(["c"], 0)]
-    with stock_server(kind) as server:
+    with stock_server() as server:
         async with connect(server) as scorer:
-            server.spoil = {**POOLING_FAULTS, **GENERATE_FAULTS}[fault]
+            server.spoil = POOLING_FAULTS[fault]
             results = await scorer.score(asked)
             assert all(s.value is None and s.reason for r in results for s in r.scores)
             server.spoil = lambda reply: reply

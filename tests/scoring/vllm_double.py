@@ -86,6 +86,7 @@ class Double:
     limits: Body = field(default_factory=dict)
     api_key: str = ""
     plugin: bool = True
+    pooling: bool = True
     unhealthy: int = 0
     images: dict[str, bytes] = field(default_factory=dict)
     asked: list[Body] = field(default_factory=list)
@@ -181,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/elsewhere":
             self.double.redirected += 1
-        if self.path != "/pooling":
+        if self.path != "/pooling" or not self.double.pooling:
             self.reply(404, b'{"detail":"Not Found"}')
         elif not self._allowed():
             self.reply(401, b'{"error":"Unauthorized"}')

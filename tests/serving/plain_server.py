@@ -17,7 +17,6 @@ POOLING = (
     *("--pooler-config", '{"task":"token_classify"}'),
     *("--hf-overrides", '{"classifier_from_token":["-","+"],"method":"from_2_way_softmax"}'),
 )
-GENERATE = ("--enable-scale-out",)
 POLICY = (
     *("--hf-overrides", json.dumps({"architectures": [ARCHITECTURE]})),
     *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "16384"),

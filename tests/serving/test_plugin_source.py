@@ -206,7 +206,7 @@ def _builders(family: str) -> tuple[Any, Any]:
     ],
 )
 def test_a_malformed_request_is_refused(broken: Any) -> None:
-    contract = load("contract")
+    contract = load("shared.scoring.vllm.contract")
     with pytest.raises(contract.RequestError) as refused:
         contract.parse_body(broken, contract.Limits())
     assert refused.value.status == 400
@@ -235,7 +235,7 @@ def test_a_malformed_request_is_refused(broken: Any) -> None:
     )
 )
 def test_any_json_is_read_or_refused(data: Any) -> None:
-    contract = load("contract")
+    contract = load("shared.scoring.vllm.contract")
     with contextlib.suppress(contract.RequestError):  # any other error would be a 500
         assert contract.parse_body(data, contract.Limits()).version == 1
 
@@ -252,7 +252,7 @@ def test_any_json_is_read_or_refused(data: Any) -> None:
     ],
 )
 def test_each_limit_is_exact(limit: dict[str, int], data: dict[str, Any]) -> None:
-    contract = load("contract")
+    contract = load("shared.scoring.vllm.contract")
     body = {"version": 1, "question": "q", "paths": [["s"]], **data}
     with pytest.raises(contract.RequestError) as refused:
         contract.parse_body(body, contract.Limits(**limit))
@@ -266,7 +266,7 @@ def test_each_limit_is_exact(limit: dict[str, int], data: dict[str, Any]) -> Non
 
 
 def test_an_image_is_kept_under_the_digest_of_its_pixels_only() -> None:
-    images, contract = load("images"), load("contract")
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
     cat, dog = picture(40, 30, 1), picture(40, 30, 2)
     cache = images.ImageCache(contract.Limits())
 
@@ -300,7 +300,7 @@ def test_an_image_is_kept_under_the_digest_of_its_pixels_only() -> None:
 
 
 def test_the_image_cache_is_bounded_in_bytes() -> None:
-    images, contract = load("images"), load("contract")
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
     pictures = [picture(40, 30, seed) for seed in range(6)]
     room = 3 * len(pictures[0].png) + 200
     cache = images.ImageCache(contract.Limits(kept_image_bytes=room))
@@ -314,7 +314,7 @@ def test_the_image_cache_is_bounded_in_bytes() -> None:
 
 
 def test_a_picture_bomb_is_refused_before_it_is_decoded() -> None:
-    images, contract = load("images"), load("contract")
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
     bomb = picture(600, 500)  # 300,000 pixels, one more than the limit below allows
     cache = images.ImageCache(contract.Limits(max_image_pixels=299_999))
     with pytest.raises(contract.RequestError, match="at most 299999 pixels") as refused:
@@ -358,19 +358,20 @@ def test_rows_count_from_the_end_and_siblings_fill_gaps(
         paths.append(plans.PathPlan(tokens, tokens, tuple(reads), 2, (2,) * len(choices)))
         outputs.append((list(tokens), rows[gone:]))
         expected.append([rows[read] for read in reads])
-    reply = plans.RequestPlan(tuple(paths), tuple(map(len, tree))).reply(outputs)
+    reply = plans.RequestPlan(tuple(paths), tuple(map(len, tree))).reply(outputs, "m")
     known = {
         tuple(choices[: place + 1])
         for choices, (tokens, rows) in zip(tree, outputs, strict=True)
         for place in range(len(choices))
         if 3 + 2 * place >= len(tokens) - len(rows)
     }
-    for choices, scores, truth in zip(tree, reply["scores"], expected, strict=True):
+    for choices, scores, truth in zip(tree, reply.scores, expected, strict=True):
         for place, score in enumerate(scores):
             there = tuple(choices[: place + 1]) in known
             assert score == (truth[place] if there else None)
-    assert reply["prefix_tokens"] == 2
-    assert "failures" not in reply
+    assert reply.prefix_tokens == 2
+    assert reply.failures == {}
+    assert "failures" not in reply.model_dump(exclude_unset=True)
 
 
 def _score_of(tokens: tuple[int, ...]) -> float:
@@ -381,23 +382,23 @@ def test_failed_paths_keep_their_place() -> None:
     plans = load("scoring_requests")
     good = plans.PathPlan((1, 2, 3), (1, 2, 3), (1, 2), 1, (1, 1))
     plan = plans.RequestPlan(("too_long: 9", good, good), (2, 2, 2))
-    reply = plan.reply([([1, 2, 3], [0.1, 0.2, 0.3]), ([1, 2, 3], [0.1, float("nan"), 0.3])])
-    assert reply["scores"] == [[None, None], [0.2, 0.3], [None, 0.3]]
-    assert set(reply["failures"]) == {"0", "2"}
-    assert reply["failures"]["0"] == "too_long: 9"
-    assert reply["failures"]["2"].startswith("not_finite")
-    assert reply["step_tokens"] == [[0, 0], [1, 1], [1, 1]]
+    reply = plan.reply([([1, 2, 3], [0.1, 0.2, 0.3]), ([1, 2, 3], [0.1, float("nan"), 0.3])], "m")
+    assert reply.scores == [[None, None], [0.2, 0.3], [None, 0.3]]
+    assert set(reply.failures) == {"0", "2"}
+    assert reply.failures["0"] == "too_long: 9"
+    assert reply.failures["2"].startswith("not_finite")
+    assert reply.step_tokens == [[0, 0], [1, 1], [1, 1]]
 
 
 def test_scores_of_other_tokens_are_never_returned() -> None:
-    plans = load("scoring_requests")
+    plans, error = load("scoring_requests"), load("shared.scoring.vllm.contract").RequestError
     plan = plans.RequestPlan((plans.PathPlan((1, 2), (1, 2), (1,), 1, (1,)),), (1,))
     for ids, rows in (([1, 3], [0.1, 0.2]), ([1], [0.1]), ([1, 2], [0.1, 0.2, 0.3])):
-        with pytest.raises(load("contract").RequestError, match="other tokens") as refused:
-            plan.reply([(ids, rows)])
+        with pytest.raises(error, match="other tokens") as refused:
+            plan.reply([(ids, rows)], "m")
         assert refused.value.status == 400
     with pytest.raises(RuntimeError, match="2 outputs for 1"):
-        plan.reply([([1, 2], [0.1, 0.2])] * 2)
+        plan.reply([([1, 2], [0.1, 0.2])] * 2, "m")
 
 
 # --- requests under way -------------------------------------------------------------------------
@@ -405,7 +406,7 @@ def test_scores_of_other_tokens_are_never_returned() -> None:
 
 async def test_nothing_stays_of_a_request_however_it_ends() -> None:
     pending = load("scoring_requests").RequestsInFlight()
-    error = load("contract").RequestError
+    error = load("shared.scoring.vllm.contract").RequestError
     started = asyncio.Event()
 
     async def request(name: str, end: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
 from vprm_search.report.printable import printable, shortened
-from vprm_search.scoring.server_health import is_healthy
+from vprm_search.scoring.vllm.transport import is_healthy
 
 ARCHITECTURE = "VprmInternVLForConditionalGeneration"
 PLUGIN = "vprm_search"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from pydantic import SecretStr
 
@@ -17,17 +18,20 @@ from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import IMAGE_MISSING, NO_SERVER
-from vprm_search.scoring.vllm.calls import ServerCalls
-from vprm_search.scoring.vllm.connection import ServerConnection
-from vprm_search.scoring.vllm.failures import RequestFailed
 from vprm_search.scoring.vllm.meter import VllmMeter
 from vprm_search.scoring.vllm.options import VllmOptions, server_address
+from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe
+from vprm_search.scoring.vllm.pooling_route import PoolingRoute, ServedModel, served_model
 from vprm_search.scoring.vllm.round import ProblemRound
-from vprm_search.scoring.vllm.routes import Route, RouteName, RouteSetup, choose_route
-from vprm_search.scoring.vllm.together import all_done
+from vprm_search.scoring.vllm.transport import RequestFailed, ServerTransport, all_done
 from vprm_search.types import ScoreRequest, ScoreResult
 
+Route = Literal["plugin", "pooling"]
+"""A way to score rounds on one server."""
+
 _LOG = logging.getLogger(__name__)
+_NO_SUCH_ROUTE = frozenset({400, 403, 404, 405, 422, 501})
+_NO_POOLING = frozenset({404, 405, 501})
 
 
 class VllmScorer:
@@ -36,21 +40,31 @@ class VllmScorer:
     All requests of a `score` call that share a problem travel in one POST, an image travels once
     per server and as its digest afterwards. Requests that fail for a passing reason are repeated,
     and a server that is restarted is waited for (see `VllmOptions`); a path that cannot be scored
-    is a failed result with a reason. Which way the scores come is chosen once, `route` tells it:
+    is a failed result with a reason. May be used from several event loops and threads.
+
+    Which way the scores come is chosen once, `route` tells it:
 
     - "plugin": a server started by `vprm-search serve`, or with the plugin of integrations/vllm;
-    - "pooling": a stock pooling server (token_classify over '-' and '+'), one request per path;
-    - "generate": a stock server with --enable-scale-out, one request per step.
+    - "pooling": a stock pooling server (token_classify over '-' and '+'), one request per path. It
+      needs `tokenizer`, since the prompt is then built here.
 
-    The last two need `tokenizer`, the directory of the served checkpoint (tokenizer and config
-    files, no weights), since the prompt is then built here. `model` is the served name (None: the
-    only one there is). `identity` and `layout`, if given, must be the server's. `cache_salt` keeps
-    the server's prefix cache apart from other users', `use_prefix_cache=False` does without it.
-    `seed` makes the jitter of pauses. May be used from several event loops and threads.
+    Args:
+        base_url: address of the server, with or without "/v1"; http or https.
+        model: served name; None takes the only one there is.
+        api_key: sent as a bearer token, never shown; None for none.
+        tokenizer: directory of the served checkpoint, with its tokenizer and configuration; weights
+            are not needed. None can use the plugin only.
+        route: "plugin" or "pooling"; None tries them in this order.
+        identity: which model the server must have (its `identity`); None takes any.
+        layout: which prompt layout the server must have; None takes any.
+        cache_salt: 1 to 1024 characters that keep the server's prefix cache apart from other
+            users', so that its speed tells nobody what was asked; None shares it.
+        use_prefix_cache: False has the plugin compute every row of every request.
+        options: time limits, repeats and bounds; None for `VllmOptions()`.
+        seed: of the jitter of pauses; None for any.
 
-    Raises `ConfigError` for options that contradict each other. `score` raises `ScorerError` when
-    the server cannot be reached or used at first, and `ModelChangedError` when it serves another
-    model later.
+    Raises:
+        ConfigError: options contradict each other, or the address or the key cannot be used.
     """
 
     def __init__(
@@ -60,7 +74,7 @@ class VllmScorer:
         model: str | None = None,
         api_key: str | SecretStr | None = None,
         tokenizer: str | Path | None = None,
-        route: RouteName | None = None,
+        route: Route | None = None,
         identity: str | None = None,
         layout: PrmLayout | None = None,
         cache_salt: str | None = None,
@@ -70,29 +84,22 @@ class VllmScorer:
     ) -> None:
         if cache_salt is not None and not 1 <= len(cache_salt) <= 1024:
             raise ConfigError(f"cache_salt has {len(cache_salt)} characters; 1 to 1024 are allowed")
-        if route not in (None, "plugin", "pooling", "generate"):
-            raise ConfigError(f"route is {route!r}; use 'plugin', 'pooling', 'generate' or None")
-        if route in ("pooling", "generate") and tokenizer is None:
+        if route not in (None, "plugin", "pooling"):
+            raise ConfigError(f"route is {route!r}; use 'plugin', 'pooling' or None")
+        if route == "pooling" and tokenizer is None:
             raise ConfigError(
-                f"route {route!r} needs tokenizer=PATH, the directory of the served checkpoint: "
-                "the prompt is then built on this side"
+                "route 'pooling' needs tokenizer=PATH, the directory of the served checkpoint: the "
+                "prompt is then built on this side"
             )
         self.options = options or VllmOptions()
         self.meter = VllmMeter()
         self.address = server_address(base_url)
         key = SecretStr(api_key) if isinstance(api_key, str) else api_key
-        self._connection = ServerConnection(self.address, key, self.options)
-        self._calls = ServerCalls(self._connection, self.meter, seed)
-        self._setup = RouteSetup(
-            model=model,
-            tokenizer=None if tokenizer is None else Path(tokenizer),
-            route=route,
-            identity=identity,
-            layout=layout,
-            cache_salt=cache_salt,
-            use_prefix_cache=use_prefix_cache,
-        )
-        self._route: Route | None = None
+        self._transport = ServerTransport(self.address, key, self.options, self.meter, seed)
+        self._model, self._tokenizer = model, None if tokenizer is None else Path(tokenizer)
+        self._wanted, self._wanted_identity, self._wanted_layout = route, identity, layout
+        self._cache_salt, self._use_prefix_cache = cache_salt, use_prefix_cache
+        self._route: PluginRoute | PoolingRoute | None = None
         self._lock = threading.Lock()
 
     @property
@@ -105,8 +112,8 @@ class VllmScorer:
         return self._connected().identity
 
     @property
-    def route(self) -> RouteName:
-        """The way scores come: "plugin", "pooling" or "generate"; asks the server if need be."""
+    def route(self) -> Route:
+        """The way scores come, "plugin" or "pooling"; asks the server if need be."""
         return self._connected().name
 
     @property
@@ -121,7 +128,7 @@ class VllmScorer:
         reached, `ModelChangedError` when it is not the model that was named.
         """
         if self._route is None:
-            async with self._connection.state.connecting:
+            async with self._transport.state.connecting:
                 await self._connect_once()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
@@ -147,7 +154,7 @@ class VllmScorer:
 
     async def aclose(self) -> None:
         """Close the connections; the scorer may be used again afterwards."""
-        await self._connection.aclose()
+        await self._transport.aclose()
 
     async def __aenter__(self) -> VllmScorer:
         await self.connect()
@@ -166,7 +173,7 @@ class VllmScorer:
             return
         end = time.monotonic() + self.options.deadline_s
         try:
-            route = await choose_route(self._calls, self._setup, end)
+            route = await self._choose_route(end)
         except RequestFailed as failure:
             raise ScorerError(
                 f"the scoring server at {self.address} cannot be used: {failure.reason}; start one "
@@ -177,6 +184,51 @@ class VllmScorer:
             self._route = self._route or route
         if first:
             _LOG.info("%s serves %s by route %s", self.address, route.model, route.name)
+
+    async def _choose_route(self, end: float) -> PluginRoute | PoolingRoute:
+        """Return the first route the server offers, tried out on it.
+
+        Raises `ConfigError` when there is none, or when the model is not the one that was named,
+        and `RequestFailed` when the server gives no answer that tells.
+        """
+        served = await served_model(self._transport, self._model, end)
+        refusals: dict[Route, RequestFailed] = {}
+        for name in ("plugin", "pooling"):
+            if self._wanted in (None, name) and (name == "plugin" or self._tokenizer is not None):
+                try:
+                    route = await self._open(name, served, end)
+                except RequestFailed as failure:
+                    if failure.status not in _NO_SUCH_ROUTE:
+                        raise
+                    refusals[name] = failure
+                else:
+                    self._check_named(route)
+                    return route
+        raise ConfigError(_no_route(self.address, served, refusals))
+
+    async def _open(
+        self, name: Route, served: ServedModel, end: float
+    ) -> PluginRoute | PoolingRoute:
+        if name == "plugin" or self._tokenizer is None:
+            return PluginRoute(
+                self._transport,
+                served.name,
+                await describe(self._transport, served.name, end),
+                cache_salt=self._cache_salt,
+                use_prefix_cache=self._use_prefix_cache,
+            )
+        route = PoolingRoute(self._transport, served, self._tokenizer, self._cache_salt)
+        await route.try_out(end)
+        return route
+
+    def _check_named(self, route: PluginRoute | PoolingRoute) -> None:
+        if self._wanted_identity not in (None, route.identity):
+            raise ConfigError(
+                f"the server's model is {route.identity}, asked for was {self._wanted_identity}; "
+                "check the address, or leave identity out"
+            )
+        if self._wanted_layout not in (None, route.layout):
+            raise ConfigError("the server's layout is not the one that was given; leave layout out")
 
     async def _score(self, round_: ProblemRound, end: float) -> None:
         await self._chosen().score(round_, end)
@@ -204,14 +256,14 @@ class VllmScorer:
         for round_ in rounds:
             round_.fail(round_.open_paths(), f"{NO_SERVER}: no score within deadline_s={limit:g}")
 
-    def _connected(self) -> Route:
+    def _connected(self) -> PluginRoute | PoolingRoute:
         """Return the route, from code that cannot await: a loop of its own asks the server."""
         if self._route is None:
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(asyncio.run, self._connect_in_passing()).result()
         return self._chosen()
 
-    def _chosen(self) -> Route:
+    def _chosen(self) -> PluginRoute | PoolingRoute:
         if self._route is None:
             raise ScorerError("the scorer is not connected")
         return self._route
@@ -220,7 +272,25 @@ class VllmScorer:
         try:
             await self.connect()
         finally:
-            await self._connection.aclose_here()
+            await self._transport.aclose_here()
 
     def __repr__(self) -> str:
         return f"VllmScorer({self.address!r})"
+
+
+def _no_route(address: str, served: ServedModel, refusals: dict[Route, RequestFailed]) -> str:
+    """Say why no route works on a server, and what to do about it."""
+    reasons = [f"{name}: {failure.reason}" for name, failure in refusals.items()]
+    statuses = {failure.status for failure in refusals.values()}
+    if statuses <= _NO_POOLING:
+        reasons.append("it has no /pooling, so it can only write text, which gives no step scores")
+    elif "pooling" not in refusals:
+        reasons.append(
+            "pooling: needs tokenizer=PATH, the directory of the served checkpoint, because the "
+            "prompt is then built on this side"
+        )
+    return (
+        f"{address} serves {served.name!r}, but no route to step scores works there "
+        f"({'; '.join(reasons)}); start a server with `vprm-search serve`, or vLLM with --runner "
+        'pooling as docs/serving.md shows under "Plain vllm serve"'
+    )

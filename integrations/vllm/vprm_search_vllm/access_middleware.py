@@ -17,7 +17,7 @@ from fastapi import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vprm_search_vllm.contract import Limits
+from vprm_search_vllm.shared.scoring.vllm.contract import Limits
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 ALL_ROUTES_VARIABLE = "VPRM_SEARCH_VLLM_ALL_ROUTES"

@@ -9,7 +9,6 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from vprm_search_vllm.contract import Limits, RequestError, ScoringBody
 from vprm_search_vllm.shared.errors import ImageError
 from vprm_search_vllm.shared.images.normalise import (
     ImageLimits,
@@ -17,6 +16,7 @@ from vprm_search_vllm.shared.images.normalise import (
     open_rgb,
     pixel_digest,
 )
+from vprm_search_vllm.shared.scoring.vllm.contract import Limits, RequestError, ScoringBody
 from vprm_search_vllm.shared.types import ImageData
 
 KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"

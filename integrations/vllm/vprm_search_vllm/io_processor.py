@@ -17,14 +17,6 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import BaseRenderer
 
 from vprm_search_vllm import ARCHITECTURE, __version__
-from vprm_search_vllm.contract import (
-    VERSION,
-    DescribeBody,
-    Limits,
-    RequestError,
-    ScoringBody,
-    parse_body,
-)
 from vprm_search_vllm.identity import model_identity
 from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
 from vprm_search_vllm.scoring_requests import PathPlan, RequestPlan, RequestsInFlight
@@ -33,6 +25,16 @@ from vprm_search_vllm.shared.scoring.families import ScorerFile, find_family, re
 from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
 from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
+from vprm_search_vllm.shared.scoring.vllm.contract import (
+    VERSION,
+    DescribeBody,
+    Description,
+    Limits,
+    MissingImagesReply,
+    RequestError,
+    ScoringBody,
+    parse_body,
+)
 
 _BACKBONES = ("internvl", "text")
 _METHOD = "from_2_way_softmax"
@@ -42,7 +44,7 @@ _use_prefix_cache: ContextVar[bool] = ContextVar("use_prefix_cache", default=Tru
 
 
 class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
-    """Serves contract version 1 (see `contract`) for one checkpoint with a `vprm.json`.
+    """Serves version 1 of `shared.scoring.vllm.contract` for one checkpoint with a `vprm.json`.
 
     Raises `ValueError` at start-up when the server was not started as `vprm-search serve` starts
     it: the scores would then be another model's.
@@ -68,7 +70,6 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         self.tokens_per_tile = int(getattr(config.hf_config, "image_seq_length", 0))
         settings = (self.file.model_dump_json(), str(config.dtype), str(config.quantization))
         self.identity = model_identity(directory, *settings)
-        self.description = self._description()
 
     def parse_data(self, data: object) -> ScoringBody | DescribeBody:
         """Check a request's `data`; a problem becomes an HTTP error."""
@@ -108,20 +109,20 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         """Return the reply of a request."""
         plan = self.in_flight.get(request_id)
         if plan.answer is not None:
-            return {"version": VERSION, **plan.answer}
+            return plan.answer
         outputs = [
             (output.prompt_token_ids, output.outputs.data.reshape(-1).tolist())
             for output in model_output
         ]
         try:
-            reply = plan.reply(outputs if plan.planned() else [])
+            reply = plan.reply(outputs if plan.planned() else [], self.identity)
         except RequestError as error:
             raise HTTPException(error.status, str(error)) from None
-        return {"version": VERSION, **reply, "identity": self.identity}
+        return reply.model_dump(exclude_unset=True)
 
     def _plan(self, body: ScoringBody | DescribeBody) -> tuple[RequestPlan, dict[str, KnownImage]]:
         if isinstance(body, DescribeBody):
-            return RequestPlan(answer={**self.description, **self._load()}), {}
+            return RequestPlan(answer=self._description()), {}
         if len(body.images) > self.max_images:
             raise RequestError(
                 413,
@@ -130,7 +131,8 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         images = self.images.take(body)
         missing = [digest for digest in dict.fromkeys(body.images) if digest not in images]
         if missing:
-            return RequestPlan(answer={"missing_images": missing}), images
+            reply = MissingImagesReply(version=VERSION, missing_images=missing)
+            return RequestPlan(answer=reply.model_dump()), images
         counts = [self._image_tokens(images[digest]) for digest in body.images]
         paths = tuple(self._path(body.question, steps, counts) for steps in body.paths)
         total = sum(len(path.ids) for path in paths if isinstance(path, PathPlan))
@@ -174,28 +176,25 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
             prompt["multi_modal_uuids"] = {"image": [self.names.name(d) for d in body.images]}
         return prompt
 
-    def _load(self) -> dict[str, int]:
-        return {
-            "requests_under_way": len(self.in_flight),
-            "images_kept": len(self.images),
-            "image_bytes_kept": self.images.kept_bytes,
-        }
-
     def _description(self) -> dict[str, Any]:
         config = self.vllm_config.model_config
         names = config.served_model_name or config.model
-        return {
-            "identity": self.identity,
-            "model": names if isinstance(names, str) else names[0],
-            "family": self.file.family,
-            "layout": self.file.layout.model_dump(),
-            "preprocess": self.file.preprocess and self.file.preprocess.model_dump(),
-            "limits": {**self.limits.model_dump(), "max_images": self.max_images},
-            "max_model_len": self.max_tokens,
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "plugin": __version__,
-            "vllm": vllm.__version__,
-        }
+        return Description(
+            version=VERSION,
+            identity=self.identity,
+            model=names if isinstance(names, str) else names[0],
+            family=self.file.family,
+            layout=self.file.layout.model_dump(),
+            preprocess=self.file.preprocess and self.file.preprocess.model_dump(),
+            limits={**self.limits.model_dump(), "max_images": self.max_images},
+            max_model_len=self.max_tokens,
+            dtype=str(config.dtype).removeprefix("torch."),
+            plugin=__version__,
+            vllm=vllm.__version__,
+            requests_under_way=len(self.in_flight),
+            images_kept=len(self.images),
+            image_bytes_kept=self.images.kept_bytes,
+        ).model_dump()
 
 
 def _builder(tokenizer: Any, file: ScorerFile) -> PromptBuilder | MarkerBuilder:

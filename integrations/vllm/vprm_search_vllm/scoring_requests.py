@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from vprm_search_vllm.contract import RequestError
 from vprm_search_vllm.shared.scoring.prompt.layout import ScoringPrompt
+from vprm_search_vllm.shared.scoring.vllm.contract import VERSION, RequestError, ScoresReply
 
 T = TypeVar("T")
 
@@ -76,7 +76,9 @@ class RequestPlan:
         """Return the paths that the engine computes."""
         return [path for path in self.paths if isinstance(path, PathPlan)]
 
-    def reply(self, outputs: Sequence[tuple[Sequence[int], Sequence[float]]]) -> dict[str, Any]:
+    def reply(
+        self, outputs: Sequence[tuple[Sequence[int], Sequence[float]]], identity: str
+    ) -> ScoresReply:
         """Return scores, token counts and failures from `(token ids, rows)` of each planned path.
 
         Raises `RequestError` 400 when the engine scored other tokens than planned: vLLM's own
@@ -95,11 +97,11 @@ class RequestPlan:
                 )
             scores.append(plan.read(rows))
         _fill_from_siblings(planned, scores)
-        return self._assemble(planned, scores)
+        return self._assemble(planned, scores, identity)
 
     def _assemble(
-        self, planned: Sequence[PathPlan], found: Sequence[list[float | None]]
-    ) -> dict[str, Any]:
+        self, planned: Sequence[PathPlan], found: Sequence[list[float | None]], identity: str
+    ) -> ScoresReply:
         prefix = min((plan.prefix_tokens for plan in planned), default=0)
         answers = iter(zip(planned, found, strict=True))
         scores: list[list[float | None]] = []
@@ -119,12 +121,14 @@ class RequestPlan:
             # the first step's tokens may merge with the question's: one prefix for all paths
             first = plan.step_tokens[0] + plan.prefix_tokens - prefix
             tokens.append([first, *plan.step_tokens[1:]])
-        reply: dict[str, Any] = {
-            "scores": scores,
-            "prefix_tokens": prefix,
-            "step_tokens": tokens,
-        }
-        return {**reply, "failures": failures} if failures else reply
+        return ScoresReply(
+            version=VERSION,
+            scores=scores,
+            prefix_tokens=prefix,
+            step_tokens=tokens,
+            identity=identity,
+            **({"failures": failures} if failures else {}),
+        )
 
 
 def _fill_from_siblings(plans: Sequence[PathPlan], scores: Sequence[list[float | None]]) -> None:

@@ -12,14 +12,22 @@ from vprm_search.errors import ConfigError
 class VllmOptions(BaseModel):
     """The limits of a `VllmScorer`.
 
-    One attempt may take `timeout_s` (connecting `connect_timeout_s`), and everything one `score`
-    call does `deadline_s`, waiting included. A request that fails for a passing reason is sent at
-    most `max_attempts` times; the pause doubles from `first_wait_s` to `longest_wait_s`, and a
-    server's Retry-After is obeyed up to `longest_retry_after_s`. When the connection is lost, the
-    client asks /health every `poll_s` seconds until the server is back, for at most
-    `restart_wait_s`; a server that was never reached is given `startup_wait_s`. A reply of more
-    than `max_reply_bytes` is refused. `env_proxies` takes proxies from the environment.
-    `remembered_steps` scores are kept to fill the rows that a server's prefix cache leaves out.
+    Args:
+        timeout_s: of one attempt, from a free slot to the last byte of the reply.
+        connect_timeout_s: of opening a connection.
+        deadline_s: of everything that one `score` call does, waiting included.
+        startup_wait_s: how long a server that was never reached is waited for.
+        restart_wait_s: how long a server that was lost is waited for.
+        poll_s: pause between two questions to /health meanwhile.
+        max_attempts: how often a request that fails for a passing reason is sent.
+        first_wait_s: pause after the first failure; it doubles with every further one, and is
+            shortened by up to a half at random.
+        longest_wait_s: bound of that pause.
+        longest_retry_after_s: up to which a server's Retry-After is obeyed.
+        max_concurrency: POST requests under way at once, in one event loop.
+        max_reply_bytes: a longer reply is refused.
+        env_proxies: whether proxies of the environment are used.
+        remembered_steps: scores kept to fill the rows that a server's prefix cache leaves out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,32 +5,41 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vprm_search.errors import ModelChangedError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
-from vprm_search.scoring.reasons import BAD_REPLY
-from vprm_search.scoring.vllm.calls import ServerCalls
-from vprm_search.scoring.vllm.failures import RequestFailed
-from vprm_search.scoring.vllm.images import ImageLedger, Shipment
-from vprm_search.scoring.vllm.reply import (
-    CONTRACT_VERSION,
-    PluginScores,
-    ServerDescription,
-    read_description,
-    scores_reader,
+from vprm_search.scoring.reasons import BAD_INPUT, NOT_FINITE, OUT_OF_MEMORY, TOO_LONG
+from vprm_search.scoring.vllm.contract import (
+    VERSION,
+    DescribeBody,
+    Description,
+    MissingImagesReply,
+    ScoresReply,
+    ScoringBody,
+    first_problem,
 )
+from vprm_search.scoring.vllm.images import ImageShipping, ImagesMissing
 from vprm_search.scoring.vllm.round import Path, ProblemRound, StepMemory
-from vprm_search.scoring.vllm.together import all_done
+from vprm_search.scoring.vllm.transport import (
+    RequestFailed,
+    ServerTransport,
+    all_done,
+    bad_reply,
+    read_json,
+    shortened,
+)
 
-POOLING = "/pooling"
-_SHIPMENTS = 4
+M = TypeVar("M", bound=BaseModel)
+
+_POOLING = "/pooling"
 _SPLIT_STATUS = frozenset({400, 413, 422, 500})
 """Replies that one path of many may have caused: the others are asked without it."""
+_PATH_REASONS = frozenset({TOO_LONG, BAD_INPUT, NOT_FINITE, OUT_OF_MEMORY})
 
 
 class PluginRoute:
@@ -39,15 +48,22 @@ class PluginRoute:
     The server leaves out the rows that lie inside its prefix cache. Those are filled from other
     paths of the round and from earlier rounds; what is still open is asked once more, without the
     cache and under a fresh salt.
+
+    Args:
+        transport: to the server.
+        model: served name.
+        description: what the server said of itself, see `describe`.
+        cache_salt: keeps its prefix cache apart from other users', None to share.
+        use_prefix_cache: False computes every row of every request.
     """
 
     name: Literal["plugin"] = "plugin"
 
     def __init__(
         self,
-        calls: ServerCalls,
+        transport: ServerTransport,
         model: str,
-        description: ServerDescription,
+        description: Description,
         *,
         cache_salt: str | None,
         use_prefix_cache: bool,
@@ -55,15 +71,16 @@ class PluginRoute:
         self.description = description
         self.identity = description.identity
         self.model = model
-        self._calls = calls
+        self._transport = transport
+        self._meter = transport.meter
         self._salt = cache_salt
         self._cached = use_prefix_cache
-        self._ledger = ImageLedger()
-        self._memory = StepMemory(calls.options.remembered_steps)
+        self._images = ImageShipping(transport.meter)
+        self._memory = StepMemory(transport.options.remembered_steps)
 
     @property
     def layout(self) -> PrmLayout | None:
-        """The server's prompt layout."""
+        """The server's prompt layout, None for a kind this version does not know."""
         try:
             return PrmLayout.model_validate(self.description.layout)
         except ValidationError:  # a newer server's; it builds the prompts, so scores are right
@@ -77,10 +94,10 @@ class PluginRoute:
         await self._ask(round_, list(round_.paths), end, cached=self._cached)
         round_.spread()
         filled = self._memory.fill(self.identity, round_)
-        self._calls.meter.add(steps_filled=filled)
+        self._meter.add(steps_filled=filled)
         again = round_.left_out()
         if again.paths:
-            self._calls.meter.add(paths_reasked=len(again.paths))
+            self._meter.add(paths_reasked=len(again.paths))
             await self._ask(again, list(again.paths), end, cached=False)
             round_.adopt(again)
         self._memory.remember(self.identity, round_)
@@ -109,7 +126,7 @@ class PluginRoute:
             if len(paths) == 1 or failure.status not in _SPLIT_STATUS:
                 round_.fail(paths, failure.reason)
                 return
-            self._calls.meter.add(splits=1)
+            self._meter.add(splits=1)
             half = len(paths) // 2
             tries = 1 if failure.status == 500 else attempts  # it was tried often enough
             await all_done(
@@ -127,73 +144,108 @@ class PluginRoute:
         salt: str | None,
         cached: bool,
         attempts: int | None,
-    ) -> PluginScores:
+    ) -> ScoresReply:
         """Send one request, with the images the server lacks. Raises `RequestFailed`."""
-        digests = [image.digest for image in round_.images]
-        read = scores_reader(paths, digests)
-        moving = self._calls.connection.state.images_moving
-        for number in range(1, _SHIPMENTS + 1):
-            everything = number > 2  # replicas behind one address hold different images
-            async with self._ledger.shipment(digests, moving, everything=everything) as shipment:
-                body = self._body(round_, paths, shipment, salt, cached)
-                reply = await self._calls.post(POOLING, body, read, end, attempts=attempts)
-                self._ledger.arrived(shipment)
-                if isinstance(reply, PluginScores):
-                    return reply
-                self._ledger.missing(reply.digests, shipment)
-        raise RequestFailed(BAD_REPLY, "the server asks for images that it was just sent")
+        pixels = {image.digest: image.png for image in round_.images}
+        read = scores_reader(paths, list(pixels))
 
-    def _body(
-        self,
-        round_: ProblemRound,
-        paths: Sequence[Path],
-        shipment: Shipment,
-        salt: str | None,
-        cached: bool,
-    ) -> bytes:
-        sent = {image.digest: image.png for image in round_.images}
-        sent = {digest: png for digest, png in sent.items() if digest in shipment.digests}
-        again = sum(self._ledger.sent_before(digest) for digest in sent)
-        self._calls.meter.add(
-            images_sent=len(sent),
-            images_resent=again,
-            image_bytes_sent=sum(map(len, sent.values())),
-        )
-        data = {
-            "version": CONTRACT_VERSION,
-            "question": without_surrogates(round_.question),
-            "images": [image.digest for image in round_.images],
-            "image_data": {d: base64.b64encode(png).decode() for d, png in sent.items()},
-            "paths": [[without_surrogates(step) for step in path] for path in paths],
-            "cache_salt": salt,
-            "use_prefix_cache": cached,
-        }
-        return plugin_body(self.model, data)
+        async def ask(digests: frozenset[str]) -> ScoresReply:
+            body = ScoringBody.model_construct(  # the server is the one that refuses
+                version=VERSION,
+                question=without_surrogates(round_.question),
+                images=[image.digest for image in round_.images],
+                image_data={d: base64.b64encode(pixels[d]).decode() for d in digests},
+                paths=[[without_surrogates(step) for step in path] for path in paths],
+                cache_salt=salt,
+                use_prefix_cache=cached,
+            )
+            data = _request_body(self.model, body)
+            return await self._transport.post(_POOLING, data, read, end, attempts=attempts)
 
-    def _take(self, round_: ProblemRound, paths: Sequence[Path], reply: PluginScores) -> None:
+        return await self._images.deliver(round_.images, self._transport.state.images_moving, ask)
+
+    def _take(self, round_: ProblemRound, paths: Sequence[Path], reply: ScoresReply) -> None:
         if reply.identity != self.identity:
             raise ModelChangedError(
-                f"the server at {self._calls.connection.address} now serves the model "
-                f"{reply.identity}, this scorer began with {self.identity}; make a new scorer and "
-                "start the search again, scores of two models must not be mixed"
+                f"the server at {self._transport.address} now serves the model {reply.identity}, "
+                f"this scorer began with {self.identity}; make a new scorer and start the search "
+                "again, scores of two models must not be mixed"
             )
         for number, path in enumerate(paths):
             state = round_.paths[path]
             for place, value in enumerate(reply.scores[number]):
-                if state.values[place] is None and value is not None:
-                    state.values[place] = float(value)
+                if state.values[place] is None:
+                    state.values[place] = value
             state.prefix_tokens = reply.prefix_tokens
-            state.step_tokens = reply.step_tokens[number]
-            if number in reply.failures:
-                state.reason = reply.failures[number]
+            state.step_tokens = tuple(reply.step_tokens[number])
+            if (reason := reply.failures.get(str(number))) is not None:
+                known = reason.split(":", 1)[0] in _PATH_REASONS
+                state.reason = shortened(reason if known else f"{BAD_INPUT}: {reason}")
 
 
-async def describe(calls: ServerCalls, model: str, end: float) -> ServerDescription:
+async def describe(transport: ServerTransport, model: str, end: float) -> Description:
     """Ask the plugin for its model. Raises `RequestFailed`: 4xx where there is no plugin."""
-    body = plugin_body(model, {"version": CONTRACT_VERSION, "describe": True})
-    return await calls.post(POOLING, body, read_description, end)
+    body = _request_body(model, DescribeBody(version=VERSION, describe=True))
+    return await transport.post(_POOLING, body, _read_description, end)
 
 
-def plugin_body(model: str, data: dict[str, object]) -> bytes:
-    """Return the body of a request to the plugin."""
-    return json.dumps({"model": model, "task": "plugin", "data": data}).encode()
+def scores_reader(
+    paths: Sequence[Sequence[str]], images: Sequence[str]
+) -> Callable[[bytes], ScoresReply]:
+    """Return the reader of the reply to a request for `paths` over `images` (digests).
+
+    It raises `RequestFailed` unless there is one score list per path and one score per step, the
+    token counts fit, and failures and missing images are of those that were asked for; and
+    `ImagesMissing` when the server lacks some.
+    """
+    counts = [len(path) for path in paths]
+
+    def read(body: bytes) -> ScoresReply:
+        data = _plugin_data(body)
+        if "missing_images" in data:
+            missing = _checked(MissingImagesReply, data).missing_images
+            if not set(missing) <= set(images):
+                raise bad_reply(f"the server misses images that were not named: {missing!r}")
+            raise ImagesMissing(missing)
+        reply = _checked(ScoresReply, data)
+        for name, rows in (("scores", reply.scores), ("step_tokens", reply.step_tokens)):
+            if (found := [len(row) for row in rows]) != counts:
+                raise bad_reply(f"{name!r} has rows of {found[:20]}, asked were {counts[:20]}")
+        if strangers := [key for key in reply.failures if int(key) >= len(counts)]:
+            raise bad_reply(f"'failures' names path {strangers[0]} of {len(counts)}")
+        return reply
+
+    return read
+
+
+def _request_body(model: str, data: BaseModel) -> bytes:
+    return json.dumps({"model": model, "task": "plugin", "data": data.model_dump()}).encode()
+
+
+def _read_description(body: bytes) -> Description:
+    return _checked(Description, _plugin_data(body))
+
+
+def _plugin_data(body: bytes) -> dict[str, Any]:
+    """Return a reply's `data` if it is of this version. Raises `RequestFailed`."""
+    reply = read_json(body)
+    data = reply.get("data") if isinstance(reply, dict) else None
+    if not isinstance(data, dict):
+        raise bad_reply("the reply has no object 'data'")
+    version = data.get("version")
+    if type(version) is not int:
+        raise bad_reply("the reply does not name its version")
+    if version != VERSION:
+        raise bad_reply(
+            f"the server speaks version {version} of the scoring contract, this client version "
+            f"{VERSION}; install matching releases on both sides",
+            again=False,
+        )
+    return data
+
+
+def _checked(kind: type[M], data: dict[str, Any]) -> M:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise bad_reply(first_problem(error)) from None

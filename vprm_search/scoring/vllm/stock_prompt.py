@@ -20,6 +20,9 @@ _PLACEHOLDERS = ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>", "<qua
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
+Shown = Sequence[tuple[str, str | None]]
+"""The images of a request: digest, and a data URL, or None for one that the server holds."""
+
 
 class StockPrompts:
     """Builds prompts, counts image tokens and makes control tokens in texts harmless.
@@ -39,8 +42,8 @@ class StockPrompts:
             isinstance(file.layout, PrmLayout) and isinstance(file.preprocess, PreprocessConfig)
         ):
             raise ConfigError(
-                f"{directory} holds a model of family {file.family!r}; routes to a stock server "
-                "know VisualPRM's kin only: start the server with `vprm-search serve`"
+                f"{directory} holds a model of family {file.family!r}; the route to a stock server "
+                "knows VisualPRM's kin only: start the server with `vprm-search serve`"
             )
         self._preprocess = file.preprocess
         self.tokens_per_tile = _tokens_per_tile(directory)
@@ -82,25 +85,38 @@ class StockPrompts:
         return clean
 
 
-def folded(prompt: ScoringPrompt, stop: int) -> list[int]:
-    """Return the first `stop` tokens of a prompt with one placeholder token for each image.
+def conversation(
+    layout: PrmLayout, question: str, steps: Sequence[str], images: Shown
+) -> list[dict[str, Any]]:
+    """Return the chat messages of a path.
 
-    A server expands it itself, and writes the image start and image end around it too.
+    The uuid of an image, which the server trusts, is the digest of its pixels.
+    What a chat template writes after an image is taken to be the layout's `after_image`; the count
+    of tokens tells when it is not.
     """
-    ids: list[int] = []
-    begin = 0
-    for first, last in prompt.image_spans:
-        ids += prompt.ids[begin : first - 1]
-        ids.append(prompt.ids[first])
-        begin = last + 1
-    return [*ids, *prompt.ids[begin:stop]]
+    before, between, after = layout.first_turn_parts()
+    text = between + question + after + steps[0]
+    parts = [
+        {"type": "image_url", "image_url": url and {"url": url}, "uuid": digest}
+        for digest, url in images
+    ]
+    first: list[dict[str, Any]] = [{"type": "text", "text": before}, *parts] if images else []
+    first.append({"type": "text", "text": text if images else before + text})
+    plus = {"role": "assistant", "content": layout.plus_word}
+    messages: list[dict[str, Any]] = []
+    if layout.system_prompt is not None:
+        messages.append({"role": "system", "content": layout.system_prompt})
+    messages += [{"role": "user", "content": first}, plus]
+    for step in steps[1:]:
+        messages += [{"role": "user", "content": [{"type": "text", "text": step}]}, plus]
+    return messages
 
 
 def _tokens_per_tile(directory: Path) -> int:
     count = read_json(directory / "config.json").get("image_seq_length")
     if type(count) is not int or count < 1:
         raise CheckpointError(
-            f"{directory}/config.json has no image_seq_length; routes to a stock server need a "
+            f"{directory}/config.json has no image_seq_length; the route to a stock server needs a "
             "native InternVL checkpoint"
         )
     return count

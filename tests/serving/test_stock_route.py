@@ -1,4 +1,4 @@
-"""The two routes to a vLLM server without our plugin, on real servers with vLLM's own InternVL."""
+"""The route to a vLLM server without our plugin, on a real server with vLLM's own InternVL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.serving.plain_server import (
-    GENERATE,
     POOLING,
     checkpoint_for_stock_class,
     plain_server,
@@ -36,15 +35,6 @@ def pooling(
 ) -> Iterator[str]:
     log = tmp_path_factory.mktemp("pooling") / "vllm.log"
     with plain_server(vllm_python, checkpoint, "prm", POOLING, log) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def generate(
-    vllm_python: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("generate") / "vllm.log"
-    with plain_server(vllm_python, checkpoint, "prm", GENERATE, log) as address:
         yield address
 
 
@@ -123,27 +113,3 @@ async def test_a_tokenizer_that_is_not_the_served_one_is_refused(
         (other / "vprm.json").write_text(changed)
         with pytest.raises(ConfigError, match=told):
             await VllmScorer(pooling, tokenizer=other).connect()
-
-
-async def test_generate_equals_the_in_process_scorer(
-    generate: str, in_process: TransformersScorer
-) -> None:
-    requests = honest_requests()
-    async with VllmScorer(generate, tokenizer=weights_path("prm")) as scorer:
-        assert scorer.route == "generate"
-        found = await scorer.score(requests)
-        sent = scorer.meter.requests
-        again = await scorer.score(requests)
-        assert scorer.meter.requests == sent  # every step is known by now
-    right = in_process.score_sync(requests)
-    assert furthest(found, right) <= TRAINED_TWICE
-    assert again == found
-
-
-async def test_generate_takes_a_hostile_text_as_it_is(
-    generate: str, in_process: TransformersScorer
-) -> None:
-    requests = hostile_requests()
-    async with VllmScorer(generate, tokenizer=weights_path("prm")) as scorer:
-        found = await scorer.score(requests)
-    assert furthest(found, in_process.score_sync(requests)) <= TRAINED_TWICE

@@ -1,4 +1,4 @@
-"""The HTTP contract, version 1: what a request may hold, how large it may be, what is answered.
+"""What a client and the vLLM plugin say to each other, version 1; this file runs on both sides.
 
     POST /pooling {"model": NAME, "data": {"version": 1, "question": …, "images": ["sha256-…"],
         "image_data": {"sha256-…": "<base64 PNG>"}, "paths": [[step, …], …],
@@ -12,6 +12,7 @@
 
 A null score without a failure of its path lies inside the cached prefix: ask for it with a fresh
 `cache_salt`. Images are known by the digest of their pixels (`vprm_search.images.pixel_digest`).
+A request may hold nothing else; a reply may hold more, for clients of later releases.
 """
 
 from __future__ import annotations
@@ -25,6 +26,101 @@ VERSION: Literal[1] = 1
 LIMITS_VARIABLE = "VPRM_SEARCH_VLLM_LIMITS"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256-[0-9a-f]{64}$")]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+PathNumber = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+class ScoringBody(BaseModel):
+    """A problem and its candidate paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1]
+    question: str
+    images: list[Digest] = Field(default_factory=list)
+    image_data: dict[Digest, str] = Field(default_factory=dict, repr=False)
+    paths: list[list[str]]
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    use_prefix_cache: bool = True
+
+
+class DescribeBody(BaseModel):
+    """Asks what this server is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1]
+    describe: Literal[True]
+
+
+# --- replies ------------------------------------------------------------------------------------
+
+
+class ScoresReply(BaseModel):
+    """Scores of the paths of one request.
+
+    Attributes:
+        scores: P('+'), `[paths][steps]`, None where a row was not computed.
+        prefix_tokens: tokens before the first step, the same for all paths.
+        step_tokens: tokens of each step, `[paths][steps]`.
+        identity: names everything the scores depend on besides the request.
+        failures: by the index of a path, why it can never be scored; a word of `scoring.reasons`,
+            a colon and a sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    version: Literal[1]
+    scores: list[list[Probability | None]]
+    prefix_tokens: Count
+    step_tokens: list[list[Count]]
+    identity: Name
+    failures: dict[PathNumber, str] = Field(default_factory=dict)
+
+
+class MissingImagesReply(BaseModel):
+    """The images, of those a request named without their bytes, that the server does not hold."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    version: Literal[1]
+    missing_images: Annotated[list[str], Field(min_length=1)]
+
+
+class Description(BaseModel):
+    """What a server is and how busy it is; `layout`, `preprocess` and `limits` are plain JSON."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    version: Literal[1]
+    identity: Name
+    model: str = ""
+    family: str = ""
+    layout: dict[str, Any]
+    preprocess: dict[str, Any] | None = None
+    limits: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    max_model_len: Count = 0
+    dtype: str = ""
+    plugin: str = ""
+    vllm: str = ""
+    requests_under_way: Count = 0
+    images_kept: Count = 0
+    image_bytes_kept: Annotated[int, Field(ge=0)] = 0
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say what is wrong and where, without repeating what was sent."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(("data", *(str(part)[:40] for part in first["loc"])))
+    return f"{place}: {first['msg']}"
+
+
+# --- what a server takes ------------------------------------------------------------------------
 
 
 class RequestError(Exception):
@@ -66,29 +162,6 @@ class Limits(BaseModel):
         return cls.model_validate_json(text) if text else cls()
 
 
-class ScoringBody(BaseModel):
-    """A problem and its candidate paths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    version: Literal[1]
-    question: str
-    images: list[Digest] = Field(default_factory=list)
-    image_data: dict[Digest, str] = Field(default_factory=dict, repr=False)
-    paths: list[list[str]]
-    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
-    use_prefix_cache: bool = True
-
-
-class DescribeBody(BaseModel):
-    """Asks what this server is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    version: Literal[1]
-    describe: Literal[True]
-
-
 def parse_body(data: Any, limits: Limits) -> ScoringBody | DescribeBody:
     """Check a request's `data`. Raises `RequestError` 400 for its shape and 413 for its size."""
     if not isinstance(data, dict):
@@ -97,17 +170,10 @@ def parse_body(data: Any, limits: Limits) -> ScoringBody | DescribeBody:
     try:
         body = kind.model_validate(data)
     except ValidationError as error:
-        raise RequestError(400, _first_problem(error)) from None
+        raise RequestError(400, first_problem(error)) from None
     if isinstance(body, ScoringBody):
         _check_sizes(body, limits)
     return body
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Say what is wrong and where, without repeating what was sent."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part)[:40] for part in first["loc"])
-    return f"data.{place}: {first['msg']}"
 
 
 def _check_sizes(body: ScoringBody, limits: Limits) -> None:
