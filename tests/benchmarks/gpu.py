@@ -29,9 +29,7 @@ from torch import Tensor
 
 from tests.benchmarks import bare_model as bare
 from tests.benchmarks.token_search import Path, TokenWorld, distinct_tokens, visible_pairs
-from vprm_search.scoring.engine.batching import TokenBatcher
-from vprm_search.scoring.engine.forward import PathJob, TreeForward
-from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.forward import PathJob, ScoringMeter, TokenBatcher, TreeForward
 from vprm_search.scoring.engine.prefix_cache import PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath
 

@@ -219,9 +219,9 @@ def test_a_device_map_changes_no_score(folder_of: Callable[[str], Path], device_
 def test_missing_libraries_are_named(
     folders: dict[str, Path], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vprm_search.scoring.engine import backbones
+    from vprm_search.scoring.engine import checkpoint
 
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="accelerate"):
         load_checkpoint(folders["rlhflow"], family="rlhflow", **options)
 

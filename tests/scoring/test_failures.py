@@ -15,7 +15,7 @@ from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.engine.batching import TokenBatcher, is_out_of_memory
+from vprm_search.scoring.engine.forward import TokenBatcher, is_out_of_memory
 from vprm_search.scoring.engine.token_tree import TokenPath, build_tree
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult
 

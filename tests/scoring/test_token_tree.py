@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from vprm_search.scoring.engine.attention import (
     AttentionPlan,
+    FlexPlanner,
     Planner,
     attention_blocks,
     plan_blocks,
     tree_attention,
 )
-from vprm_search.scoring.engine.flex_attention import FlexPlanner
-from vprm_search.scoring.engine.prefix_branch import Branch
-from vprm_search.scoring.engine.prefix_cache import KnownRows, PrefixCache
+from vprm_search.scoring.engine.prefix_cache import Branch, KnownRows, PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
 
 # two letters and repeats of a run: shared prefixes, paths inside paths, blocks of every size

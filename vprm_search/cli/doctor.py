@@ -104,7 +104,7 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> list[str]:
-    from vprm_search.scoring.engine.devices import describe_devices
+    from vprm_search.scoring.engine import describe_devices
 
     try:
         return describe_devices()

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.engine.backbones import Quantization
+from vprm_search.scoring.engine.attention import AttentionName
 from vprm_search.scoring.engine.call_queue import CallQueue
-from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, load_checkpoint
+from vprm_search.scoring.engine.checkpoint import PrmCheckpoint, Quantization, load_checkpoint
 from vprm_search.scoring.engine.engine import Call, ScoringEngine
-from vprm_search.scoring.engine.flex_attention import AttentionName
-from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.forward import ScoringMeter
 from vprm_search.scoring.families import Layout
 from vprm_search.scoring.solution import ImageSource, solution_request
 from vprm_search.scoring.wrappers import step_results, whole_answers

@@ -11,18 +11,19 @@ from functools import partial
 import torch
 
 from vprm_search.errors import InputError
-from vprm_search.scoring.engine.batching import TokenBatcher, is_out_of_memory, release_memory
+from vprm_search.scoring.engine.attention import AttentionName
 from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
-from vprm_search.scoring.engine.flex_attention import AttentionName
 from vprm_search.scoring.engine.forward import (
     FeaturesMissingError,
     PathJob,
     PathScores,
+    ScoringMeter,
+    TokenBatcher,
     TreeForward,
+    is_out_of_memory,
+    release_memory,
 )
-from vprm_search.scoring.engine.image_book import ImageBook
-from vprm_search.scoring.engine.image_features import ImageFeatures
-from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.images import ImageBook, ImageFeatures
 from vprm_search.scoring.engine.prefix_cache import PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath, tree_sizes
 from vprm_search.scoring.prompt.layout import ScoringPrompt

@@ -3,24 +3,122 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vprm_search.scoring.engine.attention import AttentionPlan, plan_blocks
-from vprm_search.scoring.engine.batching import is_out_of_memory
-from vprm_search.scoring.engine.flex_attention import AttentionName, choose_attention
-from vprm_search.scoring.engine.meter import ScoringMeter
+from vprm_search.scoring.engine.attention import (
+    AttentionName,
+    AttentionPlan,
+    choose_attention,
+    plan_blocks,
+)
 from vprm_search.scoring.engine.prefix_cache import KnownRows, PrefixCache
-from vprm_search.scoring.engine.token_tree import Rows, TokenPath, TokenTree, build_tree
+from vprm_search.scoring.engine.token_tree import Rows, TokenPath, TokenTree, build_tree, tree_sizes
 
 if TYPE_CHECKING:
     from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
+
+
+@dataclass(slots=True)
+class ScoringMeter:
+    """Running totals of one scorer.
+
+    `tokens_requested` is what one forward pass per path would compute, `tokens_computed` what was
+    computed; `seconds` is wall time inside the scorer.
+    """
+
+    requests: int = 0
+    steps: int = 0
+    forward_passes: int = 0
+    tokens_requested: int = 0
+    tokens_computed: int = 0
+    images_encoded: int = 0
+    tiles_encoded: int = 0
+    out_of_memory: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Return the totals as plain JSON."""
+        return asdict(self)
+
+
+T = TypeVar("T")
+_MEMORY_WORDS = ("out of memory", "defaultcpuallocator", "can't allocate memory")
+
+
+class TokenBatcher:
+    """Runs paths in batches of at most `max_tokens` packed tokens.
+
+    Batches are runs of neighbours in the token tree, so whole subtrees stay together; a prefix
+    shared by two batches is part of both (computed in both, if nothing keeps it). When memory runs
+    out, the bound becomes half of what was tried and stays there. A single path is always tried,
+    however long.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.out_of_memory = 0
+
+    def run(
+        self, paths: Sequence[TokenPath], compute: Callable[[list[int]], Sequence[T]]
+    ) -> list[T | None]:
+        """Return one result per path, or None where even the path alone does not fit in memory.
+
+        `compute` takes indices into `paths` and returns one result for each. Paths should differ.
+        """
+        order, added = tree_sizes(paths)
+        waiting = deque(zip(order, added, strict=True))
+        results: list[T | None] = [None] * len(paths)
+        while waiting:
+            batch, size = self._next(paths, waiting)
+            try:
+                computed = compute([path for path, _ in batch])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.out_of_memory += 1
+                computed = None
+            if computed is not None:
+                for (path, _), result in zip(batch, computed, strict=True):
+                    results[path] = result
+            elif len(batch) > 1:
+                self.max_tokens = max(1, size // 2)
+                waiting.extendleft(reversed(batch))
+            if computed is None:
+                release_memory()  # only here the failed pass no longer holds its tensors
+        return results
+
+    def _next(
+        self, paths: Sequence[TokenPath], waiting: deque[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int]], int]:
+        batch = [waiting.popleft()]
+        size = len(paths[batch[0][0]].ids)
+        while waiting and size + waiting[0][1] <= self.max_tokens:
+            size += waiting[0][1]
+            batch.append(waiting.popleft())
+        return batch, size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's or the machine's memory is full."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
+
+
+def release_memory() -> None:
+    """Give memory that torch caches back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
 
 _log = logging.getLogger(__name__)
 
