@@ -18,8 +18,8 @@ from examples.tiny_models.references import ExactScorer
 from vprm_search.compare.lockstep import rescore, search_many, unscored_copy
 from vprm_search.compare.statistics import auc, auc_interval, macro_f1
 from vprm_search.errors import ConfigError
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.search_run import SearchRun
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer

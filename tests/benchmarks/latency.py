@@ -25,9 +25,9 @@ from tests.benchmarks.virtual_time import run_virtual
 from vprm_search import ids
 from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
 from vprm_search.compare.synthetic_world import WORLDS, SyntheticWorld
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.search_run import SearchRun, run_jobs
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import DVTS, BeamSearch, BestOfN, BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import (

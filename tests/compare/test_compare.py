@@ -33,8 +33,8 @@ from vprm_search.compare.synthetic import SyntheticProblems
 from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
 from vprm_search.compare.synthetic_world import SyntheticWorld, WorldSettings
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.search_run import SearchRun
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun
 from vprm_search.search import BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, ScoreRequest, ScoreResult

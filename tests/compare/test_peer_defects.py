@@ -22,7 +22,7 @@ from vprm_search.budget import Budget
 from vprm_search.chat.capabilities import ModelCapabilities
 from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import NoAnswerError
-from vprm_search.graph.search_run import SearchRun, arun_search, run_search
+from vprm_search.graph.run import SearchRun, arun_search, run_search
 from vprm_search.images import normalise_image
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.search import (

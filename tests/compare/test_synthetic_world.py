@@ -21,7 +21,7 @@ from vprm_search.compare.synthetic_world import (
     problem_of,
     words_of,
 )
-from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.parts import SearchRules
 from vprm_search.search import REBASE, BeamSearch, BestOfN, BestScore
 from vprm_search.types import Problem, ProposeRequest, ScoreRequest
 

@@ -23,7 +23,7 @@ from tests.families.judges import (
 )
 from tests.scoring.test_oracle import picture
 from vprm_search.errors import ConfigError
-from vprm_search.graph.search_run import arun_search
+from vprm_search.graph.run import arun_search
 from vprm_search.scoring.judge.call import JudgePatience
 from vprm_search.scoring.judge.prompt import fence_key, judge_messages
 from vprm_search.scoring.judge.reply import line_verdict, probability_of_yes

@@ -18,10 +18,9 @@ from tests.search.world import World, worlds
 from vprm_search.budget import Budget
 from vprm_search.errors import PolicyError
 from vprm_search.graph import create_search_graph, run_jobs, tree_of_state
-from vprm_search.graph.in_flight import CallKey, CallsInFlight
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.session import CallKey, CallsInFlight, run_blocking
 from vprm_search.search import DVTS, BeamSearch, BestScore
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
 from vprm_search.errors import ConfigError, ScorerError, SearchError
 from vprm_search.graph import arun_search, run_jobs, run_search
-from vprm_search.graph.job import Job
-from vprm_search.graph.policies import as_policy
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules, as_policy
+from vprm_search.graph.session import run_blocking
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, Strategy, WeightedVote
 from vprm_search.tree import SearchTree

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer
 from vprm_search import ids
 from vprm_search.graph import run_search
-from vprm_search.graph.live_trees import LiveTrees
+from vprm_search.graph.session import LiveTrees
 from vprm_search.graph.state import (
     merge_records,
     plan_from_json,
@@ -147,7 +147,7 @@ def test_equal_values_from_a_checkpoint_find_the_kept_tree() -> None:
 
 
 def test_the_memory_is_bounded(monkeypatch: Any) -> None:
-    monkeypatch.setattr("vprm_search.graph.live_trees._KEPT_NODES", 60)
+    monkeypatch.setattr("vprm_search.graph.session._KEPT_NODES", 60)
     trees = LiveTrees()
     states = [searched(f"Question {number}") for number in range(12)]
     kept = []

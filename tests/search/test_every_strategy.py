@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from tests.search.strategies import EVERY, inner
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.budget import Budget, usage_of
-from vprm_search.graph import phases
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
+from vprm_search.graph import loop
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules
 from vprm_search.search import BestOfN, BestScore, MajorityVote, Strategy, WeightedVote, conclude
 from vprm_search.search.outcome import ends
 from vprm_search.tree import SearchTree
@@ -34,25 +33,25 @@ def run_resumed(
     text = SearchTree(PROBLEM).dumps()
     was_cut = False
 
-    async def loop() -> str:
+    async def rounds() -> str:
         nonlocal text, was_cut
         while True:
             tree = SearchTree.loads(text)
             rules = SearchRules(make(), BestScore(), budget or Budget())
-            plan = phases.next_plan(tree, rules, was_cut=was_cut)
+            plan = loop.next_plan(tree, rules, was_cut=was_cut)
             assert rules.strategy.plan(tree) == make().plan(SearchTree.loads(text))
-            phases.check_plan(plan, tree, rules)
-            phases.close_nodes(tree, plan)
+            loop.check_plan(plan, tree, rules)
+            loop.close_nodes(tree, plan)
             was_cut = plan.cut
             if plan.finish:
                 return tree.dumps()
             tree = SearchTree.loads(tree.dumps())
-            await phases.propose([Job(tree)], [plan], world, rules)
+            await loop.propose([Job(tree)], [plan], world, rules)
             tree = SearchTree.loads(tree.dumps())
             await score([Job(tree)], world, rules)
             text = tree.dumps()
 
-    return SearchTree.loads(asyncio.run(loop()))
+    return SearchTree.loads(asyncio.run(rounds()))
 
 
 @given(worlds)
@@ -154,12 +153,12 @@ def test_a_search_cut_by_the_budget_goes_on_under_a_larger_one(
 
     async def go_on() -> None:
         while True:
-            plan = phases.next_plan(tree, rules)
-            phases.check_plan(plan, tree, rules)
-            phases.close_nodes(tree, plan)
+            plan = loop.next_plan(tree, rules)
+            loop.check_plan(plan, tree, rules)
+            loop.close_nodes(tree, plan)
             if plan.finish:
                 return
-            await phases.propose([Job(tree)], [plan], world, rules)
+            await loop.propose([Job(tree)], [plan], world, rules)
             await score([Job(tree)], world, rules)
 
     asyncio.run(go_on())

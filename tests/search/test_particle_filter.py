@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.world import PROBLEM, World, run, worlds
-from vprm_search.graph import phases
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
+from vprm_search.graph import loop
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules
 from vprm_search.ids import child_id
 from vprm_search.search import BestScore, ParticleFilter
 from vprm_search.tree import SearchTree
@@ -99,11 +98,11 @@ def estimates(
     async def search(number: int) -> None:
         job = Job(SearchTree(PROBLEM, number))
         while True:
-            plan = phases.next_plan(job.tree, rules)
+            plan = loop.next_plan(job.tree, rules)
             if plan.finish:
                 break
-            phases.close_nodes(job.tree, plan)
-            await phases.propose([job], [plan], dice, rules)
+            loop.close_nodes(job.tree, plan)
+            await loop.propose([job], [plan], dice, rules)
             await score([job], dice, rules)
         for p in strategy.population(job.tree).particles:
             mass = p.count * math.exp(p.log_weight) / strategy.particles

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from hypothesis import strategies as st
 
 from vprm_search.budget import Budget
-from vprm_search.graph import phases
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
+from vprm_search.graph import loop
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules
 from vprm_search.search import BestScore, Plan, Selector, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
@@ -151,20 +150,20 @@ def run(
     trace = Trace(SearchTree(PROBLEM))
     job = Job(trace.tree)
 
-    async def loop() -> None:
+    async def rounds() -> None:
         for _ in range(500):
             trace.before.append(trace.tree.dumps())
             was_cut = bool(trace.plans and trace.plans[-1].cut)
-            plan = phases.next_plan(trace.tree, rules, was_cut=was_cut)
+            plan = loop.next_plan(trace.tree, rules, was_cut=was_cut)
             trace.plans.append(_as_the_strategy_said(plan, strategy.plan(trace.tree)))
-            phases.close_nodes(trace.tree, plan)
+            loop.close_nodes(trace.tree, plan)
             if plan.finish:
                 return
-            (new,) = await phases.propose([job], [plan], world, rules)
+            (new,) = await loop.propose([job], [plan], world, rules)
             assert new, "a round without a new node"
             await score([job], world, rules)
         raise AssertionError("the search does not end")
 
-    asyncio.run(loop())
+    asyncio.run(rounds())
     trace.tree.check()
     return trace

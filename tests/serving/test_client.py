@@ -13,8 +13,8 @@ from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
 from vprm_search.cli.models import load_policy
 from vprm_search.graph import arun_search, run_jobs
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer, VllmOptions, VllmScorer
 from vprm_search.search import BeamSearch, BestScore

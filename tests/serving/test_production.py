@@ -14,9 +14,9 @@ from tests.serving.server import PrmServer
 from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
 from vprm_search.cli.models import load_policy
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.search_run import SearchRun, run_jobs
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.images import normalise_image
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.scoring import TransformersScorer, VllmOptions, VllmScorer

@@ -20,7 +20,7 @@ from examples.tiny_models.references import ExactScorer
 from vprm_search.compare.lockstep import rescore, search_many
 from vprm_search.compare.table import fill_section
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.parts import SearchRules
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.tiny.policy import TinyPolicy

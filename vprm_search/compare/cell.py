@@ -14,7 +14,7 @@ from vprm_search.compare.budget import CUT
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.problems import Task, is_right
 from vprm_search.errors import RecordError
-from vprm_search.graph.search_run import SearchRun
+from vprm_search.graph.run import SearchRun
 
 Row = dict[str, Any]
 """A cell as plain JSON: who, what it is, and one value per problem in every list."""

@@ -36,9 +36,9 @@ from vprm_search.compare.entrants import (
 )
 from vprm_search.compare.problems import Ground, Task, World
 from vprm_search.errors import ConfigError, RecordError
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.search_run import SearchRun, run_jobs
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScorer

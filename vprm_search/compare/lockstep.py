@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from vprm_search import ids
-from vprm_search.graph.job import Job
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
-from vprm_search.graph.search_run import SearchRun, run_jobs
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, StepScorer
 

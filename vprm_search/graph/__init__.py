@@ -6,27 +6,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vprm_search.graph.run import SearchRun, arun_search, run_jobs, run_search
     from vprm_search.graph.search_graph import (
         CompiledSearchGraph,
         SearchGraph,
         create_search_graph,
     )
-    from vprm_search.graph.search_run import SearchRun, arun_search, run_jobs, run_search
     from vprm_search.graph.state import SearchState, tree_of_state
     from vprm_search.graph.verifier import VerifierNode, VerifierState, create_verifier_node
 
 _HOMES = {
     "CompiledSearchGraph": "search_graph",
     "SearchGraph": "search_graph",
-    "SearchRun": "search_run",
+    "SearchRun": "run",
     "SearchState": "state",
     "VerifierNode": "verifier",
     "VerifierState": "verifier",
-    "arun_search": "search_run",
+    "arun_search": "run",
     "create_search_graph": "search_graph",
     "create_verifier_node": "verifier",
-    "run_jobs": "search_run",
-    "run_search": "search_run",
+    "run_jobs": "run",
+    "run_search": "run",
     "tree_of_state": "state",
 }
 

@@ -8,31 +8,34 @@ so a node may be killed, repeated or run twice without harm.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableLambda
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
 from langgraph.config import get_stream_writer
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
 
 from vprm_search import ids
 from vprm_search.budget import usage_of
-from vprm_search.graph import events, phases
-from vprm_search.graph.in_flight import CallsInFlight
-from vprm_search.graph.job import Job
-from vprm_search.graph.live_trees import LiveTrees
+from vprm_search.graph import events, loop
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.questions import question_of, read_problem
-from vprm_search.graph.replay import ScorerMemory
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
+from vprm_search.graph.session import (
+    CallsInFlight,
+    LiveTrees,
+    ScorerMemory,
+    propose_some,
+    run_blocking,
+)
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
-from vprm_search.graph.sync_bridge import run_blocking
-from vprm_search.graph.unstreamed import unstreamed
 from vprm_search.images.messages import ImageIntake, reference_images
 from vprm_search.search.outcome import OnNoAnswer, conclude
 from vprm_search.search.plan import Plan
@@ -103,7 +106,7 @@ class SearchNodes:
         """Ask the strategy what to do next, and put aside what it closes."""
         tree = self._take(state)
         last = plan_from_json(state["search_plan"])
-        plan = phases.next_plan(
+        plan = loop.next_plan(
             tree,
             self._parts.rules,
             seconds=state["search_seconds"],
@@ -111,9 +114,9 @@ class SearchNodes:
             under_way=() if self._waits else last.expand,
         )
         if _out_of_steps(plan, state.get("search_steps_left")):
-            plan = phases.ended(plan, tree, self._parts.rules, _RECURSION_LIMIT, cut_short=True)
-        phases.check_plan(plan, tree, self._parts.rules)
-        closed = phases.close_nodes(tree, plan)
+            plan = loop.ended(plan, tree, self._parts.rules, _RECURSION_LIMIT, cut_short=True)
+        loop.check_plan(plan, tree, self._parts.rules)
+        closed = loop.close_nodes(tree, plan)
         update = self._give(state, tree, closed)
         if plan.finish:
             self._calls.cancel(_owner(tree))
@@ -129,10 +132,10 @@ class SearchNodes:
         left: Update = {}
         with unstreamed():
             if self._waits:
-                (records,) = await phases.propose([job], [plan], self._parts.policy, rules)
+                (records,) = await loop.propose([job], [plan], self._parts.policy, rules)
             else:
                 owner = _owner(tree)
-                records, plan = await phases.propose_some(job, plan, self._calls, rules, owner)
+                records, plan = await propose_some(job, plan, self._calls, rules, owner)
                 left = {"search_plan": plan_to_json(plan)}
         update = self._give(state, tree, records) | _seconds(state, started) | left
         return update, events.expanded(tree, records)
@@ -243,3 +246,18 @@ def _owner(tree: SearchTree) -> str:
 def _thread() -> str:
     """Return the name of the conversation this run belongs to."""
     return str(ensure_config().get("configurable", {}).get("thread_id"))
+
+
+@contextlib.contextmanager
+def unstreamed() -> Iterator[None]:
+    """Run a block whose model calls do not show up in `stream_mode="messages"`.
+
+    Calls inherit the tag from their context, so policies and scorers need not know of it.
+    """
+    config = ensure_config()
+    tags = [*(config.get("tags") or []), TAG_NOSTREAM]
+    token = var_child_runnable_config.set({**patch_config(config), "tags": tags})
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)

@@ -19,8 +19,7 @@ from vprm_search.budget import Budget
 from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
 from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
-from vprm_search.graph.policies import as_policy
-from vprm_search.graph.rules import SearchRules
+from vprm_search.graph.parts import SearchRules, as_policy
 from vprm_search.graph.state import SearchState, channels, plan_channels
 from vprm_search.images.messages import ImageIntake, reference_images
 from vprm_search.images.store import DiskImageStore, ImageStore

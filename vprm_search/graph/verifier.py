@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -13,16 +13,17 @@ from langgraph.graph import END
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search import ids
-from vprm_search.aggregate import aggregation
+from vprm_search.aggregate import aggregation, path_score
 from vprm_search.errors import ConfigError, InputError, ScorerError
+from vprm_search.graph.nodes import unstreamed
 from vprm_search.graph.questions import FEEDBACK_NAME, message_text, question_of, read_problem
-from vprm_search.graph.sync_bridge import run_blocking
-from vprm_search.graph.unstreamed import unstreamed
-from vprm_search.graph.verdict import Verdict, count_failures, feedback_on, weigh
+from vprm_search.graph.session import run_blocking
 from vprm_search.images.messages import image_of_block, referenced_digest
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.steps import Splitter, split_at_blank_lines, split_steps
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
+
+Outcome = Literal["passed", "failed", "unscored"]
 
 _REMEMBERED = 1000  # ids of judged messages, only to find out that verdicts are not kept
 
@@ -47,7 +48,7 @@ def create_verifier_node(
 ) -> VerifierNode:
     """Return a node that scores the last AI message against the question and images before it.
 
-    The verdict is written under `output_key` as plain JSON (see `verdict.Verdict`); messages are
+    The verdict is written under `output_key` as plain JSON (see `Verdict`); messages are
     only read. There is nothing to judge when the last AI message calls tools or a question comes
     after it. A message that cannot be scored is "unscored", which is not "passed".
 
@@ -258,3 +259,95 @@ def _get(state: Any, key: str) -> Any:
 
 def _has(state: Any, key: str) -> bool:
     return key in state if isinstance(state, Mapping) else hasattr(state, key)
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+class StepVerdict(TypedDict):
+    """One step of the judged message; `score` is None when `reason` says why."""
+
+    text: str
+    score: float | None
+    reason: str
+
+
+class Verdict(TypedDict):
+    """What the verifier found, as plain JSON.
+
+    `failures` counts the messages in a row that did not pass for the same question; `weak_step`
+    is the index of the first step below the threshold.
+    """
+
+    outcome: Outcome
+    message_id: str
+    question_id: str
+    score: float | None
+    aggregate: str
+    threshold: float
+    steps: list[StepVerdict]
+    weak_step: int | None
+    reason: str
+    failures: int
+
+
+def weigh(
+    steps: Sequence[str], result: ScoreResult, *, aggregate: str, threshold: float
+) -> Verdict:
+    """Return the verdict on a message with these steps and scores, not yet tied to a message."""
+    values = [score.value for score in result.scores]
+    score = path_score(aggregate, values)
+    weak = (i for i, value in enumerate(values) if value is not None and value < threshold)
+    reasons = [score.reason for score in result.scores if score.value is None]
+    outcome: Outcome = "unscored"
+    if score is not None:
+        outcome = "passed" if score >= threshold else "failed"
+    return Verdict(
+        outcome=outcome,
+        message_id="",
+        question_id="",
+        score=score,
+        aggregate=aggregate,
+        threshold=threshold,
+        steps=[
+            StepVerdict(text=text, score=step.value, reason=step.reason)
+            for text, step in zip(steps, result.scores, strict=False)
+        ],
+        weak_step=next(weak, None),
+        reason=reasons[0] if reasons else "",
+        failures=0,
+    )
+
+
+def count_failures(verdict: Verdict, previous: Mapping[str, Any] | None) -> int:
+    """Return how many messages in a row did not pass for this question, this one included.
+
+    Judging the same message twice (a node repeated after a crash) counts once.
+    """
+    if verdict["outcome"] == "passed":
+        return 0
+    if not previous or previous["question_id"] != verdict["question_id"]:
+        return 1
+    counted = int(previous["failures"])
+    same = previous["message_id"] == verdict["message_id"]
+    return max(1, counted) if same else counted + 1
+
+
+def feedback_on(verdict: Mapping[str, Any]) -> str:
+    """Return what to tell the author of a failed message; "" if it did not fail."""
+    if verdict["outcome"] != "failed":
+        return ""
+    head = (
+        f"A verifier gave your last solution {verdict['score']:.2f}; "
+        f"{verdict['threshold']:.2f} is needed to pass."
+    )
+    weak = verdict["weak_step"]
+    if weak is None:  # with a product, steps that are all good can make a weak path
+        return f"{head} Solve the problem again, checking every step against the image."
+    step = verdict["steps"][weak]
+    quoted = " ".join(str(step["text"]).split())[:300]
+    return (
+        f"{head} Step {weak + 1} is the first that looks wrong "
+        f'(probability of being right {step["score"]:.2f}): "{quoted}". '
+        "Check it against the image and solve the problem again from there."
+    )

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import SearchError
-from vprm_search.graph import events, phases
-from vprm_search.graph.in_flight import CallsInFlight
-from vprm_search.graph.job import Job
-from vprm_search.graph.policies import as_policy
-from vprm_search.graph.rules import SearchRules
-from vprm_search.graph.score_phase import score
-from vprm_search.graph.sync_bridge import run_blocking
+from vprm_search.graph import events, loop
+from vprm_search.graph.loop import Job, score
+from vprm_search.graph.parts import SearchRules, as_policy
+from vprm_search.graph.session import CallsInFlight, propose_some, run_blocking
 from vprm_search.images.normalise import normalise_image
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer, conclude
@@ -171,13 +168,13 @@ def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:
 def _plan(search: _Running, rules: SearchRules, tell: OnEvent) -> None:
     tree = search.job.tree
     known = search.plan.expand
-    search.plan = phases.next_plan(
+    search.plan = loop.next_plan(
         tree, rules, seconds=search.seconds, was_cut=search.plan.cut, under_way=known
     )
-    closed = phases.close_nodes(tree, search.plan)
+    closed = loop.close_nodes(tree, search.plan)
     search.ended_by = search.plan.finish
     _tell(tell, events.planned(tree, search.plan, closed, known=known))
-    phases.check_plan(search.plan, tree, rules)
+    loop.check_plan(search.plan, tree, rules)
 
 
 async def _round(active: Sequence[_Running], means: _Means, owner: str) -> None:
@@ -196,15 +193,13 @@ async def _propose(
     """Ask for this round's children; a search's plan then holds what is still under way."""
     if means.calls is None:
         plans = [search.plan for search in active]
-        proposed = await phases.propose(jobs, plans, means.policy, means.rules)
+        proposed = await loop.propose(jobs, plans, means.policy, means.rules)
         for search in active:
             search.plan = replace(search.plan, expand=())
         return proposed
     proposed = []
     for search, job in zip(active, jobs, strict=True):  # one search: each has its own loop
-        records, search.plan = await phases.propose_some(
-            job, search.plan, means.calls, means.rules, owner
-        )
+        records, search.plan = await propose_some(job, search.plan, means.calls, means.rules, owner)
         proposed.append(records)
     return proposed
 
