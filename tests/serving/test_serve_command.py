@@ -164,6 +164,32 @@ def test_print_shows_the_command_and_no_secret(
     assert 'VLLM_API_KEY="$VLLM_API_KEY"' in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--debug"],
+        ["--version"],
+        ["--help"],
+        ["-h"],
+        ["--print"],
+        ["--port", "9", "--host=elsewhere", "--log", "-"],
+        ["--", "--debug", "--"],
+        ["serve", "--name", "--debug", ""],
+    ],
+    ids=" ".join,
+)
+def test_what_follows_two_dashes_goes_to_vllm_whatever_it_is_called(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(weights_path("prm"))
+    for debug in ([], ["--debug"]):
+        code, out, _ = run(capsys, path, "--print", *debug, "--", *words)
+        assert code == 0
+        assert shlex.split(out.replace(" \\\n", " "))[-len(words) :] == words
+    with pytest.raises(SystemExit):  # not ours: an error of ours stays one line
+        main(["serve", "/nowhere", "--", "--debug"])
+
+
 def test_an_interpreter_without_vllm_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(weights_path("prm"))
     code, _, err = run(capsys, path, "--vllm-python", sys.executable)

@@ -61,8 +61,9 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit the process with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG in given
-    given = [argument for argument in given if argument != DEBUG]
+    end = given.index("--") if "--" in given else len(given)  # what follows is another program's
+    debug = DEBUG in given[:end]
+    given = [argument for argument in given[:end] if argument != DEBUG] + given[end:]
     if given == ["--version"]:
         given = ["--version", "doctor"]  # typer wants a command; the callback exits before it
     _quiet_libraries()
