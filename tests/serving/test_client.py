@@ -16,7 +16,13 @@ from vprm_search.graph import arun_search, run_jobs
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.images import normalise_image
-from vprm_search.scoring import TransformersScorer, VllmOptions, VllmScorer
+from vprm_search.scoring import (
+    CachedScorer,
+    MemoryScoreStore,
+    TransformersScorer,
+    VllmOptions,
+    VllmScorer,
+)
 from vprm_search.search import BeamSearch, BestScore
 from vprm_search.tiny.world import FAMILIES, generate, render
 from vprm_search.tree import SearchTree
@@ -79,6 +85,18 @@ async def test_scores_equal_the_in_process_scorer(
     assert assert_equal(found, in_process.score_sync(requests)) > 600
     assert scorer.meter.requests <= len(rounds) + 1 + scorer.meter.paths_reasked
     assert scorer.meter.images_sent == len({image.digest for r in rounds for image in r.images})
+
+
+async def test_a_score_cache_serves_the_server_and_the_process(
+    prm_server: PrmServer, in_process: TransformersScorer
+) -> None:
+    requests, store = world_round(9).requests(), MemoryScoreStore()
+    async with VllmScorer(prm_server.base_url, options=OPTIONS) as scorer:
+        assert scorer.identity == in_process.identity
+        found = await CachedScorer(scorer, store).score(requests)
+    cached = CachedScorer(in_process, store)
+    assert await cached.score(requests) == found
+    assert cached.meter.misses == 0
 
 
 async def test_hostile_texts_change_nothing(

@@ -25,7 +25,10 @@ from PIL import Image
 from tests.scoring.tokenizers_zoo import FAMILIES
 from tests.serving.server import scoring_body
 from vprm_search.images import normalise_image
+from vprm_search.scoring.families import read_scorer_file, scorer_identity
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
+from vprm_search.scoring.transformers_scorer import TransformersScorer
+from vprm_search.tiny.weights import weights_path
 from vprm_search.types import ImageData
 
 PLUGIN = Path(__file__).resolve().parents[2] / "integrations" / "vllm"
@@ -172,6 +175,26 @@ def _builders(family: str) -> tuple[Any, Any]:
             packaged.PromptBuilder(tokenizer, packaged.PrmLayout(**layout.model_dump())),
         )
     return _BUILDERS[family]
+
+
+@pytest.mark.parametrize("family", [None, "mm-prm"])
+def test_plugin_and_engine_give_the_same_files_the_same_name(
+    family: str | None, tmp_path: Path
+) -> None:
+    """So a score cache serves both. Dates and places of the files do not count."""
+    here = shutil.copytree(weights_path("prm"), tmp_path / "copy")
+    if family is not None:
+        (here / "vprm.json").unlink()
+    settings = read_scorer_file(here, family)
+    settings.write(here)
+    packaged = load("shared.scoring.families")
+    named = packaged.scorer_identity(here, packaged.read_scorer_file(here), "torch.float32")
+    assert named == scorer_identity(here, settings, "torch.float32")
+    assert named != scorer_identity(here, settings, "torch.bfloat16")
+    if family is None:
+        again = shutil.copytree(here, tmp_path / "again", copy_function=shutil.copyfile)
+        engine = TransformersScorer.from_pretrained(again, device="cpu", dtype="float32")
+        assert engine.identity == named
 
 
 # --- the contract -------------------------------------------------------------------------------

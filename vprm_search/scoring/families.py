@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from vprm_search.errors import CheckpointError, ConfigError
+from vprm_search.ids import digest
 from vprm_search.scoring.pixels.patches import PixelBudget
 from vprm_search.scoring.pixels.tiles import IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout
@@ -336,6 +337,45 @@ class ScorerFile(BaseModel):
         path = Path(directory) / SCORER_FILE
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def scorer_identity(
+    directory: Path,
+    settings: ScorerFile,
+    dtype: str,
+    *,
+    quantization: str | None = None,
+    orm: bool = False,
+) -> str:
+    """Return a name, 64 hex digits, for everything a score depends on besides the request.
+
+    The scorer of a process and the server's plugin name the same files in the same precision by the
+    same name, so a score cache serves both.
+
+    Args:
+        directory: of the checkpoint; its files count by content, see `checkpoint_digest`.
+        settings: family, prompt layout and image rule in use.
+        dtype: of the weights as they are computed, for example "torch.float32".
+        quantization: how the weights are quantized when loaded, None for not.
+        orm: whether whole answers are scored instead of steps.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    from vprm_search.checkpoints.identity import checkpoint_digest  # its room loads more than this
+
+    rule = settings.preprocess
+    parts: list[str | bytes] = [
+        checkpoint_digest(directory),
+        settings.layout.model_dump_json(),
+        "" if rule is None else rule.model_dump_json(),
+        dtype,
+    ]
+    if settings.family != DEFAULT_FAMILY:  # what is not VisualPRM's plain way adds to the name
+        parts.append(f"family {settings.family}")
+    parts += [] if quantization is None else [f"quantized {quantization}"]
+    parts += ["orm"] if orm else []
+    return digest("scorer", *parts).hex()
 
 
 def read_scorer_file(directory: str | Path, family: str | None = None) -> ScorerFile:

@@ -17,11 +17,15 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import BaseRenderer
 
 from vprm_search_vllm import ARCHITECTURE, __version__
-from vprm_search_vllm.identity import model_identity
 from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
 from vprm_search_vllm.scoring_requests import PathPlan, RequestPlan, RequestsInFlight
 from vprm_search_vllm.shared.errors import InputError
-from vprm_search_vllm.shared.scoring.families import ScorerFile, find_family, read_scorer_file
+from vprm_search_vllm.shared.scoring.families import (
+    ScorerFile,
+    find_family,
+    read_scorer_file,
+    scorer_identity,
+)
 from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
 from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
@@ -68,8 +72,9 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         self.max_tokens = int(config.max_model_len)
         self.max_images = _image_limit(config, self.file)
         self.tokens_per_tile = int(getattr(config.hf_config, "image_seq_length", 0))
-        settings = (self.file.model_dump_json(), str(config.dtype), str(config.quantization))
-        self.identity = model_identity(directory, *settings)
+        self.identity = scorer_identity(
+            directory, self.file, str(config.dtype), quantization=config.quantization
+        )
 
     def parse_data(self, data: object) -> ScoringBody | DescribeBody:
         """Check a request's `data`; a problem becomes an HTTP error."""

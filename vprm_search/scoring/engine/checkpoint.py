@@ -34,9 +34,7 @@ from transformers.utils.logging import (
 )
 
 from vprm_search.checkpoints import ensure_native
-from vprm_search.checkpoints.identity import checkpoint_digest
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
-from vprm_search.ids import digest
 from vprm_search.scoring.engine.attention import TREE_ATTENTION
 from vprm_search.scoring.engine.readout import (
     FullVocabularyReadout,
@@ -55,6 +53,7 @@ from vprm_search.scoring.families import (
     find_family,
     read_json,
     read_scorer_file,
+    scorer_identity,
 )
 from vprm_search.scoring.pixels.patches import PixelBudget
 from vprm_search.scoring.pixels.tiles import PreprocessConfig
@@ -150,7 +149,7 @@ def load_checkpoint(
         int(getattr(model.config, "image_seq_length", 0)),
         token_limit(model.config),
         place if table.device.type == "meta" else table.device,
-        checkpoint_identity(directory, settings, kind, quantization, orm),
+        scorer_identity(directory, settings, str(kind), quantization=quantization, orm=orm),
         row,
         orm,
     )
@@ -260,28 +259,6 @@ def _dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"{name!r} is no torch dtype; use 'float32', 'bfloat16' or 'float16'")
     return found
-
-
-def checkpoint_identity(
-    directory: Path,
-    settings: ScorerFile,
-    dtype: torch.dtype,
-    quantization: str | None,
-    orm: bool,
-) -> str:
-    """Return the checkpoint's name; what is not VisualPRM's plain way adds to it."""
-    rule = settings.preprocess
-    parts: list[str | bytes] = [
-        checkpoint_digest(directory),
-        settings.layout.model_dump_json(),
-        "" if rule is None else rule.model_dump_json(),
-        str(dtype),
-    ]
-    if settings.family != DEFAULT_FAMILY:
-        parts.append(f"family {settings.family}")
-    parts += [] if quantization is None else [f"quantized {quantization}"]
-    parts += ["orm"] if orm else []
-    return digest("scorer", *parts).hex()
 
 
 Quantization = Literal["8bit", "4bit"]
