@@ -12,6 +12,7 @@ from vprm_search import (
     tree_of_state,
 )
 from vprm_search.images import image_message
+from vprm_search.search import Pruning
 from vprm_search.tiny.chat_model import TinyChatModel
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import generate, render
@@ -22,7 +23,7 @@ def search() -> SearchTree:
     graph = create_search_graph(
         policy=TinyChatModel(temperature=1.0),
         scorer=TransformersScorer.from_pretrained(weights_path("prm")),
-        strategy=BeamSearch(width=2, expand=4, prune_below=0.2),
+        strategy=BeamSearch(width=2, expand=4, pruning=Pruning(below=0.2)),
         budget=Budget(candidates=120),
     ).compile()
     problem = generate("tiles", "test", 3)

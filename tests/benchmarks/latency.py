@@ -124,17 +124,16 @@ def measure(size: int, problems: int, scorer_seconds: float, sigma: float) -> li
         free.append(seconds)
         level.append(barriers_of_samples(runs[0], depth, sigma) + depth * scorer_seconds)
     rows.append(_row("best-of-n, one problem", size, level, free))
-    for name, apart in (("dvts, one problem", False), ("dvts apart, one problem", True)):
-        dvts = DVTS(subtrees=max(1, size // 4), expand=4, apart=apart, stop=None, refill=0)
-        level, free, trees = [], [], []
-        for number in range(problems):
-            one = range(number, number + 1)
-            held, seconds = timed_run(world, dvts, one, lockstep=True, **options)
-            level.append(seconds)
-            gone, seconds = timed_run(world, dvts, one, lockstep=False, **options)
-            free.append(seconds)
-            trees.append(held[0].tree.dumps() == gone[0].tree.dumps())
-        rows.append({**_row(name, size, level, free), "same_trees": all(trees)})
+    dvts = DVTS(subtrees=max(1, size // 4), expand=4, stop=None, refill=0)
+    level, free, trees = [], [], []
+    for number in range(problems):
+        one = range(number, number + 1)
+        held, seconds = timed_run(world, dvts, one, lockstep=True, **options)
+        level.append(seconds)
+        gone, seconds = timed_run(world, dvts, one, lockstep=False, **options)
+        free.append(seconds)
+        trees.append(held[0].tree.dumps() == gone[0].tree.dumps())
+    rows.append({**_row("dvts, one problem", size, level, free), "same_trees": all(trees)})
     if size <= 64:
         beam = BeamSearch(width=max(1, size // 4), expand=4, stop=None, refill=0)
         several = range(8)

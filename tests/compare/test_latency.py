@@ -72,10 +72,9 @@ def test_best_of_n_takes_as_long_as_its_slowest_sample() -> None:
     assert barriers_of_samples(run, 5) >= took
 
 
-@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("subtrees", [1, 4, 8])
-def test_without_barriers_the_tree_is_the_same_and_no_later(subtrees: int, apart: bool) -> None:
-    dvts = DVTS(subtrees=subtrees, expand=3, apart=apart, stop=None, refill=0)
+def test_without_barriers_the_tree_is_the_same_and_no_later(subtrees: int) -> None:
+    dvts = DVTS(subtrees=subtrees, expand=3, stop=None, refill=0)
     (held,), level = timed_run(WORLD, dvts, range(2, 3), lockstep=True)
     (free,), barrier_free = timed_run(WORLD, dvts, range(2, 3), lockstep=False)
     assert held.tree.dumps() == free.tree.dumps()
@@ -91,7 +90,7 @@ def test_problems_do_not_wait_for_one_another() -> None:
 
 def test_the_benchmark_reports_what_it_ran() -> None:
     rows = measure(8, 2, 0.0, 0.6)
-    assert [row["runs"] for row in rows] == [2, 2, 2, 1]
-    assert all(row["same_trees"] for row in rows[1:3])
+    assert [row["runs"] for row in rows] == [2, 2, 1]
+    assert rows[1]["same_trees"]
     for row in rows:
         assert row["level_synchronous"] >= row["barrier_free"] - 0.1 > 0

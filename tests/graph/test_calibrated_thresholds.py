@@ -12,7 +12,7 @@ from vprm_search.aggregate import register_aggregation
 from vprm_search.calibration.maps import Calibration, LogitMap
 from vprm_search.graph import create_verifier_node, run_search
 from vprm_search.scoring.wrappers import CalibratedScorer
-from vprm_search.search import BeamSearch, BestOfN, BestScore
+from vprm_search.search import BeamSearch, BestOfN, BestScore, Pruning
 from vprm_search.types import Problem
 
 DOUBT = Calibration(policy="p", map=LogitMap(temperature=1.0, bias=-2.0))
@@ -46,7 +46,9 @@ def test_a_calibrated_path_score_can_be_the_threshold() -> None:
 
 
 def test_pruning_compares_calibrated_scores() -> None:
-    beam = BeamSearch(width=8, expand=2, prune_below=0.3, keep_at_least=0, refill=0, stop=None)
+    beam = BeamSearch(
+        width=8, expand=2, pruning=Pruning(below=0.3, keep_at_least=0), refill=0, stop=None
+    )
     options: dict[str, Any] = {"policy": FlakyPolicy(), "strategy": beam}
     plain = run_search(Problem("q"), scorer=FlakyScorer(), **options).tree
     strict = run_search(Problem("q"), scorer=CalibratedScorer(FlakyScorer(), DOUBT), **options).tree

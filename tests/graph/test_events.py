@@ -15,10 +15,10 @@ from langgraph.graph import START, StateGraph
 from tests.graph.fakes import HashChatModel, HashScorer, asked
 from vprm_search.graph import arun_search, create_search_graph, tree_of_state
 from vprm_search.images.store import MemoryImageStore
-from vprm_search.search import BeamSearch
+from vprm_search.search import BeamSearch, Pruning
 from vprm_search.types import ScoreRequest, ScoreResult, StepScore
 
-BEAM = BeamSearch(width=2, expand=3, prune_below=0.3)
+BEAM = BeamSearch(width=2, expand=3, pruning=Pruning(below=0.3))
 
 
 def app(**options: Any) -> Any:

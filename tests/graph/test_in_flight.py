@@ -68,7 +68,6 @@ def run(world: World, policy: Any, rules: SearchRules, **options: Any) -> Any:
         max_depth=st.integers(1, 5),
         refill=st.integers(0, 2),
         stop=st.sampled_from([None, 1, "width"]),
-        apart=st.booleans(),
     ),
 )
 @settings(max_examples=100)

@@ -27,14 +27,18 @@ from vprm_search.graph import (
     tree_of_state,
 )
 from vprm_search.images.store import MemoryImageStore
-from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Plan, Strategy
+from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Plan, Pruning, Strategy
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
 from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult
 
 PNG = noisy_png(64)
 BEAM = BeamSearch(width=3, expand=3)
-STRATEGIES = [BestOfN(6), BEAM, BeamSearch(width=2, expand=4, prune_below=0.4, stop=None)]
+STRATEGIES = [
+    BestOfN(6),
+    BEAM,
+    BeamSearch(width=2, expand=4, pruning=Pruning(below=0.4), stop=None),
+]
 THREAD = {"configurable": {"thread_id": "one"}}
 
 

@@ -29,13 +29,12 @@ EVERY: dict[str, Callable[[], Strategy]] = {
         width=3, expand=2, max_depth=6, same_step=loose_step, pruning=Pruning(below=0.3, margin=0.4)
     ),
     "dvts": lambda: DVTS(subtrees=3, expand=2, max_depth=6),
-    "dvts-apart": lambda: DVTS(subtrees=3, expand=2, apart=True, max_depth=6),
     "rebase": lambda: REBASE(width=6, max_depth=6),
     "rebase-paper": lambda: REBASE(width=6, temperature=0.2, start=0.5, levels=4, max_depth=6),
-    "rebase-context": lambda: REBASE(width=6, context_cost=1.0, refill=2, max_depth=6),
+    "rebase-refill": lambda: REBASE(width=6, refill=2, max_depth=6),
     "particles": lambda: ParticleFilter(particles=6, ess_threshold=0.5, max_depth=6),
-    "particles-tempered": lambda: ParticleFilter(
-        particles=6, ess_threshold=1.0, tempering=True, weight="probability", max_depth=6
+    "particles-probability": lambda: ParticleFilter(
+        particles=6, ess_threshold=1.0, weight="probability", max_depth=6
     ),
     "best-first": lambda: BestFirst(batch=2, expand=3, expansions=12, max_depth=6),
     "mcts": lambda: MCTS(simulations=6, batch=2, expand=2, root_expand=4, max_depth=6),

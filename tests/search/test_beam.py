@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tests.search.world import PROBLEM, World, run, worlds
 from vprm_search.budget import Budget
 from vprm_search.ids import child_id
-from vprm_search.search import DVTS, MCTS, BeamSearch, Plan, Strategy
+from vprm_search.search import DVTS, MCTS, BeamSearch, Plan, Pruning, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, NodeStatus
 
@@ -23,9 +23,9 @@ beams = st.builds(
     width=st.integers(1, 4),
     expand=st.integers(1, 4),
     max_depth=st.integers(1, 6),
-    prune_below=sixteenths,
-    prune_margin=sixteenths,
-    keep_at_least=st.integers(0, 3),
+    pruning=st.builds(
+        Pruning, below=sixteenths, margin=sixteenths, keep_at_least=st.integers(0, 3)
+    ),
     aggregate=st.sampled_from(["mean", "min", "last"]),
     dedup=st.booleans(),
     refill=st.integers(0, 2),
@@ -85,11 +85,12 @@ def _check_selection(tree: SearchTree, plan: Plan, beam: BeamSearch) -> None:
             scored.append((-score, leaf.id))
     scored.sort()
     keep = []
+    rules = beam.pruning
     for rank, (negative, node) in enumerate(scored):
-        low = beam.prune_below is not None and -negative < beam.prune_below
+        low = rules.below is not None and -negative < rules.below
         best = -scored[0][0]
-        far = beam.prune_margin is not None and -negative < best - beam.prune_margin
-        safe = rank < beam.keep_at_least
+        far = rules.margin is not None and -negative < best - rules.margin
+        safe = rank < rules.keep_at_least
         if rank < beam.width and (safe or not (low or far)):
             keep.append(node)
             assert node not in reasons
@@ -306,8 +307,9 @@ def test_a_budget_of_rounds_ends_the_search_with_its_name(
         assert capped.ended_by == f"budget: rounds {limit} of {limit}"
 
 
-WRONG = [{"width": 0}, {"expand": 0}, {"max_depth": 0}, {"prune_below": 1.5}, {"stop": "x"}]
-WRONG += [{"prune_margin": -0.1}, {"keep_at_least": -1}, {"refill": -1}, {"stop": 0}]
+WRONG = [{"width": 0}, {"expand": 0}, {"max_depth": 0}, {"pruning": {"below": 1.5}}, {"stop": "x"}]
+WRONG += [{"pruning": {"margin": -0.1}}, {"pruning": {"keep_at_least": -1}}]
+WRONG += [{"refill": -1}, {"stop": 0}]
 WRONG += [{"aggregate": "median"}, {"depth": 3}]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.world import World, run, worlds
-from vprm_search.search import DVTS, BeamSearch
+from vprm_search.search import DVTS, BeamSearch, Pruning
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScore
 
@@ -19,7 +19,7 @@ options = st.fixed_dictionaries(
         "max_depth": st.integers(1, 6),
         "refill": st.integers(0, 2),
         "aggregate": st.sampled_from(["mean", "min", "last"]),
-        "prune_below": st.none() | st.just(0.4),
+        "pruning": st.sampled_from([Pruning(), Pruning(below=0.4)]),
         "stop": st.sampled_from([None, 1, "width"]),
         "anneal": st.integers(0, 1),
         "dedup": st.booleans(),
@@ -96,31 +96,3 @@ def test_subtrees_without_a_first_step_lend_their_width() -> None:
     wide = World(seed=1, words=90, stop=0.0)
     second = run(wide, DVTS(subtrees=6, expand=6, max_depth=3, refill=0))
     assert sum(e.count for e in second.plans[1].expand) == 36
-
-
-@given(worlds, options)
-@settings(max_examples=40)
-def test_apart_with_one_subtree_it_is_beam_search(world: World, given: dict[str, object]) -> None:
-    given = {**given, "refill": 0}  # first steps are not asked for again
-    beam = run(world, BeamSearch(**given))  # type: ignore[arg-type]
-    dvts = run(world, DVTS(subtrees=1, apart=True, **given))  # type: ignore[arg-type]
-    assert dvts.tree.dumps() == beam.tree.dumps()
-
-
-@given(worlds, st.integers(2, 4), st.integers(1, 2), st.integers(1, 3))
-@settings(max_examples=40)
-def test_apart_each_subtree_has_its_own_first_steps_and_keeps_its_width(
-    world: World, subtrees: int, width: int, expand: int
-) -> None:
-    strategy = DVTS(
-        subtrees=subtrees, width=width, expand=expand, apart=True, max_depth=5, refill=0
-    )
-    trace = run(world, strategy)
-    tree, each = trace.tree, width * expand
-    assert tree.child_count(tree.root_id) == subtrees * each
-    for plan in trace.plans[1:]:
-        grown = [tree.path(e.node)[0].index // each for e in plan.expand]
-        assert all(grown.count(number) <= width for number in range(subtrees))
-    for child in tree.children(tree.root_id):
-        twin = child.merged_into
-        assert twin is None or tree[twin].index // each == child.index // each

@@ -179,13 +179,11 @@ def test_an_unvisited_arm_counts_as_the_transform_says() -> None:
     assert list(by_parent_and_siblings(0.1, values, visits)) == pytest.approx([1.0, 0.0, 0.0])
 
 
-def test_the_value_of_an_edge_is_reward_and_discounted_rest() -> None:
-    path = [Stats(1, 0.5), Stats(1, 0.2), Stats()]
-    back_up(path, 1.0, rewards=[0.5, -1.0], discounts=[0.9, 0.8])
-    assert [p.visits for p in path] == [2, 2, 1]
-    assert path[2].value == 1.0
-    assert path[1].value == pytest.approx((0.2 + (-1.0 + 0.8)) / 2)
-    assert path[0].value == pytest.approx((0.5 + (0.5 + 0.9 * (-1.0 + 0.8))) / 2)
+def test_a_node_is_worth_the_mean_of_what_was_backed_up_through_it() -> None:
+    path = [Stats(3, 0.5), Stats(1, 0.2), Stats()]
+    back_up(path, 1.0)
+    assert [p.visits for p in path] == [4, 2, 1]
+    assert [p.value for p in path] == pytest.approx([(3 * 0.5 + 1.0) / 4, 0.6, 1.0])
 
 
 # --- DeepMind mctx's recorded searches -----------------------------------------------------------
@@ -252,12 +250,10 @@ def replay(record: dict[str, Any]) -> list[Replayed]:
         walk[-1].children[actions[-1]] = leaf
         nodes.append(leaf)
         walk.append(leaf)
-        back_up(
-            [n.stats for n in walk],
-            recorded["raw_value_view"],
-            rewards=[n.recorded.get("reward", 0.0) for n in walk[1:]],
-            discounts=[discount] * len(actions),
-        )
+        value = recorded["raw_value_view"]
+        for node in reversed(walk):  # the recorded environment has rewards on its edges
+            back_up([node.stats], value)
+            value = node.recorded.get("reward", 0.0) + discount * value
     return nodes
 
 

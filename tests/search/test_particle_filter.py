@@ -37,9 +37,6 @@ RUNS = 700
 class Dice:
     """Three steps, drawn with known chances; a path ends after three steps, or early with "c"."""
 
-    def __init__(self, sharp: float = 1.0) -> None:
-        self.sharp = sharp
-
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         return [[self._step(r.steps, seed / 2**63) for seed in r.seeds] for r in requests]
 
@@ -54,18 +51,15 @@ class Dice:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         return [
-            ScoreResult(
-                tuple(StepScore(plus(r.steps[: i + 1], self.sharp)) for i in range(len(r.steps)))
-            )
+            ScoreResult(tuple(StepScore(plus(r.steps[: i + 1])) for i in range(len(r.steps))))
             for r in requests
         ]
 
 
-def plus(steps: Sequence[str], sharp: float = 1.0) -> float:
-    """Return a score that depends on the whole path; its odds are raised to the power `sharp`."""
+def plus(steps: Sequence[str]) -> float:
+    """Return a score that depends on the whole path."""
     # Mild enough that no estimate hangs on one run in a thousand.
-    s = {"a": 0.65, "b": 0.45, "c": 0.55}[steps[-1][-1]] * (0.9 if "0b" in steps else 1.0)
-    return float(s**sharp / (s**sharp + (1 - s) ** sharp))
+    return {"a": 0.65, "b": 0.45, "c": 0.55}[steps[-1][-1]] * (0.9 if "0b" in steps else 1.0)
 
 
 def paths() -> list[tuple[str, ...]]:
@@ -76,23 +70,21 @@ def paths() -> list[tuple[str, ...]]:
     return sorted(set(found))
 
 
-def exact(odds: bool, sharp: float = 1.0) -> dict[tuple[str, ...], float]:
+def exact(odds: bool) -> dict[tuple[str, ...], float]:
     """Return p(path) * Π g(score) for every path."""
     masses = {}
     for path in paths():
         mass = 1.0
         for end in range(1, len(path) + 1):
-            s = plus(path[:end], sharp)
+            s = plus(path[:end])
             mass *= CHANCES[path[end - 1][-1]] * (s / (1 - s) if odds else s)
         masses[path] = mass
     return masses
 
 
-def estimates(
-    strategy: ParticleFilter, runs: int, sharp: float = 1.0
-) -> dict[tuple[str, ...], list[float]]:
+def estimates(strategy: ParticleFilter, runs: int) -> dict[tuple[str, ...], list[float]]:
     """Return Σ count * weight / particles for every path, run by run."""
-    rules, dice = SearchRules(strategy, BestScore()), Dice(sharp)
+    rules, dice = SearchRules(strategy, BestScore()), Dice()
     found: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * runs)
 
     async def search(number: int) -> None:
@@ -122,18 +114,15 @@ def estimates(
         {"ess_threshold": 1.0},
         {"ess_threshold": 0.6},
         {"ess_threshold": 0.0, "weight": "probability"},
-        {"ess_threshold": 1.0, "tempering": True, "max_depth": 12, "sharp": 4.0},
         {"ess_threshold": 1.0, "dedup": False, "weight": "probability"},
     ],
     ids=str,
 )
 def test_the_weighted_particles_are_an_unbiased_estimate(options: dict[str, Any]) -> None:
     """Every path's mean over many runs is within 4.5 standard errors of the exact mass."""
-    options = dict(options)
-    sharp = options.pop("sharp", 1.0)
     strategy = ParticleFilter(particles=4, refill=0, **options)
-    found = estimates(strategy, RUNS, sharp)
-    masses = exact(strategy.weight == "odds", sharp)
+    found = estimates(strategy, RUNS)
+    masses = exact(strategy.weight == "odds")
     assert set(found) <= set(masses)
     checked = 0
     for path, mass in [*masses.items(), (None, sum(masses.values()))]:
@@ -160,14 +149,12 @@ def test_a_biased_filter_would_be_found() -> None:
     assert abs(mean - sum(exact(odds=False).values())) < 4.5 * error
 
 
-@given(worlds, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+@given(worlds, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]))
 @settings(max_examples=40)
 def test_the_number_of_particles_never_grows(
-    world: World, particles: int, threshold: float, tempering: bool
+    world: World, particles: int, threshold: float
 ) -> None:
-    strategy = ParticleFilter(
-        particles=particles, ess_threshold=threshold, tempering=tempering, max_depth=6
-    )
+    strategy = ParticleFilter(particles=particles, ess_threshold=threshold, max_depth=6)
     trace = run(world, strategy)
     for plan, text in zip(trace.plans, trace.before, strict=True):
         tree = SearchTree.loads(text)
@@ -208,14 +195,6 @@ def test_a_lost_particle_loses_its_weight_and_resampling_brings_the_number_back(
     assert one.count == 4
     (one,) = ParticleFilter(particles=4, ess_threshold=0).plan(tree).expand
     assert one.count == 1
-
-
-def test_tempering_softens_early_resampling_as_stated() -> None:
-    strategy = ParticleFilter(particles=8, tempering=True, max_depth=10)
-    assert strategy._temperature(1, 2.0) == pytest.approx((1 - 0.1) / 0.25)
-    assert strategy._temperature(1, 4.0) == 1.0  # even enough
-    assert strategy._temperature(5, 2.0) == 1.0  # past the half
-    assert ParticleFilter(particles=8)._temperature(1, 1.0) == 1.0
 
 
 @given(st.integers(0, 100))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from tests.search.world import World, run
-from vprm_search.search import BeamSearch, Pruning
+from vprm_search.search import Pruning
 from vprm_search.types import NodeRecord
 
 sixteenths = st.integers(0, 16).map(lambda n: n / 16)
@@ -47,26 +44,3 @@ def test_each_path_stays_or_goes_by_the_stated_rule(rule: Pruning, scores: list[
             assert reasons[leaf.id].endswith(ranked[rule.top_k - 1][1].id)  # type: ignore[operator]
         if word == "prune_margin":
             assert ranked[0][1].id in reasons[leaf.id]
-
-
-@given(st.integers(0, 50), st.integers(0, 16), st.integers(0, 16), st.integers(0, 3))
-def test_the_flat_options_of_beam_search_are_the_same_rules(
-    seed: int, below: int, margin: int, keep: int
-) -> None:
-    world = World(seed=seed, words=9)
-    flat = BeamSearch(
-        width=3,
-        expand=2,
-        max_depth=4,
-        prune_below=below / 16,
-        prune_margin=margin / 16,
-        keep_at_least=keep,
-    )
-    rule = Pruning(below=below / 16, margin=margin / 16, keep_at_least=keep)
-    other = BeamSearch(width=3, expand=2, max_depth=4, pruning=rule)
-    assert run(world, flat).tree.dumps() == run(world, other).tree.dumps()
-
-
-def test_two_ways_at_once_are_refused() -> None:
-    with pytest.raises(ValidationError, match="either pruning or prune_below"):
-        BeamSearch(prune_below=0.5, pruning=Pruning(margin=0.1))

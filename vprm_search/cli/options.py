@@ -146,6 +146,10 @@ def strategy_of(
     kind: type[Any] = _STRATEGIES[name]
     options = {key: value for key, value in given.items() if value is not None}
     options |= dict(map(_setting, settings))
+    if "pruning" in kind.model_fields:
+        flags = {"below": "prune_below", "margin": "prune_margin"}
+        rules = {rule: options.pop(flag) for rule, flag in flags.items() if flag in options}
+        options |= {"pruning": rules} if rules else {}
     foreign = sorted(set(options) - set(kind.model_fields))
     if foreign:
         shown = ", ".join(f"--{key.replace('_', '-')}" for key in foreign)
@@ -194,7 +198,8 @@ def checked(kind: Callable[..., T], options: dict[str, Any]) -> T:
         return kind(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        name = ".".join(str(part) for part in first["loc"])
+        name = name.replace("pruning.", "prune_").replace("_", "-")
         where = f"--{name} {first['input']!r}: " if name else ""  # none: options that do not fit
         raise ConfigError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 

@@ -60,11 +60,12 @@ def solve(
         int | None, typer.Option(help="beam: most steps of a path.", rich_help_panel=_SEARCH)
     ] = None,
     prune_below: Annotated[
-        float | None, typer.Option(help="beam: least path score.", rich_help_panel=_SEARCH)
+        float | None,
+        typer.Option(help="Least path score.", rich_help_panel=_SEARCH),
     ] = None,
     prune_margin: Annotated[
         float | None,
-        typer.Option(help="beam: furthest below the best.", rich_help_panel=_SEARCH),
+        typer.Option(help="Furthest below the best.", rich_help_panel=_SEARCH),
     ] = None,
     setting: Annotated[
         list[str] | None,

@@ -101,7 +101,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 _RENAMED = {"refill_heat": "refill_temperature_scale"}
-_GONE: dict[str, Any] = {"start": 1.0, "levels": None, "context_cost": 0.0, "tempering": False}
+_GONE: dict[str, Any] = {
+    "context_cost": 0.0,
+    "tempering": False,
+    "apart": False,
+    "prune_below": None,
+    "prune_margin": None,
+    "keep_at_least": 1,
+}
 """Options of version 0.1, and the value at which each of them did nothing."""
 
 
@@ -111,6 +118,9 @@ def same_strategy(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
     for name, harmless in _GONE.items():
         if name not in wanted and facts.get(name) == harmless:
             facts.pop(name, None)
+    inside, other = facts.get("strategy"), wanted.get("strategy")  # of a cascade, a lookahead
+    if isinstance(inside, dict) and isinstance(other, dict) and same_strategy(inside, other):
+        facts["strategy"] = other
     return facts == wanted
 
 

@@ -119,9 +119,6 @@ _LIST = (
         "particles-half",
         lambda size: ParticleFilter(particles=size, ess_threshold=0.5, refill=0),
     ),
-    Entrant(
-        "entropic-particles", lambda size: ParticleFilter(particles=size, tempering=True, refill=0)
-    ),
     Entrant("lookahead-beam", _lookahead),
     Entrant("cascade-beam", lambda size: Cascade(strategy=_beam(size))),
     Entrant("mcts", _mcts),

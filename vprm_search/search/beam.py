@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from vprm_search.search.plan import Close, Expand, Plan, Pruning, Ranked
+from vprm_search.search.plan import Close, Expand, Plan, Ranked
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
@@ -28,10 +28,7 @@ class BeamSearch(StepwiseSearch):
         width: open paths kept after each level.
         expand: children proposed per kept path.
         max_depth: steps after which an open path is cut ("truncated").
-        prune_below: an open path with a path score below this is pruned.
-        prune_margin: an open path more than this below the best open path is pruned.
-        keep_at_least: open paths that the two rules above never prune.
-        pruning: the same rules as one object, instead of the three above.
+        pruning: what is put aside besides what the width leaves out.
         aggregate: name of the aggregation of the path score.
         dedup: merge identical siblings.
         refill: how often the slots of merged or failed siblings are asked for again.
@@ -44,19 +41,9 @@ class BeamSearch(StepwiseSearch):
 
     width: int = Field(default=4, ge=1, le=256)
     expand: int = Field(default=4, ge=1, le=256)
-    prune_below: float | None = Field(default=None, ge=0, le=1)
-    prune_margin: float | None = Field(default=None, ge=0, le=1)
-    keep_at_least: int = Field(default=1, ge=0)
     stop: Annotated[int, Field(ge=1)] | Literal["width"] | None = "width"
     anneal: int = Field(default=0, ge=0, le=255)
     min_width: int = Field(default=1, ge=1, le=256)
-
-    @model_validator(mode="after")
-    def _one_pruning(self) -> Self:
-        flat = (self.prune_below, self.prune_margin, self.keep_at_least) != (None, None, 1)
-        if flat and self.pruning != Pruning():
-            raise ValueError("give either pruning or prune_below, prune_margin, keep_at_least")
-        return self
 
     def plan(self, tree: SearchTree) -> Plan:
         """Refill the level if slots are empty, else prune to the width and expand."""
@@ -88,20 +75,13 @@ class BeamSearch(StepwiseSearch):
         if ranked:
             depth = max(tree.depth(leaf.id) for _, leaf in ranked)
             top_k = max(min(width, self.min_width), width - self.anneal * (depth - 1))
-            rules = self._rules()
-            narrowest = top_k if rules.top_k is None else min(top_k, rules.top_k)
-            ranked, pruned = rules.model_copy(update={"top_k": narrowest}).apply(ranked)
+            own = self.pruning.top_k
+            narrowest = top_k if own is None else min(top_k, own)
+            ranked, pruned = self.pruning.model_copy(update={"top_k": narrowest}).apply(ranked)
             close += pruned
         if not ranked:
             return [], close, "no open path is left"
         return ranked, close, self._stopped(tree, ranked[0][0], finished, width)
-
-    def _rules(self) -> Pruning:
-        if self.pruning != Pruning():
-            return self.pruning
-        return Pruning(
-            below=self.prune_below, margin=self.prune_margin, keep_at_least=self.keep_at_least
-        )
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
         return self.width * self.expand if parent == tree.root_id else self.expand

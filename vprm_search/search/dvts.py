@@ -10,7 +10,7 @@ from pydantic import Field
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.rebase import even_shares
-from vprm_search.search.stepwise import candidates, duplicates, merges
+from vprm_search.search.stepwise import candidates, duplicates
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -25,10 +25,6 @@ class DVTS(BeamSearch):
     width to the others. Only finished paths are candidates for the answer. With one subtree it is
     `BeamSearch`.
 
-    Dealing needs all first steps. With `apart` every subtree asks for its own instead, as in the
-    source, so that nothing waits from the start; two subtrees may then begin with the same step,
-    and slots of equal first steps are not asked for again.
-
     Source: Beeching, Tunstall and Rush, "Scaling test-time compute with open models" (2024), where
     `width` is 1 and `expand` 4; wider subtrees as in arXiv 2505.17373 (value-guided search, 2 paths
     in each of 16 subtrees).
@@ -36,12 +32,10 @@ class DVTS(BeamSearch):
     Args:
         subtrees: independent beams.
         width: open paths kept in each subtree.
-        apart: let every subtree have first steps of its own.
     """
 
     subtrees: int = Field(default=4, ge=1, le=256)
     width: int = Field(default=1, ge=1, le=256)
-    apart: bool = False
 
     def plan(self, tree: SearchTree) -> Plan:
         """Refill empty slots, else let every subtree prune and expand on its own."""
@@ -51,9 +45,8 @@ class DVTS(BeamSearch):
         """Plan for the subtrees in which nothing is under way; dealt first steps are one part."""
         root = tree.root_id
         if not tree.child_count(root):
-            return Plan() if root in busy else Plan(expand=self._first_calls(tree))
-        if self.apart:
-            return self._plan_apart(tree, busy)
+            first = Expand(root, self._target(tree, root), round=1)
+            return Plan() if root in busy else Plan(expand=(first,))
         if root in busy:
             return Plan()
         merged = duplicates(tree, [root], self.same_step) if self.dedup else []
@@ -63,30 +56,6 @@ class DVTS(BeamSearch):
             return Plan(expand=(again,), close=tuple(merged))
         dealt = self._deal(tree, {close.node for close in merged})
         return self._plan_idle(tree, Subtrees(tree, dealt, last, busy), merged)
-
-    def _first_calls(self, tree: SearchTree) -> tuple[Expand, ...]:
-        """Return the call for all first steps, or one for those of every subtree."""
-        target = self._target(tree, tree.root_id)
-        if not self.apart:
-            return (Expand(tree.root_id, target, round=1),)
-        each = target // self.subtrees
-        return tuple(
-            Expand(tree.root_id, each, number * each, round=1) for number in range(self.subtrees)
-        )
-
-    def _plan_apart(self, tree: SearchTree, busy: frozenset[NodeId]) -> Plan:
-        """Plan when every subtree has its own indices below the root; those not there yet wait."""
-        each = self._target(tree, tree.root_id) // self.subtrees
-        own: list[list[NodeRecord]] = [[] for _ in range(self.subtrees)]
-        for child in candidates(tree, tree.root_id):
-            block, place = divmod(child.index, each)
-            own[block if block < self.subtrees else place % self.subtrees].append(child)
-        merged = [c for some in own for c in merges(some, self.same_step)] if self.dedup else []
-        gone = {close.node for close in merged}
-        waiting = [n for n, some in enumerate(own) if not some and tree.root_id in busy]
-        first = [[child.id for child in some if _lives(child, gone)] for some in own]
-        parts = Subtrees(tree, first, _first_round(tree), busy, waiting)
-        return self._plan_idle(tree, parts, merged)
 
     def _plan_idle(self, tree: SearchTree, parts: Subtrees, merged: list[Close]) -> Plan:
         widths = even_shares(self.subtrees * self.width, parts.count)
@@ -154,7 +123,7 @@ class Subtrees:
     """The subtrees of a tree: which are idle, their open leaves and their finished paths.
 
     `first_steps[n]` are the nodes below the root that subtree n grows from, `busy` the nodes whose
-    children are being proposed, `waiting` the subtrees whose first steps are.
+    children are being proposed.
     """
 
     def __init__(
@@ -163,13 +132,12 @@ class Subtrees:
         first_steps: Sequence[Sequence[NodeId]],
         first_round: int,
         busy: Collection[NodeId],
-        waiting: Collection[int] = (),
     ) -> None:
         self._tree = tree
         self._first_round = first_round
         self._number = {node: n for n, nodes in enumerate(first_steps) for node in nodes}
         self.count = len(first_steps)
-        working = {self._part(node) for node in busy} | set(waiting)
+        working = {self._part(node) for node in busy}
         self.idle = [n for n in range(self.count) if n not in working]
         self.leaves = self._by_part(tree.open_leaves())
         self.finished = self._by_part(tree.finished())

@@ -97,23 +97,11 @@ def puct_scores(
     ]
 
 
-def back_up(
-    path: Sequence[Stats],
-    value: float,
-    rewards: Sequence[float] = (),
-    discounts: Sequence[float] = (),
-) -> None:
-    """Count one visit for every node of a path, the last of which was found to be worth `value`.
-
-    `rewards[i]` and `discounts[i]` belong to the edge into `path[i + 1]`; without them a node is
-    worth what comes after it.
-    """
-    for place in range(len(path) - 1, -1, -1):
-        node = path[place]
+def back_up(path: Sequence[Stats], value: float) -> None:
+    """Count one visit for every node of a path whose end was found to be worth `value`."""
+    for node in path:
         node.value = (node.value * node.visits + value) / (node.visits + 1)
         node.visits += 1
-        if place and rewards:
-            value = rewards[place - 1] + discounts[place - 1] * value
 
 
 # --- the search --------------------------------------------------------------------------------

@@ -56,24 +56,16 @@ class ParticleFilter(StepwiseSearch):
     no path is there twice. A finished path keeps its place and its weight; a failed, cut or
     unscored one loses it.
 
-    `tempering` resamples by w^(1/τ) with τ = max(1, (1 − level / max_depth) / (ESS / particles))
-    while ESS / particles is below ½ in the first half of the levels (entropic annealing,
-    arXiv 2510.05825), so that few early scores do not decide all. Unlike there, a particle keeps
-    the weight w^(1 − 1/τ) not yet spent, which keeps the filter unbiased; τ counts levels up to
-    `max_depth`, so set it near the usual number of steps.
-
     Args:
         particles: partial solutions kept.
         weight: g, see above.
         ess_threshold: share of `particles` below which they are resampled.
-        tempering: soften early resampling.
     """
 
     aggregate: str = "last"
     particles: int = Field(default=16, ge=1, le=256)
     weight: Literal["odds", "probability"] = "odds"
     ess_threshold: float = Field(default=1.0, ge=0, le=1)
-    tempering: bool = False
 
     def plan(self, tree: SearchTree) -> Plan:
         """Weigh the new steps, resample if the weights are uneven, and move on."""
@@ -143,28 +135,20 @@ class ParticleFilter(StepwiseSearch):
         size = effective_sample_size(weights, [p.count for p in moved])
         if not moved or size >= self.ess_threshold * self.particles:
             return tuple(moved), []
-        power = 1.0 / self._temperature(level, size)
-        shares = [p.count * w**power for p, w in zip(moved, weights, strict=True)]
+        shares = [p.count * w for p, w in zip(moved, weights, strict=True)]
         each = math.log(math.fsum(shares) / self.particles)
         counts = systematic_counts(shares, self.particles, _draw(tree, level))
         kept, close = [], []
         best = max(zip(shares, moved, strict=True), key=lambda pair: pair[0])[1].node
         for particle, count, share in zip(moved, counts, shares, strict=True):
             if count:
-                left = top + (1.0 - power) * (particle.log_weight - top) + each
-                kept.append(Particles(particle.node, count, left))
+                kept.append(Particles(particle.node, count, top + each))
                 continue
             part = share / math.fsum(shares) * self.particles
             reason = f"resampled: {part:.4f} of {self.particles} particles drew none; {best} leads"
             reason = f"{reason}; ESS {size:.2f}"
             close.append(Close(particle.node, reason, cause="no_share"))
         return tuple(kept), close
-
-    def _temperature(self, level: int, size: float) -> float:
-        share, passed = size / self.particles, level / self.max_depth
-        if not self.tempering or share >= 0.5 or passed >= 0.5:
-            return 1.0
-        return max(1.0, (1.0 - passed) / share)
 
 
 def _draw(tree: SearchTree, level: int) -> float:

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from vprm_search.search.particle_filter import effective_sample_size
 from vprm_search.search.plan import Close, Expand, Plan, Ranked
-from vprm_search.search.shared_context import worth_keeping
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
 
@@ -34,10 +33,6 @@ class REBASE(StepwiseSearch):
     the end many right paths are needed to outvote the wrong ones. The schedule is ours; over
     `levels` levels it costs what an even width costs.
 
-    With `context_cost` above 0 paths are first pruned together so that the kept ones share more of
-    their context (see `shared_context.worth_keeping`), in the spirit of ETS (arXiv 2502.13575);
-    images make a shared prefix worth more.
-
     Args:
         width: steps proposed per level, and finished paths wanted.
         temperature: low values give most steps to the best path, high values equal shares; None
@@ -46,7 +41,6 @@ class REBASE(StepwiseSearch):
         start: share of the width at the first level.
         levels: levels over which the width grows, about the steps of a solution; after them it is
             `width` again. Needed by a `start` below 1.
-        context_cost: weight of the context kept against the reward kept; ETS uses 1 to 2.
     """
 
     aggregate: str = "last"
@@ -55,7 +49,6 @@ class REBASE(StepwiseSearch):
     effective_share: float = Field(default=0.25, ge=0, le=1)
     start: float = Field(default=1.0, gt=0, le=1)
     levels: int | None = Field(default=None, ge=2, le=128)
-    context_cost: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _levels_are_known(self) -> Self:
@@ -84,9 +77,8 @@ class REBASE(StepwiseSearch):
         close += pruned
         if not ranked:
             return Plan(close=tuple(close), finish="no open path is left")
-        ranked, costly = self._share_context(tree, ranked)
         expand, outweighed = self._divide(ranked, left)
-        return Plan(expand=expand, close=(*close, *costly, *outweighed))
+        return Plan(expand=expand, close=(*close, *outweighed))
 
     def _width_at(self, level: int) -> int:
         if self.levels is None or level >= self.levels:
@@ -101,22 +93,6 @@ class REBASE(StepwiseSearch):
             return softmax(scores, self.temperature)
         wanted = 1 + self.effective_share * (len(scores) - 1)
         return softmax(scores, tempered(scores, wanted))
-
-    def _share_context(self, tree: SearchTree, ranked: Ranked) -> tuple[Ranked, list[Close]]:
-        if not self.context_cost:
-            return ranked, []
-        weights = self._weights(ranked)
-        worth = {leaf.id: weight for (_, leaf), weight in zip(ranked, weights, strict=True)}
-        keep = worth_keeping(tree, worth, self.context_cost) | {ranked[0][1].id}
-        why = f"context_cost {self.context_cost}: its own context outweighs its share"
-        close = [
-            Close(
-                leaf.id, f"{why} {worth[leaf.id]:.4f}; {ranked[0][1].id} is best", cause="no_share"
-            )
-            for _, leaf in ranked
-            if leaf.id not in keep
-        ]
-        return [pair for pair in ranked if pair[1].id in keep], close
 
     def _divide(self, ranked: Ranked, slots: int) -> tuple[tuple[Expand, ...], list[Close]]:
         weights = self._weights(ranked)

@@ -192,11 +192,10 @@ def last_steps(tree: SearchTree) -> list[NodeRecord]:
 
 def duplicates(tree: SearchTree, parents: Sequence[NodeId], key: StepKey) -> list[Close]:
     """Return the closes that merge each parent's children of equal key into one."""
-    return [c for parent in parents for c in merges(candidates(tree, parent), key)]
+    return [c for parent in parents for c in _merges(candidates(tree, parent), key)]
 
 
-def merges(children: Sequence[NodeRecord], key: StepKey) -> list[Close]:
-    """Return the closes that merge those of equal key among some children of one node."""
+def _merges(children: Sequence[NodeRecord], key: StepKey) -> list[Close]:
     close = []
     first: dict[str, NodeRecord] = {}
     living = [child for child in children if child.status not in ("failed", "pruned")]
