@@ -247,28 +247,28 @@ def test_routes_that_scoring_does_not_need_are_gone(prm_server: PrmServer) -> No
             assert client.get(path).status_code == 200
 
 
-DOOR = """
+GUARDED = """
 import asyncio, json, sys
-from vprm_search_vllm.door import Door
+from vprm_search_vllm.access_middleware import AccessMiddleware
 
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
-async def ask(door, path, headers):
+async def ask(app, path, headers):
     sent = []
     async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
     async def send(message): sent.append(message)
     scope = {"type": "http", "path": path, "method": "POST", "headers": headers}
-    await door(scope, receive, send)
+    await app(scope, receive, send)
     return sent[0]["status"]
 
-door = Door(app)
+guarded = AccessMiddleware(app)
 cases = json.loads(sys.argv[1])
 found = []
 for path, value in cases:
     headers = [(b"Authorization", value.encode())] if value else []
-    found.append(asyncio.run(ask(door, path, headers)))
+    found.append(asyncio.run(ask(guarded, path, headers)))
 print(json.dumps(found))
 """
 
@@ -287,7 +287,7 @@ def test_the_key_is_wanted_on_every_route_but_health(vllm_python: Path) -> None:
         ("/health", ""),
     ]
     done = subprocess.run(
-        [vllm_python, "-c", DOOR, json.dumps(cases)],
+        [vllm_python, "-c", GUARDED, json.dumps(cases)],
         env={"VLLM_API_KEY": "right", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
