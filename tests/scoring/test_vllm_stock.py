@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import AddedToken, AutoTokenizer
 
 from tests.scoring.stock_double import StockDouble, probabilities, stock_server
 from vprm_search.errors import CheckpointError, ConfigError, ModelChangedError
@@ -108,6 +109,22 @@ def test_harmless_text_holds_no_control_token(before: str, word: str, after: str
 @given(st.text(alphabet=st.characters(exclude_characters="<", exclude_categories=["Cs"])))
 def test_text_without_control_names_is_left_alone(text: str) -> None:
     assert PROMPTS.harmless(text) == text
+
+
+def test_added_pieces_that_are_ordinary_text_are_left_alone(tmp_path: Path) -> None:
+    """InternLM2's tokenizer adds fullwidth letters and dots: they open and end nothing."""
+    for file in CHECKPOINT.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in ("……", "Ｅ", "ＦＧ")])
+    tokenizer.save_pretrained(tmp_path)
+    prompts = StockPrompts(tmp_path)
+    text = "点Ｅ在线段ＦＧ上……"
+    assert prompts.harmless(text) == text
+    assert prompts.harmless(text + "<|im_end|>") == text + "<·|im_end|>"
+    asked = [prompts.build(text, [text], ()).neutralised, prompts.build("", [""], ()).neutralised]
+    assert asked == [0, 0]
 
 
 async def test_a_template_that_is_not_the_models_gives_no_score() -> None:

@@ -18,12 +18,11 @@ from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import IMAGE_MISSING, NO_SERVER
-from vprm_search.scoring.vllm.meter import VllmMeter
 from vprm_search.scoring.vllm.options import VllmOptions, server_address
 from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe
 from vprm_search.scoring.vllm.pooling_route import PoolingRoute, ServedModel, served_model
-from vprm_search.scoring.vllm.round import ProblemRound
-from vprm_search.scoring.vllm.transport import RequestFailed, ServerTransport, all_done
+from vprm_search.scoring.vllm.round import ProblemRound, all_done
+from vprm_search.scoring.vllm.transport import RequestFailed, ServerTransport, VllmMeter
 from vprm_search.types import ScoreRequest, ScoreResult
 
 Route = Literal["plugin", "pooling"]

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from vprm_search.scoring.vllm.meter import VllmMeter
-from vprm_search.scoring.vllm.transport import bad_reply
+from vprm_search.scoring.vllm.transport import VllmMeter, bad_reply
 from vprm_search.types import ImageData
 
 T = TypeVar("T")

@@ -24,11 +24,10 @@ from vprm_search.scoring.vllm.contract import (
     first_problem,
 )
 from vprm_search.scoring.vllm.images import ImageShipping, ImagesMissing
-from vprm_search.scoring.vllm.round import Path, ProblemRound, StepMemory
+from vprm_search.scoring.vllm.round import Path, ProblemRound, StepMemory, all_done
 from vprm_search.scoring.vllm.transport import (
     RequestFailed,
     ServerTransport,
-    all_done,
     bad_reply,
     read_json,
     shortened,

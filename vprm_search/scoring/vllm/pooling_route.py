@@ -18,13 +18,12 @@ from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT, TOO_LONG
 from vprm_search.scoring.vllm.images import ImageShipping, ImagesMissing
 from vprm_search.scoring.vllm.round import Path as Steps
-from vprm_search.scoring.vllm.round import ProblemRound
+from vprm_search.scoring.vllm.round import ProblemRound, all_done
 from vprm_search.scoring.vllm.stock_prompt import Shown, StockPrompts, conversation
 from vprm_search.scoring.vllm.transport import (
     RequestFailed,
     ServerTransport,
     T,
-    all_done,
     bad_reply,
     read_json,
 )

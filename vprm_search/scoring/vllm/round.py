@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vprm_search.scoring.reasons import NO_SCORE
 from vprm_search.scoring.score_cache import MemoEntry, MemoryScoreStore, step_keys
@@ -130,3 +132,18 @@ class StepMemory:
     def _keys(self, identity: str, round_: ProblemRound, path: Sequence[str]) -> list[str]:
         problem = Problem(round_.question, tuple(i.digest for i in round_.images))
         return step_keys(identity, ScoreRequest(problem, tuple(path)))
+
+
+async def all_done(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all coroutines; on an error or a cancellation none is left running.
+
+    A task group would wrap a single error into a group, which callers of a scorer do not expect.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

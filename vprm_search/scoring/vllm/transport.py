@@ -7,8 +7,8 @@ import json
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from vprm_search.chat.failures import is_retryable, retry_after
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.reasons import BAD_REPLY, NO_SERVER, REFUSED, SERVER_ERROR
-from vprm_search.scoring.vllm.meter import VllmMeter
 from vprm_search.scoring.vllm.options import VllmOptions
 
 T = TypeVar("T")
@@ -59,6 +58,45 @@ class RequestFailed(ScorerError):
         self.reason = f"{reason}: {shortened(text)}"
         super().__init__(self.reason)
         self.status, self.again, self.gone, self.wait_s = status, again, gone, wait_s
+
+
+@dataclass(slots=True)
+class VllmMeter:
+    """Running totals of one client, over all threads.
+
+    `requests` are POST requests, `retries` those among them that repeat a
+    failed one. `bytes_sent` are bytes of request bodies, `image_bytes_sent` the PNG bytes among
+    them (before base64). `images_sent` counts images sent with their pixels, `images_resent` those
+    among them the server had been sent before. `steps_filled` are rows that the server's prefix
+    cache left out and an earlier score filled, `paths_reasked` the paths asked again for such
+    rows. `splits` counts requests cut in two because the server refused them as a whole,
+    `server_waits` the times a lost server was waited for.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_sent: int = 0
+    image_bytes_sent: int = 0
+    images_sent: int = 0
+    images_resent: int = 0
+    steps_filled: int = 0
+    paths_reasked: int = 0
+    splits: int = 0
+    server_waits: int = 0
+    seconds: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, **amounts: float) -> None:
+        """Add to several totals at once; safe from any thread."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+    def to_json(self) -> dict[str, float]:
+        """Return the totals as plain JSON."""
+        with self._lock:
+            names = [f.name for f in fields(self) if not f.name.startswith("_")]
+            return {name: getattr(self, name) for name in names}
 
 
 @dataclass(slots=True)
@@ -390,21 +428,6 @@ def is_healthy(base_url: str, *, timeout_s: float = 2.0) -> bool:
     except httpx.HTTPError:
         return False
     return reply.status_code == httpx.codes.OK
-
-
-async def all_done(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all coroutines; on an error or a cancellation none is left running.
-
-    A task group would wrap a single error into a group, which callers of a scorer do not expect.
-    """
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def shortened(text: str) -> str:
