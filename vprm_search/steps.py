@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from vprm_search.errors import ConfigError, InputError
 
 STEP_SEPARATOR = "\n\n"
+MAX_STEPS = 12
+"""VisualPRM merges a whole solution into at most so many steps before it scores it."""
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 Splitter = Callable[[str], list[str]]
@@ -110,6 +113,31 @@ def split_steps(
     steps = splitter(normalise_text(text))
     if not keep_empty:
         steps = [stripped for step in steps if (stripped := step.strip())]
+    if max_steps is not None:
+        steps = merge_steps(steps, max_steps)
+    limits.check_steps(steps)
+    return steps
+
+
+def split_solution(
+    text: str, *, max_steps: int | None = MAX_STEPS, limits: StepLimits = DEFAULT_LIMITS
+) -> list[str]:
+    r"""Return the steps of a whole solution as VisualPRM's own code cuts them, to score it.
+
+    The text is cut at every `"\n\n"` and merged (`merge_steps`); nothing is stripped and empty
+    steps stay, so a trailing `"\n\n"` gives one more, empty, step that is scored.
+
+    Args:
+        text: the solution, used as it is.
+        max_steps: the most steps to merge into; None merges nothing.
+        limits: what the text and its steps may measure.
+
+    Raises:
+        InputError: the text, a step (after merging) or the number of steps exceeds `limits`.
+        ConfigError: `max_steps` is below 1.
+    """
+    limits.check_text(text, "the solution")
+    steps = split_at_blank_lines(text)
     if max_steps is not None:
         steps = merge_steps(steps, max_steps)
     limits.check_steps(steps)

@@ -60,7 +60,7 @@ class Problem:
     """A question and the images it is about.
 
     `images` holds content digests ("sha256-<64 hex>"), never bytes; an image store turns a digest
-    into pixels. Images come before the question, in this order.
+    into pixels. They stand where the question says `<image>`, in this order, or else before it.
     """
 
     question: str

@@ -2,7 +2,8 @@
 
 Each family's text is written as its authors write it; multi-turn families take one forward per
 step, up to the '+' of that step, families with a marker one forward over the whole text with its
-closing tokens, read where the marker's id stands.
+closing tokens, read where the marker's id stands. Pictures stand where the question has `<image>`,
+or where the family puts them; InternVL's template closes no turn that is empty.
 """
 
 from __future__ import annotations
@@ -60,17 +61,20 @@ class FamilyOracle:
     # --- read before the placeholder ---------------------------------------------------------
 
     def _visualprm(self, question: str, steps: Sequence[str], images: list[Any]) -> list[float]:
-        pixels, tags = self._tiled(images, "<img>{}</img>\n")
+        pixels, tags = self._tiled(images)
+        tags, question = placed(question, tags, "\n")
         head = f"<|im_start|>system\n{CHINESE}<|im_end|>\n<|im_start|>user\n### Question:\n{tags}"
         first = f"{head}{question}\n\n### Solution Process:\n{steps[0]}<|im_end|>\n"
         return self._turns(first, steps[1:], pixels, self._pair("+", "-"))
 
     def _dreamprm_1_5(self, question: str, steps: Sequence[str], images: list[Any]) -> list[float]:
-        pixels, tags = self._tiled(images, "<img>{}</img>")
+        pixels, tags = self._tiled(images)
+        tags, question = placed(question, tags, "")
         first = (
             f"<|im_start|>system\n{PROMPT}<|im_end|>\n<|im_start|>user\n{tags}### Question:\n"
-            f"{question}<|im_end|>\n<|im_start|>user\n{steps[0]}<|im_end|>\n"
+            f"{question}<|im_end|>\n<|im_start|>user\n"
         )
+        first += f"{steps[0]}<|im_end|>\n" if steps[0] else ""
 
         def whole(logits: Tensor) -> float:
             return float(logits.softmax(-1)[self._id("+")])
@@ -79,11 +83,12 @@ class FamilyOracle:
 
     def _qwen_vl_prm(self, question: str, steps: Sequence[str], images: list[Any]) -> list[float]:
         kwargs, tags = self._patched(images)
+        tags, question = placed(question, tags, "")
         first = (
             f"<|im_start|>system\n{PROMPT}<|im_end|>\n<|im_start|>user\n{tags}### Question:\n"
             f"{question}\n\n### Solution Process:\n{steps[0]}<|im_end|>\n"
         )
-        return self._turns(first, steps[1:], kwargs, self._pair("+", "-"))
+        return self._turns(first, steps[1:], kwargs, self._pair("+", "-"), closes_empty=True)
 
     def _rlhflow(self, question: str, steps: Sequence[str], images: list[Any]) -> list[float]:
         """As the public code: apply the chat template, read three tokens before the end."""
@@ -100,11 +105,21 @@ class FamilyOracle:
             found.append(read(self._logits(self._ids(text), {})[-3]))
         return found
 
-    def _turns(self, first: str, later: Sequence[str], inputs: Any, read: Any) -> list[float]:
+    def _turns(
+        self,
+        first: str,
+        later: Sequence[str],
+        inputs: Any,
+        read: Any,
+        *,
+        closes_empty: bool = False,
+    ) -> list[float]:
         text, found = first, []
         for number in range(len(later) + 1):
             if number:
-                text += f"<|im_start|>user\n{later[number - 1]}<|im_end|>\n"
+                step = later[number - 1]
+                text += f"<|im_start|>user\n{step}"
+                text += "<|im_end|>\n" if step or closes_empty else ""
             text += "<|im_start|>assistant\n"
             found.append(read(self._logits(self._ids(text), inputs)[-1]))
             text += "+<|im_end|>\n"
@@ -113,7 +128,8 @@ class FamilyOracle:
     # --- read at the marker -------------------------------------------------------------------
 
     def _mm_prm(self, question: str, steps: Sequence[str], images: list[Any]) -> list[float]:
-        pixels, tags = self._tiled(images, "<img>{}</img>\n")
+        pixels, tags = self._tiled(images)
+        tags, question = placed(question, tags, "\n")
         text = (
             f"<s><|im_start|>system\n{CHINESE}<|im_end|>\n<|im_start|>user\n<|im_start|>assistant\n"
         )
@@ -191,17 +207,17 @@ class FamilyOracle:
     def _hidden(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0]
 
-    def _tiled(self, images: list[Any], shape: str) -> tuple[dict[str, Tensor], str]:
+    def _tiled(self, images: list[Any]) -> tuple[dict[str, Tensor], list[str]]:
         pixels = [tiles(image, 56, self.max_tiles, *IMAGENET) for image in images]
         per_tile = self.model.config.image_seq_length
-        tags = "".join(shape.format("<IMG_CONTEXT>" * len(p) * per_tile) for p in pixels)
+        tags = ["<img>" + "<IMG_CONTEXT>" * len(p) * per_tile + "</img>" for p in pixels]
         return ({"pixel_values": torch.cat(pixels)} if pixels else {}), tags
 
-    def _patched(self, images: list[Any]) -> tuple[dict[str, Tensor], str]:
+    def _patched(self, images: list[Any]) -> tuple[dict[str, Tensor], list[str]]:
         """Cut images into 14-pixel patches, four of them, and two frames, behind one another."""
         if not images:
-            return {}, ""
-        patches, grids, tags = [], [], ""
+            return {}, []
+        patches, grids, tags = [], [], []
         for image in images:
             width, height = qwen_size(image.width, image.height)
             frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) / 255.0
@@ -214,9 +230,19 @@ class FamilyOracle:
                         patches.append([[patch[:, :, c]] * 2 for c in range(3)])
             grids.append([1, height // 14, width // 14])
             tokens = width * height // 28**2
-            tags += "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
+            tags.append("<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>")
         values = torch.tensor(np.array(patches), dtype=torch.float32).flatten(1)
         return {"pixel_values": values, "image_grid_thw": torch.tensor(grids)}, tags
+
+
+def placed(question: str, tags: list[str], after: str) -> tuple[str, str]:
+    """Return what stands where the family has its pictures, and the question with those it has."""
+    if not tags or "<image>" not in question:
+        return "".join(tag + after for tag in tags), question
+    texts = question.split("<image>")
+    assert len(texts) == len(tags) + 1
+    inside = "".join(text + tag for text, tag in zip(texts, tags, strict=False))
+    return "", inside + texts[-1]
 
 
 def qwen_size(width: int, height: int, low: int = 4 * 784, high: int = 16 * 784) -> tuple[int, int]:

@@ -87,6 +87,44 @@ def test_empty_texts_follow_the_convention_too(pair: Pair) -> None:
     assert largest_difference(pair, asked) <= TOLERANCE
 
 
+INTERLEAVED = (
+    ("<image>\nWhat is x?", 1),
+    ("What is x in <image>?", 1),
+    ("Compare <image> with <image>", 2),
+    ("Image-1: <image>\nImage-2: <image>\nWhich bar is higher?", 2),
+    ("<image><image>", 2),
+    (" <image>\n\n<image>\nA. 3", 2),
+)
+
+
+@pytest.mark.parametrize(("question", "images"), INTERLEAVED)
+def test_pictures_stand_where_the_question_has_them(pair: Pair, question: str, images: int) -> None:
+    if FAMILIES[pair[1].name].images is None:
+        pytest.skip("reads text only")
+    path = ("the red bar is 3 so x = 2", "as <image> shows", "")
+    places = [(question, order[:images], path) for order in (PICTURES, PICTURES[::-1])]
+    assert largest_difference(pair, places) <= TOLERANCE
+    plain = (question.replace("<image>", ""), PICTURES[:images], path)
+    first, before = pair[0].score_sync([as_request(*places[0]), as_request(*plain)])
+    assert first.scores[0] != before.scores[0]  # the place of a picture matters to this model
+
+
+def test_the_image_tag_is_text_where_there_is_no_picture(pair: Pair) -> None:
+    asked = [("What is <image>?", (), ("the <image> says 3", "<image>"))]
+    assert largest_difference(pair, asked) <= TOLERANCE
+
+
+def test_a_question_with_other_tags_than_pictures_is_refused_with_both_counts(pair: Pair) -> None:
+    if FAMILIES[pair[1].name].images is None:
+        pytest.skip("reads text only")
+    request = as_request("<image> or <image>?", PICTURES[:1], ("x = 2",))
+    [result] = pair[0].score_sync([request])
+    assert result.scores[0].value is None
+    assert result.scores[0].reason.startswith("bad_input: ")
+    assert "2 times" in result.scores[0].reason
+    assert "1 images" in result.scores[0].reason
+
+
 def test_scores_spread(pair: Pair) -> None:
     """The test above would pass on a model that answers one half to everything."""
     scorer, oracle = pair

@@ -29,14 +29,24 @@ def render(
     system: str | None = CHINESE,
     open_end: bool = False,
 ) -> str:
-    """Return the conversation as one string; with `open_end` it stops before the last '+'."""
-    images = "".join("<img>" + "<IMG_CONTEXT>" * n + "</img>\n" for n in image_tokens)
+    """Return the conversation as one string; with `open_end` it stops before the last '+'.
+
+    As the reference does it: tags are put before a question without any and replaced in order, and
+    a turn without text is its role and nothing more.
+    """
+    if "<image>" not in question:
+        question = "<image>\n" * len(image_tokens) + question
+    if image_tokens:
+        assert question.count("<image>") == len(image_tokens)
+        for n in image_tokens:
+            question = question.replace("<image>", "<img>" + "<IMG_CONTEXT>" * n + "</img>", 1)
     text = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
     for number, step in enumerate(steps):
         content = step
         if number == 0:
-            content = f"### Question:\n{images}{question}\n\n### Solution Process:\n{step}"
-        text += f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+            content = f"### Question:\n{question}\n\n### Solution Process:\n{step}"
+        text += "<|im_start|>user\n" + (f"{content}<|im_end|>\n" if content else "")
+        text += "<|im_start|>assistant\n"
         if not (open_end and number == len(steps) - 1):
             text += "+<|im_end|>\n"
     return text

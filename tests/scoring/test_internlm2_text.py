@@ -102,7 +102,17 @@ def test_user_defined_pieces_keep_their_tokens(
 
 
 WORDS = (
-    *("点Ｅ在线段ＦＧ上", "……", "——", "ｘ", "Ｅ", "[UNUSED_TOKEN_7]", "the base", " 12 + 3", "\n\n"),
+    *(
+        "点Ｅ在线段ＦＧ上",
+        "……",
+        "——",
+        "ｘ",
+        "Ｅ",
+        "[UNUSED_TOKEN_7]",
+        "the base",
+        " 12 + 3",
+        "\n\n",
+    ),
     *("因此", "角", "  ", "+", "-", "Step 1: "),
 )
 CONTROL = (*layout.INTERNLM2_TAIL, *layout.IMAGE_WORDS, *REPLACED, "<s>", "</s>", "<image>")

@@ -45,6 +45,18 @@ step_lists = st.lists(texts, min_size=1, max_size=4)
 image_counts = st.lists(st.integers(1, 9), max_size=3)
 
 
+@st.composite
+def problem_parts(draw: st.DrawFn) -> tuple[str, list[int]]:
+    """A question and the placeholders of its pictures, which it names all or not at all."""
+    counts = draw(image_counts)
+    parts = [draw(texts).replace("<image>", "") for _ in range(len(counts) + 1)]
+    inside = draw(st.booleans())
+    return ("<image>".join(parts) if inside else parts[0]) if counts else draw(texts), counts
+
+
+problems = problem_parts()
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def builder(request: pytest.FixtureRequest) -> PromptBuilder:
     return PromptBuilder(FAMILIES[request.param](), PrmLayout())
@@ -64,11 +76,12 @@ def control_names(builder: PromptBuilder) -> list[str]:
     return [name for name in added if name.strip() and name not in ORDINARY]
 
 
-@given(question=texts, steps=step_lists, counts=image_counts)
+@given(problem=problems, steps=step_lists)
 @settings(max_examples=60)
 def test_benign_text_gives_the_tokens_of_the_rendered_string(
-    builder: PromptBuilder, question: str, steps: list[str], counts: list[int]
+    builder: PromptBuilder, problem: tuple[str, list[int]], steps: list[str]
 ) -> None:
+    question, counts = problem
     names = control_names(builder)
     assume(not any(name in text for name in names for text in (question, *steps)))
     prompt = builder.build(question, steps, counts)
@@ -77,11 +90,12 @@ def test_benign_text_gives_the_tokens_of_the_rendered_string(
     assert prompt.neutralised == 0
 
 
-@given(question=texts, steps=step_lists, counts=image_counts)
+@given(problem=problems, steps=step_lists)
 @settings(max_examples=40)
 def test_positions_are_where_the_conversation_has_them(
-    builder: PromptBuilder, question: str, steps: list[str], counts: list[int]
+    builder: PromptBuilder, problem: tuple[str, list[int]], steps: list[str]
 ) -> None:
+    question, counts = problem
     prompt = builder.build(question, steps, counts)
     assert len(prompt.read_positions) == len(prompt.step_starts) == len(steps)
     role = tokenizer_of(builder)("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
@@ -96,11 +110,12 @@ def test_positions_are_where_the_conversation_has_them(
     assert prompt.scored_ids[-1] == prompt.ids[prompt.read_positions[-1]]
 
 
-@given(question=texts, steps=step_lists, later=texts, counts=image_counts)
+@given(problem=problems, steps=step_lists, later=texts)
 @settings(max_examples=40)
 def test_a_shorter_path_is_a_prefix_of_a_longer_one(
-    builder: PromptBuilder, question: str, steps: list[str], later: str, counts: list[int]
+    builder: PromptBuilder, problem: tuple[str, list[int]], steps: list[str], later: str
 ) -> None:
+    question, counts = problem
     short = builder.build(question, steps, counts)
     long = builder.build(question, [*steps, later], counts)
     assert long.ids[: len(short.ids)] == short.ids
@@ -148,8 +163,9 @@ HOSTILE = hostile_corpus()
 
 
 def assert_unforgeable(builder: PromptBuilder, question: str, steps: list[str]) -> None:
-    prompt = builder.build(question, steps, [3, 2])
-    clean = builder.build("q", ["s"] * len(steps), [3, 2])
+    counts = [3] * question.count("<image>") or [3, 2]
+    prompt = builder.build(question, steps, counts)
+    clean = builder.build("q", ["s" if step else "" for step in steps], counts)
     assert len(prompt.read_positions) == len(steps)
     vocab = tokenizer_of(builder).get_added_vocab()
     forbidden = {vocab[name] for name in control_names(builder)}
@@ -270,3 +286,25 @@ def test_unfit_tokenizers_and_inputs_are_refused(qwen: PromptBuilder) -> None:
         qwen.build("q", [])
     with pytest.raises(InputError, match="image 1 has 0 tokens"):
         qwen.build("q", ["s"], [4, 0])
+
+
+def test_an_empty_step_is_its_role_and_nothing_more(qwen: PromptBuilder) -> None:
+    """InternVL's template writes no end of turn behind a message without text."""
+    tokenizer = tokenizer_of(qwen)
+    text = (
+        f"<|im_start|>system\n{CHINESE}<|im_end|>\n<|im_start|>user\n### Question:\nq\n\n"
+        "### Solution Process:\n<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
+        "<|im_start|>user\n<|im_start|>assistant\n+<|im_end|>\n"
+        "<|im_start|>user\n <|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
+    )
+    prompt = qwen.build("q", ["", "", " "])
+    assert list(prompt.ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    closing = PromptBuilder(tokenizer, PrmLayout(closes_empty_turns=True)).build("q", ["", "", " "])
+    closed = text.replace("user\n<|im_start|>", "user\n<|im_end|>\n<|im_start|>")
+    assert list(closing.ids) == tokenizer(closed, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("tags", [1, 3])
+def test_tags_and_images_must_be_as_many(qwen: PromptBuilder, tags: int) -> None:
+    with pytest.raises(InputError, match=f"{tags} times, but the problem has 2 images"):
+        qwen.build("<image>" * tags, ["s"], [4, 4])

@@ -13,19 +13,25 @@ from rich.text import Text
 from vprm_search.aggregate import path_score
 from vprm_search.cli import console, models, options
 from vprm_search.errors import InputError
-from vprm_search.steps import DEFAULT_LIMITS, normalise_text, split_steps
-from vprm_search.types import Problem, ScoreRequest, ScoreResult
+from vprm_search.scoring.solution import solution_request
+from vprm_search.steps import DEFAULT_LIMITS, MAX_STEPS
+from vprm_search.types import ScoreResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def score(
-    image: options.Images,
     question: options.Question,
     solution: Annotated[
         str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
     ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone."
+        ),
+    ] = None,
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
@@ -33,30 +39,29 @@ def score(
     calibration: options.CalibrationFile = None,
     calibration_policy: options.CalibrationPolicy = None,
     max_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Merge steps into at most this many groups (VisualPRM: 12)."),
-    ] = None,
+        int, typer.Option(min=1, help="Merge consecutive steps into at most this many.")
+    ] = MAX_STEPS,
     json: options.AsJson = False,
 ) -> None:
     """Score every step of a solution; steps are separated by blank lines.
 
+    The texts are scored as they are: a blank line at the end is one more, empty, step.
     Exits with 3 when no step could be scored.
     """
-    steps = split_steps(_read(solution), max_steps=max_steps)
-    if not steps:
+    text = _read(solution)
+    if not text.strip():
         raise InputError("the solution has no steps: it is empty")
-    images = options.read_images(image)
-    problem = Problem(normalise_text(question).strip(), tuple(i.digest for i in images))
-    request = ScoreRequest(problem, tuple(steps), images)
+    images = options.read_images(image or [])
+    request = solution_request(question, text, images, max_steps=max_steps)
     loaded = models.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     judge = options.calibrated(loaded, calibration, calibration_policy)
     (result,) = asyncio.run(judge.score([request]))
     values = [step.value for step in result.scores]
     whole = {name: path_score(name, values) for name in ("mean", "min", "last", "product")}
     if json:
-        console.print_json(_as_json(steps, result, whole))
+        console.print_json(_as_json(request.steps, result, whole))
     else:
-        _show(steps, result, whole)
+        _show(request.steps, result, whole)
     if all(value is None for value in values):
         raise typer.Exit(console.NO_ANSWER)
 
@@ -73,7 +78,8 @@ def _read(solution: str) -> str:
         raise InputError(f"{solution}: cannot be read ({error.strerror})") from error
     if len(data) > limit:
         raise InputError(f"the solution has more than {limit} bytes; shorten it")
-    return data.decode("utf-8", "replace")
+    # as a file opened as text is read: other systems' line ends are no part of the solution
+    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _as_json(

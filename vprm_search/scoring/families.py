@@ -130,6 +130,7 @@ _ROWS = (
             image_end="<|vision_end|>",
             after_image="",
             system_prompt=None,
+            closes_empty_turns=True,
         ),
         readout="token_pair",
         backbone="qwen2_5_vl",
@@ -158,6 +159,7 @@ _ROWS = (
             assistant_role="assistant",
             system_prompt="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
             strip_turns=True,
+            closes_empty_turns=True,
         ),
         readout="token_pair",
         backbone="text",
@@ -322,7 +324,13 @@ class ScorerFile(BaseModel):
         family = find_family(str(data.get("family", DEFAULT_FAMILY)))
         if family.layout is None:
             raise ValueError(f"the family {family.name!r} has no checkpoints")
-        return {"layout": family.layout, "preprocess": family.images, **data}
+        filled = {"layout": family.layout, "preprocess": family.images, **data}
+        layout = filled["layout"]
+        if isinstance(layout, dict) and isinstance(family.layout, PrmLayout):
+            # files from before the field was there
+            empty = {"closes_empty_turns": family.layout.closes_empty_turns}
+            filled["layout"] = empty | layout
+        return filled
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -16,12 +16,16 @@ from typing import Protocol
 
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
+from vprm_search.scoring.prompt.layout import IMAGE_TAG
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import is_permanent
 from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, StepScorer
 
 DEFAULT_ENTRIES = 200_000
 _KEY_VERSION = 1
+# what version 0.1 wrote in another way has other keys, so that its scores are not taken for these
+_PLACED_IMAGES = 2  # pictures where the question has them
+_EMPTY_STEPS = 2  # no end of turn behind a step without text
 _CHECK_CHARS = 16
 
 
@@ -249,9 +253,13 @@ class CachedScorer:
 def step_keys(identity: str, request: ScoreRequest) -> list[str]:
     """Return the key of every step of a request; injective in all that a score depends on."""
     problem = request.problem
+    placed = IMAGE_TAG in problem.question and problem.images
+    version = _PLACED_IMAGES if placed else _KEY_VERSION
     text = (without_surrogates(problem.question), without_surrogates(problem.system))
-    root = digest("score", _KEY_VERSION, identity, *text, len(problem.images), *problem.images)
-    chain = accumulate(
-        request.steps, lambda key, step: digest(key, without_surrogates(step)), initial=root
-    )
+    root = digest("score", version, identity, *text, len(problem.images), *problem.images)
+    chain = accumulate(request.steps, _step_key, initial=root)
     return [key.hex() for key in chain][1:]
+
+
+def _step_key(before: bytes, step: str) -> bytes:
+    return digest(before, without_surrogates(step), *(() if step else (_EMPTY_STEPS,)))

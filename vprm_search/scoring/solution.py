@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vprm_search.steps import split_steps
+from vprm_search.steps import MAX_STEPS, split_solution
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
 
 if TYPE_CHECKING:
@@ -20,19 +20,26 @@ def solution_request(
     solution: str | Sequence[str],
     images: Sequence[ImageSource | Image] = (),
     *,
-    max_steps: int | None = None,
+    max_steps: int | None = MAX_STEPS,
 ) -> ScoreRequest:
-    """Return the request that scores `solution`.
+    """Return the request that scores `solution`; all texts are used as they are.
 
-    A text is cut at blank lines, and merged into at most `max_steps` steps if that is given; a list
-    of steps is used as it is. Images are bytes, local paths, PIL images or `ImageData`. Raises
-    `ImageError` or `InputError` for what cannot be used.
+    Args:
+        question: the question, with its pictures where it says `<image>`, else before it.
+        solution: a text, which is cut and merged as VisualPRM's own code does
+            (`split_solution`), or a list of steps, which is scored as it is.
+        images: bytes, local paths, PIL images or `ImageData`; none for text alone.
+        max_steps: the most steps a text is merged into; None merges nothing.
+
+    Raises:
+        ImageError: an image cannot be read.
+        InputError: the solution exceeds a limit.
     """
     from vprm_search.images.normalise import normalise_image  # PIL is loaded when it is needed
 
     data = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
     if isinstance(solution, str):
-        steps = tuple(split_steps(solution, max_steps=max_steps))
+        steps = tuple(split_solution(solution, max_steps=max_steps))
     else:
         steps = tuple(solution)
     return ScoreRequest(Problem(question, tuple(i.digest for i in data)), steps, data)
@@ -44,8 +51,13 @@ async def score_solution(
     question: str,
     solution: str | Sequence[str],
     images: Sequence[ImageSource | Image] = (),
-    max_steps: int | None = None,
+    max_steps: int | None = MAX_STEPS,
 ) -> ScoreResult:
-    """Score the steps of one solution; see `solution_request` for what it takes and raises."""
+    """Score the steps of one solution.
+
+    Args:
+        scorer: any step scorer.
+        question, solution, images, max_steps: see `solution_request`, whose errors it raises.
+    """
     request = solution_request(question, solution, images, max_steps=max_steps)
     return (await scorer.score([request]))[0]

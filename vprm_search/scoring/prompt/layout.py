@@ -3,7 +3,8 @@
 A problem with its solution becomes a conversation: the first user turn holds the images, the
 question and the first step, every later user turn holds one step, and every assistant turn is the
 literal word '+'. The score of a step is read at the token before that '+'. The builder remembers
-these positions while it writes the tokens; nothing is ever found again by searching for it.
+these positions while it writes the tokens; nothing is ever found again by searching for it. Texts
+are written as they are, white space and all: what a step is, is settled before it comes here.
 The relatives of VisualPRM that are read in this way are rows of `families.FAMILIES`.
 """
 
@@ -38,6 +39,9 @@ VISUALPRM_SYSTEM_PROMPT = (
 )
 """The system message in force when VisualPRM's published scoring methods run."""
 
+IMAGE_TAG = "<image>"
+"""Where a question has its pictures, if it says so."""
+
 
 class PrmLayout(BaseModel):
     """How a process reward model wants its conversation; the defaults are VisualPRM's.
@@ -50,6 +54,8 @@ class PrmLayout(BaseModel):
     with a token of its own, `header_end` and `after_header`. `begin_token` is written before
     everything, for tokenizers whose models were trained behind a begin-of-text token.
     `strip_turns` removes white space around the text of a turn, as some chat templates do.
+    `closes_empty_turns=False` leaves `im_end` and `after_turn` out behind a step without text, as
+    InternVL's template does: the role is all that is written of such a turn.
     `max_steps` is the bound up to which a solution given as one text is merged into steps
     (None: no merge). Source of the defaults: InternVL's `internvl2_5` conversation template and
     VisualPRM's scoring methods.
@@ -79,6 +85,7 @@ class PrmLayout(BaseModel):
     after_header: str = ""
     reads_images: bool = True
     strip_turns: bool = False
+    closes_empty_turns: bool = False
 
     @field_validator("first_turn")
     @classmethod
@@ -122,7 +129,14 @@ class PrmLayout(BaseModel):
 
 
 _LATER_FIELDS = frozenset(
-    {"own_step_turns", "header_end", "after_header", "reads_images", "strip_turns"}
+    {
+        "own_step_turns",
+        "header_end",
+        "after_header",
+        "reads_images",
+        "strip_turns",
+        "closes_empty_turns",
+    }
 )
 
 
@@ -178,6 +192,30 @@ def joined(encoder: TextEncoder, text: str, step: str, after: str) -> tuple[Enco
     return whole, next((i for i, (a, b) in pairs if a != b), shorter)
 
 
+def text_around_images(question: str, images: int) -> list[str] | None:
+    """Return the question's text before, between and behind its images; None if they come first.
+
+    A question that holds `<image>` has its pictures there, in order, as VisualPRM's own code and
+    VLMEvalKit's interleaved prompts have them. Without pictures the tag is text like any other.
+
+    Args:
+        question: the question's text.
+        images: how many pictures the problem has.
+
+    Raises:
+        InputError: there are pictures, and a number of tags that is neither theirs nor 0.
+    """
+    tags = question.count(IMAGE_TAG)
+    if not (images and tags):
+        return None
+    if tags != images:
+        raise InputError(
+            f"the question says {IMAGE_TAG} {tags} times, but the problem has {images} images; "
+            f"give as many, or leave {IMAGE_TAG} out to put the images before the question"
+        )
+    return question.split(IMAGE_TAG)
+
+
 def check_contents(steps: Sequence[str], counts: Sequence[int], reads_images: bool) -> None:
     """Raise `InputError` for no step, an image without tokens, or images a model cannot read."""
     if not steps:
@@ -226,18 +264,26 @@ class PromptBuilder:
             )
         self.plus_id, self.minus_id = plus[-1], minus[-1]
         self._turn_end = [control(layout.im_end), *self._text(layout.after_turn, layout.im_end)]
-        self._verdict = [*self._turn_end, *opener.ids, *plus]
+        self._verdict = [*opener.ids, *plus]
         self._opening = self._system_turn()
 
     def build(
         self, question: str, steps: Sequence[str], image_token_counts: Sequence[int] = ()
     ) -> ScoringPrompt:
-        """Write one conversation; `image_token_counts` holds the placeholders of each image.
+        """Write one conversation.
 
         The tokens of a step do not depend on later steps: the prompt of the first i steps is a
-        prefix of the prompt of the first i + 1. Raises `InputError` when there is no step, an
-        image has no token or the model reads no images, or a text cannot be kept from becoming a
-        control token.
+        prefix of the prompt of the first i + 1.
+
+        Args:
+            question: its text, with the pictures where it says `<image>`, else before it.
+            steps: at least one; an empty one is scored like any other.
+            image_token_counts: how many placeholders each image has, in order.
+
+        Raises:
+            InputError: there is no step, an image has no token, the model reads no images, the
+                `<image>` tags are not as many as the images, or a text cannot be kept from
+                becoming a control token.
         """
         check_contents(steps, image_token_counts, self.layout.reads_images)
         ids = list(self._opening)
@@ -250,7 +296,7 @@ class PromptBuilder:
             ids.extend(self._turn_end)
         else:
             starts.append(step_start)
-            self._close_step(ids, reads)
+            self._close_step(ids, reads, closed=True)
         for step in waiting:
             starts.append(len(ids))
             text = step.strip() if self.layout.strip_turns else step
@@ -258,7 +304,8 @@ class PromptBuilder:
             changed += encoded.neutralised
             ids.extend(self._user.ids)
             ids.extend(encoded.ids)
-            self._close_step(ids, reads)
+            closed = bool(text) or self.layout.closes_empty_turns
+            self._close_step(ids, reads, closed=closed)
         return ScoringPrompt(tuple(ids), tuple(spans), tuple(reads), tuple(starts), changed)
 
     def _text(self, text: str, after: str) -> list[int]:
@@ -292,24 +339,32 @@ class PromptBuilder:
         """
         layout = self.layout
         before, between, after = layout.first_turn_parts()
-        ids.extend(self._user.ids)
-        text, last = self._user.text + before, self._user.after
-        spans: list[tuple[int, int]] = []
-        for count in counts:
-            ids.extend(self._text(text, last))
-            spans.append(self._image(ids, count))
-            text, last = layout.after_image, layout.image_end
         if layout.strip_turns:
             question, step = question.strip(), None if step is None else step.strip()
             after = after if question and step else after.strip()
-        if step is None:
-            encoded = self.encoder.encode(text + between + question, last)
+        texts = text_around_images(question, len(counts))
+        if texts is None:
+            texts = [before, *[layout.after_image] * len(counts)]
+            texts[-1] += between + question
+        else:
+            texts[0] = before + between + texts[0]
+        ids.extend(self._user.ids)
+        texts[0] = self._user.text + texts[0]
+        last, changed = self._user.after, 0
+        spans: list[tuple[int, int]] = []
+        for text, count in zip(texts, counts, strict=False):
+            encoded = self.encoder.encode(text, last)
+            changed += encoded.neutralised
             ids.extend(encoded.ids)
-            return spans, len(ids), encoded.neutralised
-        encoded, shared = joined(self.encoder, text + between + question + after, step, last)
+            spans.append(self._image(ids, count))
+            last = layout.image_end
+        if step is None:
+            encoded, shared = self.encoder.encode(texts[-1], last), 0
+        else:
+            encoded, shared = joined(self.encoder, texts[-1] + after, step, last)
         start = len(ids) + shared
         ids.extend(encoded.ids)
-        return spans, start, encoded.neutralised
+        return spans, start, changed + encoded.neutralised
 
     def _image(self, ids: list[int], count: int) -> tuple[int, int]:
         control = self.encoder.control_id
@@ -319,7 +374,8 @@ class PromptBuilder:
         ids.append(control(self.layout.image_end))
         return start, start + count
 
-    def _close_step(self, ids: list[int], reads: list[int]) -> None:
+    def _close_step(self, ids: list[int], reads: list[int], *, closed: bool) -> None:
+        ids.extend(self._turn_end if closed else ())
         ids.extend(self._verdict)
         reads.append(len(ids) - 2)
         ids.extend(self._turn_end)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vprm_search.errors import ConfigError
-from vprm_search.scoring.prompt.layout import ScoringPrompt, check_contents, joined
+from vprm_search.scoring.prompt.layout import (
+    ScoringPrompt,
+    check_contents,
+    joined,
+    text_around_images,
+)
 from vprm_search.scoring.prompt.text_encoder import TextEncoder, Tokenizer
 
 TOKENIZER_BOS = "{bos}"
@@ -150,30 +156,46 @@ class MarkerBuilder:
 
         Return the image spans, that stretch, the control token before it, and the changes.
         """
-        layout, control = self.layout, self.encoder.control_id
-        texts = {"{system}": layout.system_prompt or "", "{question}": question}
+        control, placeholders = self.encoder.control_id, iter(counts)
         spans: list[tuple[int, int]] = []
         text, after, changed = "", "", 0
-
-        def write(*tokens: int) -> int:
+        for kind, piece in self._filled(question, len(counts)):
+            if kind == "text":
+                text += piece
+                continue
             encoded = self.encoder.encode(text, after)
-            ids.extend((*encoded.ids, *tokens))
-            return encoded.neutralised
+            changed += encoded.neutralised
+            ids.extend((*encoded.ids, control(piece)))
+            text, after = "", piece
+            if kind == "image":
+                count = next(placeholders)
+                spans.append((len(ids), len(ids) + count))
+                ids.extend([control(self.layout.image_token)] * count)
+                ids.append(control(self.layout.image_end))
+                after = self.layout.image_end
+        return spans, text, after, changed
 
+    def _filled(
+        self, question: str, images: int
+    ) -> Iterator[tuple[Literal["text", "control", "image"], str]]:
+        """Yield the prefix with its slots filled, images where the question has them or before."""
+        layout = self.layout
+        around = text_around_images(question, images)
         for piece in self._pieces:
             if piece in layout.control_tokens:
-                changed += write(control(piece))
-                text, after = "", piece
+                yield "control", piece
             elif piece == "{image}":
-                for count in counts:
-                    changed += write(control(layout.image_start))
-                    spans.append((len(ids), len(ids) + count))
-                    ids.extend([control(layout.image_token)] * count)
-                    ids.append(control(layout.image_end))
-                    text, after = layout.after_image, layout.image_end
+                for _ in range(images if around is None else 0):
+                    yield "image", layout.image_start
+                    yield "text", layout.after_image
+            elif piece == "{question}":
+                first, *others = around or [question]
+                yield "text", first
+                for part in others:
+                    yield "image", layout.image_start
+                    yield "text", part
             else:
-                text += texts.get(piece, piece)
-        return spans, text, after, changed
+                yield "text", (layout.system_prompt or "") if piece == "{system}" else piece
 
 
 def _own_begin(tokenizer: Tokenizer) -> str:
