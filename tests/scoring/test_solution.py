@@ -61,13 +61,13 @@ async def test_empty_and_unstripped_steps_have_the_references_scores(checkpoint:
 
 
 @pytest.mark.parametrize("parts", [6, 30])
-async def test_the_program_scores_as_the_library_does(
+def test_the_program_scores_as_the_library_does(
     checkpoint: Path, run: Run, tmp_path: Path, parts: int
 ) -> None:
     text = SOLUTION if parts == 6 else "\n\n".join(f"step {n}" for n in range(parts))
     (tmp_path / "solution.txt").write_text(text)
     scorer = TransformersScorer.from_pretrained(checkpoint, device="cpu")
-    result = await score_solution(scorer, question="What is x?", solution=text)
+    [result] = scorer.score_sync([solution_request("What is x?", text)])
     asked = ("--question", "What is x?", "--solution", str(tmp_path / "solution.txt"))
     ran = run("score", *asked, "--scorer", str(checkpoint), "--json")  # no picture
     assert ran.code == 0, ran.err
