@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from vprm_search.errors import ConfigError, InputError
 
 STEP_SEPARATOR = "\n\n"
-MAX_STEPS = 12
-"""VisualPRM merges a whole solution into at most so many steps before it scores it."""
+REFERENCE_MAX_STEPS = 12
+"""Steps a whole solution has at most when VisualPRM's own code selects among solutions."""
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -120,7 +120,11 @@ def split_steps(
 
 
 def split_solution(
-    text: str, *, max_steps: int | None = MAX_STEPS, limits: StepLimits = DEFAULT_LIMITS
+    text: str,
+    *,
+    max_steps: int | None = REFERENCE_MAX_STEPS,
+    splitter: Splitter = split_at_blank_lines,
+    limits: StepLimits = DEFAULT_LIMITS,
 ) -> list[str]:
     r"""Return the steps of a whole solution as VisualPRM's own code cuts them, to score it.
 
@@ -128,8 +132,9 @@ def split_solution(
     steps stay, so a trailing `"\n\n"` gives one more, empty, step that is scored.
 
     Args:
-        text: the solution, used as it is.
+        text: the solution, used as it is; `normalise_text` comes before if it will be stored.
         max_steps: the most steps to merge into; None merges nothing.
+        splitter: what cuts the text; by default every blank line does.
         limits: what the text and its steps may measure.
 
     Raises:
@@ -137,7 +142,7 @@ def split_solution(
         ConfigError: `max_steps` is below 1.
     """
     limits.check_text(text, "the solution")
-    steps = split_at_blank_lines(text)
+    steps = splitter(text)
     if max_steps is not None:
         steps = merge_steps(steps, max_steps)
     limits.check_steps(steps)

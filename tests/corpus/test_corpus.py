@@ -100,9 +100,12 @@ async def test_remembered_scores_are_found(tmp_path: Path) -> None:
         ScoreRequest(Problem("What is 2+2?", (), "sys"), ("2+2=4.", f"Answer: {i}"))
         for i in range(4)
     ]
-    asked.append(ScoreRequest(Problem("点在线段上?"), ("ａ", "", " b ")))
+    # the second step of the last path in the file is empty: it is written in another way now, and
+    # its score is asked for anew
+    asked.append(ScoreRequest(Problem("点在线段上?"), ("ａ",)))
     found = await scorer.score(asked)
     wanted = json.loads((V01 / "scores" / "expected.json").read_text())
+    wanted[-1] = wanted[-1][:1]
     assert [[score.value for score in result.scores] for result in found] == wanted
     (refused,) = await scorer.score([ScoreRequest(Problem("long"), ("x",))])
     assert refused.scores[0].reason == "too_long: 9 tokens, limit 3"

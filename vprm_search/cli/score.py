@@ -14,7 +14,7 @@ from vprm_search.aggregate import path_score
 from vprm_search.cli import console, models, options
 from vprm_search.errors import InputError
 from vprm_search.scoring.solution import solution_request
-from vprm_search.steps import DEFAULT_LIMITS, MAX_STEPS
+from vprm_search.steps import DEFAULT_LIMITS, REFERENCE_MAX_STEPS
 from vprm_search.types import ScoreResult
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def score(
     calibration_policy: options.CalibrationPolicy = None,
     max_steps: Annotated[
         int, typer.Option(min=1, help="Merge consecutive steps into at most this many.")
-    ] = MAX_STEPS,
+    ] = REFERENCE_MAX_STEPS,
     json: options.AsJson = False,
 ) -> None:
     """Score every step of a solution; steps are separated by blank lines.

@@ -19,6 +19,7 @@ from vprm_search.ids import digest
 from vprm_search.scoring.prompt.layout import IMAGE_TAG
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import is_permanent
+from vprm_search.scoring.wrappers import ScorerWrapper, name_of
 from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, StepScorer
 
 DEFAULT_ENTRIES = 200_000
@@ -172,7 +173,7 @@ class MemoMeter:
     misses: int = 0
 
 
-class CachedScorer:
+class CachedScorer(ScorerWrapper):
     """Wraps a scorer and answers from a store what was scored before.
 
     The key of a step is a digest of the scorer's identity, the problem (question, system text,
@@ -184,21 +185,10 @@ class CachedScorer:
     def __init__(
         self, inner: StepScorer, store: ScoreStore | None = None, *, identity: str | None = None
     ) -> None:
-        name = identity or getattr(inner, "identity", "")
-        if not isinstance(name, str) or not name:
-            raise ConfigError(
-                f"{type(inner).__name__} has no 'identity'; pass identity=..., a name that changes "
-                "whenever the scores would"
-            )
-        self.inner = inner
-        self.identity = name
+        super().__init__(inner)
+        self.identity = name_of(inner, identity)
         self.store = MemoryScoreStore() if store is None else store
         self.meter = MemoMeter()
-
-    @property
-    def has_prefix_cache(self) -> bool:
-        """Whether the scorer behind this one keeps what it computed for later calls."""
-        return bool(getattr(self.inner, "has_prefix_cache", False))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; equal requests are computed once."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vprm_search.steps import MAX_STEPS, split_solution
+from vprm_search.steps import REFERENCE_MAX_STEPS, split_solution
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def solution_request(
     solution: str | Sequence[str],
     images: Sequence[ImageSource | Image] = (),
     *,
-    max_steps: int | None = MAX_STEPS,
+    max_steps: int | None = REFERENCE_MAX_STEPS,
 ) -> ScoreRequest:
     """Return the request that scores `solution`; all texts are used as they are.
 
@@ -51,7 +51,7 @@ async def score_solution(
     question: str,
     solution: str | Sequence[str],
     images: Sequence[ImageSource | Image] = (),
-    max_steps: int | None = MAX_STEPS,
+    max_steps: int | None = REFERENCE_MAX_STEPS,
 ) -> ScoreResult:
     """Score the steps of one solution.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
+from typing import Self
 
 from vprm_search.calibration.maps import Calibration, CalibrationFile
 from vprm_search.errors import ConfigError, RecordError
@@ -17,22 +18,77 @@ from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, S
 MAX_FILE_BYTES = 16_000_000
 
 
-class OutcomeScorer:
+class ScorerWrapper:
+    """A scorer around another one, with what every such scorer passes on of it.
+
+    A search asks `has_prefix_cache` whether it must bring back earlier rounds when it is resumed;
+    who opens or closes a wrapper opens or closes what is inside. `identity` is each wrapper's own:
+    its scores are other ones.
+
+    Attributes:
+        inner: the scorer inside.
+    """
+
+    def __init__(self, inner: StepScorer) -> None:
+        self.inner = inner
+
+    @property
+    def has_prefix_cache(self) -> bool:
+        """Whether the scorer inside keeps what it computed for later calls."""
+        return bool(getattr(self.inner, "has_prefix_cache", False))
+
+    async def aclose(self) -> None:
+        """Close the scorer inside, if it can be closed."""
+        close = getattr(self.inner, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def __aenter__(self) -> Self:
+        """Open the scorer inside, if it can be opened."""
+        enter = getattr(self.inner, "__aenter__", None)
+        if enter is not None:
+            await enter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the scorer inside."""
+        await self.aclose()
+
+
+def name_of(scorer: StepScorer, given: str | None) -> str:
+    """Return the given name of a scorer, or its `identity`.
+
+    Raises:
+        ConfigError: there is neither: two scorers must never share scores.
+    """
+    name = given or getattr(scorer, "identity", "")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"{type(scorer).__name__} has no 'identity'; pass identity=..., a name that changes "
+            "whenever the scores would"
+        )
+    return name
+
+
+class OutcomeScorer(ScorerWrapper):
     """Wraps a scorer that scores steps and gives the scores of answers instead.
 
-    Steps are joined by a blank line, at which they are cut. Raises `ConfigError` when the scorer
-    has no `identity` and none is given: a step's score must never stand for an answer's.
+    The answer so far is scored as one step, whatever it is cut into: VisualPRM's own ORM mode puts
+    the whole response into one user turn. The score of step i is that of the first i steps, joined
+    by blank lines; it depends on them alone, so a search can use it like any step score, and the
+    score of the last step is that of the whole answer. Aggregate with `last`.
+
+    Args:
+        inner: any step scorer.
+        identity: a name of its scores, for a scorer that has no `identity`.
+
+    Raises:
+        ConfigError: there is no name: a step's score must never stand for an answer's.
     """
 
     def __init__(self, inner: StepScorer, *, identity: str | None = None) -> None:
-        name = identity or getattr(inner, "identity", "")
-        if not isinstance(name, str) or not name:
-            raise ConfigError(
-                f"{type(inner).__name__} has no 'identity'; pass identity=..., a name that changes "
-                "whenever the scores would"
-            )
-        self.inner = inner
-        self.identity = f"{name}/orm"
+        super().__init__(inner)
+        self.identity = f"{name_of(inner, identity)}/orm"
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score the answers so far of all requests: same length, same order."""
@@ -42,7 +98,7 @@ class OutcomeScorer:
 def whole_answers(requests: Sequence[ScoreRequest]) -> list[ScoreRequest]:
     """Return for every step of every request the request that scores the answer up to it."""
     return [
-        ScoreRequest(request.problem, (answer,), request.images)
+        replace(request, steps=(answer,))
         for request in requests
         for answer in accumulate(request.steps, lambda a, b: f"{a}{STEP_SEPARATOR}{b}")
     ]
@@ -73,13 +129,20 @@ def _together(answers: list[ScoreResult]) -> ScoreResult:
     )
 
 
-class CalibratedScorer:
+class CalibratedScorer(ScorerWrapper):
     """Wraps a scorer and maps each P('+') by a calibration of steps.
 
     Whatever reads step scores then reads calibrated ones: thresholds of a verifier, pruning, an
     adaptive number of samples, selectors and reports. Step scores keep their order (an isotonic
-    map may make ties). Unknown scores stay unknown. Raises `ConfigError` for a calibration of
-    paths, or one fitted on another scorer (`identity`), unless `any_scorer` is True.
+    map may make ties). Unknown scores stay unknown.
+
+    Args:
+        inner: any step scorer.
+        calibration: a map of step scores, as `read_calibration` gives them.
+        any_scorer: take it also if it was fitted on a scorer of another `identity`.
+
+    Raises:
+        ConfigError: a calibration of paths, or one fitted on another scorer.
     """
 
     def __init__(
@@ -96,7 +159,7 @@ class CalibratedScorer:
                 f"the calibration was fitted on scorer {calibration.scorer!r}, this one is "
                 f"{name!r}; fit it again, or pass any_scorer=True"
             )
-        self.inner = inner
+        super().__init__(inner)
         self.calibration = calibration
 
     @property
@@ -107,11 +170,6 @@ class CalibratedScorer:
             return ""
         mapped = digest("calibration", self.calibration.map.model_dump_json())[:8].hex()
         return f"{name}+calibration-{mapped}"
-
-    @property
-    def has_prefix_cache(self) -> bool:
-        """Whether the inner scorer keeps what it computed between rounds."""
-        return bool(getattr(self.inner, "has_prefix_cache", False))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests as the inner scorer does, and map every score."""
