@@ -22,18 +22,22 @@ from tests.families.judges import (
     last_step,
 )
 from tests.scoring.test_oracle import picture
+from vprm_search.chat.calls import RetryRules
 from vprm_search.errors import ConfigError
 from vprm_search.graph.run import arun_search
-from vprm_search.scoring.judge.call import JudgePatience
-from vprm_search.scoring.judge.prompt import fence_key, judge_messages
-from vprm_search.scoring.judge.reply import line_verdict, probability_of_yes
+from vprm_search.scoring.judge_dialogue import (
+    fence_key,
+    judge_messages,
+    line_verdict,
+    probability_of_yes,
+)
 from vprm_search.scoring.judge_scorer import JudgeScorer
 from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScorer
 
 PROBLEM = Problem("What is 2 + 2?")
-QUICK = JudgePatience(max_attempts=3, first_wait_s=0, timeout_s=5)
+QUICK = RetryRules(max_attempts=3, first_wait_s=0, timeout_s=5)
 steps = st.lists(
     st.sampled_from(("2 + 2 = 4", "so x = 4", "2 + 2 = 5", "")), min_size=1, max_size=4
 )
@@ -111,7 +115,7 @@ async def test_a_server_that_refuses_the_arguments_moves_on_but_one_bad_request_
             return HttpError(400)
         return HttpError(400, "logprobs") if "one word" in text else "Verdict: yes"
 
-    scorer = JudgeScorer(LogprobJudge(answer=refuse_probabilities), patience=QUICK)
+    scorer = JudgeScorer(LogprobJudge(answer=refuse_probabilities), retry=QUICK)
     [failed] = await scorer.score([request("unreadable")])
     assert failed.scores[0].value is None
     assert failed.scores[0].reason.startswith("refused")
@@ -121,7 +125,7 @@ async def test_a_server_that_refuses_the_arguments_moves_on_but_one_bad_request_
 
 
 async def test_a_fixed_mode_is_kept() -> None:
-    scorer = JudgeScorer(TextJudge(answer=lambda t, n: "yes"), mode="logprobs", patience=QUICK)
+    scorer = JudgeScorer(TextJudge(answer=lambda t, n: "yes"), mode="logprobs", retry=QUICK)
     [result] = await scorer.score([request("x")])
     assert result.scores[0].value is None
     assert "logprobs" in result.scores[0].reason
@@ -138,7 +142,7 @@ async def test_one_failed_step_is_a_value_and_the_others_are_scored() -> None:
     def answer(text: str, number: int) -> object:
         return HttpError(404, "gone") if "bad" in last_step(text) else "Verdict: yes"
 
-    scorer = JudgeScorer(TextJudge(answer=answer), patience=QUICK)
+    scorer = JudgeScorer(TextJudge(answer=answer), retry=QUICK)
     [one, two] = await scorer.score([request("good", "bad", "good again"), request("other")])
     assert values([one]) == [[1.0, None, 1.0]]
     assert one.scores[1].reason.startswith("refused: HTTP 404")
@@ -158,7 +162,7 @@ async def test_one_failed_step_is_a_value_and_the_others_are_scored() -> None:
 )
 async def test_reasons_say_what_failed_and_show_no_keys(error: Exception, reason: str) -> None:
     model = TextJudge(answer=lambda text, number: error)
-    [result] = await JudgeScorer(model, patience=QUICK).score([request("x")])
+    [result] = await JudgeScorer(model, retry=QUICK).score([request("x")])
     assert result.scores[0].value is None
     assert result.scores[0].reason.startswith(reason)
     assert "sk-" not in result.scores[0].reason
@@ -170,16 +174,14 @@ async def test_failures_that_pass_are_repeated() -> None:
     def answer(text: str, number: int) -> object:
         return HttpError(429) if number < 3 else "Verdict: yes"
 
-    scorer = JudgeScorer(TextJudge(answer=answer), patience=QUICK)
+    scorer = JudgeScorer(TextJudge(answer=answer), retry=QUICK)
     assert values(await scorer.score([request("x")])) == [[1.0]]
 
 
 async def test_samples_that_fail_leave_the_mean_to_the_others() -> None:
     answers = ("Verdict: yes", HttpError(404), "no idea", "Verdict: no")
     model = TextJudge(answer=lambda text, number: answers[number - 1])
-    [result] = await JudgeScorer(model, mode="text", samples=4, patience=QUICK).score(
-        [request("x")]
-    )
+    [result] = await JudgeScorer(model, mode="text", samples=4, retry=QUICK).score([request("x")])
     assert result.scores[0].value == 0.5
 
 
@@ -188,7 +190,7 @@ async def test_an_answer_that_says_nothing_is_no_score() -> None:
         TextJudge(answer=lambda text, number: "perhaps"),
         LogprobJudge(answer=lambda text, number: {"Maybe": 0.9}),
     ):
-        [result] = await JudgeScorer(model, patience=QUICK).score([request("x")])
+        [result] = await JudgeScorer(model, retry=QUICK).score([request("x")])
         assert result.scores[0].value is None
         assert result.scores[0].reason.startswith("bad_reply")
     [result] = await JudgeScorer(StructuredJudge(answer=lambda t, n: "{"), mode="verdict").score(

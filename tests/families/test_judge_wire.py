@@ -15,11 +15,11 @@ from pydantic import SecretStr
 
 from tests.policy.openai_server import Body, Failure, Server, serving
 from tests.scoring.test_oracle import picture
-from vprm_search.scoring.judge.call import JudgePatience
+from vprm_search.chat.calls import RetryRules
 from vprm_search.scoring.judge_scorer import JudgeScorer
 from vprm_search.types import Problem, ScoreRequest
 
-QUICK = JudgePatience(max_attempts=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=10)
+QUICK = RetryRules(max_attempts=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=10)
 KEY = "sk-test-0123456789abcdef"
 IMAGE = picture(0, 40, 30)
 
@@ -40,7 +40,7 @@ def judge(server: Server, **options: Any) -> JudgeScorer:
         http_client=openai.DefaultHttpxClient(verify=False),
         http_async_client=openai.DefaultAsyncHttpxClient(verify=False),
     )
-    return JudgeScorer(model, patience=QUICK, **options)
+    return JudgeScorer(model, retry=QUICK, **options)
 
 
 def request(*steps: str) -> ScoreRequest:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from vprm_search.chat.calls import RetryRules, call_with_retries
+from vprm_search.chat.calls import BoundedCalls, RetryRules
 from vprm_search.chat.failures import explain, is_retryable, retry_after, secrets_of
 
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")
@@ -114,7 +114,7 @@ def run(answers: list[Any], **rules: Any) -> Any:
         await sleep(0)
 
     async def main() -> Any:
-        return await call_with_retries(attempt, RetryRules(**rules))
+        return await BoundedCalls(RetryRules(**rules), 1)(attempt)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio, "sleep", noted_sleep)

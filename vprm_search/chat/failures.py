@@ -1,14 +1,16 @@
 """Which failed calls to a model are worth another try, how long to wait, and what may be said.
 
 LangGraph's default retry rule skips timeouts and "429 Too Many Requests", which are what a search
-meets most, so the classification is ours. Policies and judges share it.
+meets most, so the classification is ours, and the only one. Policies and judges ask it about
+exceptions (`is_retryable`, `retry_after`, `explain`), clients of scoring servers about statuses,
+headers and texts (`is_retryable_status`, `seconds_asked`, `without_secrets`, `one_line`).
 """
 
 from __future__ import annotations
 
 import email.utils
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,20 +42,30 @@ _SECRET_WORDS = re.compile(
 def is_retryable(error: BaseException) -> bool:
     """Tell whether the same call may succeed later.
 
-    True for 408, 409, 425, 429 and 5xx replies, for timeouts and for broken connections; False for
-    other replies (400, 401, 404, …), a used-up quota, and bugs.
+    True for the replies of `is_retryable_status`, for timeouts and for broken connections; False
+    for other replies (400, 401, 404, …), a used-up quota, bugs, and cancellations.
     """
+    if not isinstance(error, Exception):
+        return False  # a cancellation may have been raised while a timeout was handled
     for cause in _causes(error):
         if getattr(cause, "code", None) == "insufficient_quota":
             return False
         status = status_of(cause)
         if status is not None:
-            return status in _RETRYABLE_STATUS or status >= 500
+            return is_retryable_status(status)
         if isinstance(cause, TimeoutError | ConnectionError):
             return True
         if _RETRYABLE_NAMES & {kind.__name__ for kind in type(cause).__mro__}:
             return True
     return False
+
+
+def is_retryable_status(status: int) -> bool:
+    """Tell whether a reply with this HTTP status may be another one later.
+
+    True for 408, 409, 425, 429 and 5xx.
+    """
+    return status in _RETRYABLE_STATUS or status >= 500
 
 
 def status_of(error: BaseException) -> int | None:
@@ -67,27 +79,43 @@ def status_of(error: BaseException) -> int | None:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return the seconds a server asked to wait (`retry-after-ms` or `Retry-After`), or None."""
+    """Return the seconds the server behind `error` asked to wait, or None; see `seconds_asked`."""
     for cause in _causes(error):
         headers: Any = getattr(getattr(cause, "response", None), "headers", None)
-        if headers is None or not hasattr(headers, "get"):
-            continue
-        milliseconds = _number(headers.get("retry-after-ms"))
-        if milliseconds is not None:
-            return milliseconds / 1000
-        value = headers.get("retry-after")
-        return _number(value) if _number(value) is not None else _seconds_until(value)
+        if headers is not None and hasattr(headers, "get"):
+            return seconds_asked(headers)
     return None
 
 
+def seconds_asked(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds a server asks to wait: `retry-after-ms` or `Retry-After`; or None.
+
+    `Retry-After` is a number of seconds or an HTTP date (RFC 9110, 10.2.3); nonsense is None.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    return seconds if seconds is not None else _seconds_until(value)
+
+
 def explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """Return one line about `error` that is fit for a record: no keys, no tokens, no passwords."""
-    if isinstance(error, TimeoutError) and not str(error):
-        text = "TimeoutError: no reply within the time limit"
-    else:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    text = without_secrets(text, secrets)
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+    """Return one line about `error` that is fit for a record: no keys, no tokens, no passwords.
+
+    It begins with the HTTP status or the kind of error.
+    """
+    status, text = status_of(error), str(error)
+    where = type(error).__name__ if status is None else f"HTTP {status}"
+    if isinstance(error, TimeoutError) and not text:
+        text = "no reply within the time limit"
+    return one_line(without_secrets(f"{where}: {text}" if text else where, secrets))
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else line[:_SHOWN_CHARS] + "…"
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:

@@ -7,13 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
+from langchain_core.runnables.config import ensure_config
 
-from vprm_search.chat.calls import DEFAULT_RETRY, Outcome, RetryRules
+from vprm_search.chat.calls import (
+    DEFAULT_RETRY,
+    HIDDEN,
+    BoundedCalls,
+    Outcome,
+    RetryRules,
+    unwrap_model,
+    without_cache,
+)
 from vprm_search.chat.capabilities import ModelCapabilities, Prefill, capabilities_of
+from vprm_search.chat.failures import explain, secrets_of
 from vprm_search.errors import ConfigError
-from vprm_search.policy.model_call import Ask, ModelCaller, unwrap_model
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
     PromptStyle,
@@ -39,6 +49,7 @@ Continuation = Literal["auto", "prefill", "instruct"]
 _MOST_PER_CALL = 64
 _MOST_IN_PROCESS = 1024
 _DEFAULT_CONCURRENCY = 16
+_CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 _OUT_OF_TIME = "cut by budget: the search's seconds were over before the model had answered"
 
 
@@ -54,23 +65,40 @@ class _Call:
 class ChatModelPolicy:
     """Proposes steps with any LangChain chat model; implements `types.Policy`.
 
-    A path is continued either as the model's own unfinished message ("prefill") or by showing the
-    steps in the question and asking for the next one ("instruct"); "auto" takes prefill where
-    `capabilities_of` knows that the model can. All children of a path are asked for in one call
-    where the model takes `n` (`n_per_call` bounds them); each child, or each call, gets its seed
-    where the model takes seeds. A LangChain cache is not used where it would make siblings equal.
+    All children of a path are asked for in one call where the model takes `n`; each child, or each
+    call, gets its seed where the model takes seeds. A LangChain cache is not used where it would
+    make siblings equal. See `replies` for how the end of a step is told from the end of the
+    solution.
 
     A call that fails for good costs its own children only: proposals with `finish="error"`.
-    Timeouts, broken connections, 408, 409, 429 and 5xx are tried again by `retry`; give the model
-    client `max_retries=0` so that only one of the two repeats. See `replies` for how the end of a
-    step is told from the end of the solution.
+    Timeouts, broken connections, 408, 409, 425, 429 and 5xx are tried again; give the model client
+    `max_retries=0` so that only one of the two repeats.
 
-    `max_tokens_per_step` bounds a step and `max_tokens_total` a whole rest (`until="end"`);
-    a step of more than `max_step_chars` characters is cut and counts as truncated.
-    `max_concurrency` bounds the calls at a time (16; unbounded for a model in this process).
-    `instruction` follows the question; None means `DEFAULT_INSTRUCTION`, "" means none.
-    `capabilities` replaces what is known about the model. Raises `ConfigError` when `model` is not
-    a chat model or an option is out of range.
+    Args:
+        model: a `BaseChatModel`, or one with arguments bound by `.bind(...)`.
+        step_separator: what stands between two steps (a blank line).
+        max_tokens_per_step: tokens one step may have (512).
+        max_tokens_total: tokens a whole rest of a solution may have (4096), for strategies that
+            ask for it at once (best-of-N, rollouts).
+        max_step_chars: characters one step may have (8,000); a longer one is cut and counts as
+            truncated.
+        continuation: how a path is continued: "prefill", as the model's own unfinished message;
+            "instruct", with the steps shown in the question and the next one asked for; "auto"
+            (the default), prefill where `capabilities` says that the model can.
+        n_per_call: answers asked for in one call. Default "auto": 64 where the model takes `n`
+            (1024 in this process), else 1.
+        max_concurrency: calls at a time in one event loop. Default: 16, and 1024 for a model in
+            this process.
+        system_prompt: the system message of problems that have none of their own. Default: none.
+        instruction: follows the question. Default: `DEFAULT_INSTRUCTION` where the model follows
+            instructions; "" means none.
+        is_final: tells whether a step states the final answer, for models that do not say why
+            they stopped. Default: it has "Answer: …" or a box.
+        retry: how often a call is repeated and how long it may take.
+        capabilities: what the model can do. Default: `capabilities_of(model)`.
+
+    Raises:
+        ConfigError: `model` is not a chat model, or an option is out of range.
     """
 
     def __init__(
@@ -90,8 +118,8 @@ class ChatModelPolicy:
         retry: RetryRules = DEFAULT_RETRY,
         capabilities: ModelCapabilities | None = None,
     ) -> None:
-        chat_model, bound = unwrap_model(model)
-        known = capabilities or capabilities_of(chat_model)
+        self._model, self._bound = unwrap_model(model, "policy model")
+        known = capabilities or capabilities_of(self._model)
         _check_positive(
             max_tokens_per_step=max_tokens_per_step,
             max_tokens_total=max_tokens_total,
@@ -112,9 +140,7 @@ class ChatModelPolicy:
         self._max_tokens = {"step": max_tokens_per_step, "end": max_tokens_total}
         self._per_call = _per_call(n_per_call, known)
         slots = max_concurrency or (_MOST_IN_PROCESS if known.in_process else _DEFAULT_CONCURRENCY)
-        self._caller = ModelCaller(
-            chat_model, bound, known, prefill=prefill, retry=retry, max_concurrency=slots
-        )
+        self._bounded = BoundedCalls(retry, slots)
         self._suffix_seen = False  # the server has shown that it keeps stop strings in its output
         self._stop_eats_steps = False  # white space before a step is lost, so stopping at it fails
 
@@ -158,16 +184,8 @@ class ChatModelPolicy:
     async def _answer_once(self, call: _Call, stop: tuple[str, ...]) -> list[Proposal]:
         """Make one call; return at least one proposal, at most one per seed."""
         request = call.request
-        outcome = await self._caller(
-            Ask(
-                call.messages,
-                call.seeds,
-                self._max_tokens[request.until],
-                stop,
-                continues=self._style.prefill != "none" and bool(request.steps),
-                temperature_scale=request.temperature_scale,
-            )
-        )
+        jitter = (call.seeds[0] % 1024) / 1023
+        outcome = await self._bounded(lambda: self._generate(call, stop), jitter=jitter)
         if outcome.value is None:
             return failed_proposals(len(call.seeds), self._explain(outcome), outcome.attempts)
         replies = read_replies(outcome.value)[: len(call.seeds)]
@@ -191,6 +209,58 @@ class ChatModelPolicy:
         tokens = share_tokens(replies, usage.generated_tokens)
         return as_proposals(readings, tokens, usage, outcome.attempts)
 
+    async def _generate(self, call: _Call, stop: tuple[str, ...]) -> LLMResult:
+        """Ask the model once; the run is nested under the caller's (tracing)."""
+        model = self._model
+        if self.capabilities.seeds == "none":  # a LangChain cache would make all siblings equal
+            model = without_cache(model)
+        return await model.agenerate(
+            [call.messages],
+            stop=list(stop) or None,
+            callbacks=ensure_config().get("callbacks"),
+            tags=[HIDDEN],
+            run_name="propose",
+            **self._arguments(call, stop),
+        )
+
+    def _arguments(self, call: _Call, stop: tuple[str, ...]) -> dict[str, Any]:
+        """Return the call arguments beyond messages and stop strings."""
+        known, arguments, request = self.capabilities, dict(self._bound), call.request
+        if known.max_tokens_key:
+            arguments[known.max_tokens_key] = self._max_tokens[request.until]
+        if known.seeds == "children":
+            arguments["seeds"] = list(call.seeds)
+        elif known.seeds == "call":
+            arguments["seed"] = call.seeds[0] & _CALL_SEED_MASK
+        temperature = arguments.get("temperature", getattr(self._model, "temperature", None))
+        if request.temperature_scale != 1 and temperature is not None:
+            scaled = temperature * request.temperature_scale
+            arguments["temperature"] = min(known.max_temperature, scaled)
+        if known.many or len(call.seeds) > 1:
+            arguments["n"] = len(call.seeds)
+        if _can_stream(self._model):
+            arguments["stream"] = False  # a streaming caller must not switch off `n`
+        if self._style.prefill == "server":
+            body = self._server_body(request, stop, arguments.get("extra_body"))
+            if body:
+                arguments["extra_body"] = body
+        return arguments
+
+    def _server_body(
+        self, request: ProposeRequest, stop: tuple[str, ...], bound: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the extra fields by which a vLLM-like server continues a partial answer.
+
+        A call-time body replaces the client's, so the client's is copied. The stop string is asked
+        for in the output because the client drops the server's word on what ended a reply.
+        """
+        body = dict(bound or getattr(self._model, "extra_body", None) or {})
+        if request.steps:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if stop:
+            body["include_stop_str_in_output"] = True
+        return body
+
     def _stop(self, request: ProposeRequest) -> tuple[str, ...]:
         if request.until == "end" or (self._stop_eats_steps and request.steps):
             return ()
@@ -205,7 +275,9 @@ class ChatModelPolicy:
         return replace(self._rules, stopped=bool(stop), suffix_tells=told)
 
     def _explain(self, outcome: Outcome[LLMResult]) -> str:
-        text = self._caller.explain(outcome.error) if outcome.error else "no answer"
+        if outcome.error is None:
+            return "no answer"
+        text = explain(outcome.error, secrets_of(self._model))
         if self._style.prefill != "none" and outcome.status in (400, 422):
             text += "; if the model cannot continue a partial answer, use continuation='instruct'"
         return text
@@ -228,6 +300,11 @@ def _white_space_eaten(
         )
         for reply in replies
     )
+
+
+def _can_stream(model: BaseChatModel) -> bool:
+    kind = type(model)
+    return kind._stream is not BaseChatModel._stream or kind._astream is not BaseChatModel._astream
 
 
 def _prefill(continuation: Continuation, known: ModelCapabilities) -> Prefill:

@@ -1,1 +1,0 @@
-"""What a chat model is asked as a judge, and what it answered."""
