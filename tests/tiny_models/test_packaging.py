@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,17 @@ def test_the_weights_stay_small() -> None:
     }
     assert sum(sizes.values()) < 24_000_000
     assert sizes["policy"] + sizes["prm"] < 5_000_000  # in the wheel, which may have 8 MB
+
+
+def test_the_wheel_is_small_and_holds_no_training_code(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 8_000_000
+    names = zipfile.ZipFile(wheel).namelist()
+    models = {Path(name).parent.name for name in names if name.endswith(".safetensors")}
+    assert models == {"policy", "prm"}
+    assert not [name for name in names if name.startswith(("examples", "tests"))]
+    code = [zipfile.ZipFile(wheel).read(name) for name in names if name.endswith(".py")]
+    assert not [text for text in code if b"torch.optim" in text or b".backward(" in text]

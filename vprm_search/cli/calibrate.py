@@ -95,7 +95,7 @@ def collect_tiny(
 
 @calibrate.command("score")
 def score_labels(
-    records: Annotated[Path, typer.Option(help="JSONL file of the labelling pipeline.")],
+    records: Annotated[Path, typer.Option(help="JSONL file of label records.")],
     policy: Annotated[str, typer.Option(help="Name of the policy that wrote the solutions.")],
     images: Annotated[
         str, typer.Option(metavar="tiny|FOLDER", help="Where the pictures are: an image store.")
@@ -107,7 +107,7 @@ def score_labels(
     scorer: options.Scorer = "tiny",
     device: options.Device = "auto",
 ) -> None:
-    """Score the solutions of label records (see `vprm_search.labelling`)."""
+    """Score the solutions of label records (`vprm_search.labelling`)."""
     judge = models.load_scorer(scorer, device)
     from vprm_search.labelling.records import read_records
     from vprm_search.labelling.scored_paths import score_records, write_scored_paths

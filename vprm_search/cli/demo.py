@@ -92,7 +92,7 @@ def demo(
     console.OUT.print(results_table(solved))
     console.OUT.print(
         Text(
-            "A few dozen problems show the direction only; `vprm-search tiny evaluate` measures it."
+            "A few dozen problems show the direction only; docs/evaluation.md has the measurement."
         ),
         style="dim",
     )

@@ -119,8 +119,7 @@ def _weigh(health: Health) -> None:
         try:
             path = weights_path(name)
         except VprmError as error:
-            if name in ("policy", "prm"):
-                health.broken.append(str(error))
+            health.broken.append(str(error))
             continue
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         health.weights[name] = f"{size / 1e6:.1f} MB"

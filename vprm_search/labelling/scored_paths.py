@@ -2,7 +2,7 @@
 
 A line is `{"problem": id, "policy": name, "scorer": identity, "steps": [{"step": text, "score":
 P('+') or null, "label": true, false or null}, …], "correct": true, false or null}`. The labels may
-come from anywhere; `score_records` makes lines from the label records of this pipeline.
+come from anywhere; `score_records` makes lines from the label records of `monte_carlo`.
 """
 
 from __future__ import annotations
