@@ -152,8 +152,8 @@ class Ours:
         bare.use_attention(bench.model, tree=True)
         self.bench = bench
         self.meter = ScoringMeter()
-        self.context = PrefixCache(kept_bytes)
-        self.forward = TreeForward(bench.checkpoint, self.meter, self.context, attention)  # type: ignore[arg-type]
+        self.cache = PrefixCache(kept_bytes)
+        self.forward = TreeForward(bench.checkpoint, self.meter, self.cache, attention)  # type: ignore[arg-type]
         self.batcher = TokenBatcher(bench.args.batch_tokens)
         self.features: Tensor | None = None
 
@@ -163,7 +163,7 @@ class Ours:
         with torch.inference_mode():
             if self.features is None:
                 self.features = bare.image_features(self.bench.model, self.bench.pixels)
-            self.context.begin_call()
+            self.cache.begin_call()
             jobs = [
                 PathJob(TokenPath(GROUP, p.ids), p.reads, (p.image,), self.features) for p in paths
             ]
@@ -180,7 +180,7 @@ def difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]
 
 
 def one_round(bench: Bench) -> dict[str, Any]:
-    """N = 8 candidates of S = 8 steps, cold: nothing is known, the image is not encoded."""
+    """N = 8 candidates of S = 8 steps, cold: nothing is cached, the image is not encoded."""
     args, world = bench.args, TokenWorld(bench.shape)
     paths = world.solutions(args.candidates, args.steps)
     out: dict[str, Any] = {"candidates": args.candidates, "steps": args.steps}

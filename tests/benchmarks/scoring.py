@@ -152,7 +152,7 @@ def run(name: str, args: argparse.Namespace, directory: Path) -> None:
     rule = PreprocessConfig(tile_size=size.tile, max_tiles=args.max_tiles)
     write_checkpoint(directory, size, preprocess=rule)
     loaded = TransformersScorer.from_pretrained(directory, device="cpu")
-    scorer = TransformersScorer(loaded.checkpoint, kept_image_tokens=0, prefix_cache_bytes=0)
+    scorer = TransformersScorer(loaded.checkpoint, image_cache_tokens=0, prefix_cache_bytes=0)
     plain = InternVLForConditionalGeneration.from_pretrained(
         directory, attn_implementation="sdpa"
     ).eval()

@@ -142,7 +142,9 @@ def measure(size: str, rounds: int, folder: Path) -> dict[str, Any]:
             for label, kept in (("per round", 0), ("kept", 2 << 30)):
                 print(f"{name}: in process, {label} ...", flush=True)
                 scorer = TransformersScorer(
-                    checkpoint, kept_image_tokens=0 if not kept else 65_536, prefix_cache_bytes=kept
+                    checkpoint,
+                    image_cache_tokens=0 if not kept else 65_536,
+                    prefix_cache_bytes=kept,
                 )
                 row[label] = in_process(scorer, asked)
             requests = [request for one in asked for request in one]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from tests.scoring.random_internvl import write_checkpoint
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.scoring import PreprocessConfig, PrmLayout, ScorerFile, TransformersScorer
+from vprm_search.scoring.engine.checkpoint import load_checkpoint, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +140,46 @@ def test_a_layout_that_does_not_fit_the_tokenizer_is_refused(good: Path) -> None
 def test_an_unknown_dtype_is_refused(good: Path, dtype: str) -> None:
     with pytest.raises(ConfigError, match="float32"):
         TransformersScorer.from_pretrained(good, dtype=dtype)
+
+
+@pytest.mark.parametrize("part", ["whole", "text", "both"])
+def test_a_stored_head_is_read_although_the_config_says_tied(
+    good: Path, tmp_path: Path, part: str
+) -> None:
+    directory = shutil.copytree(good, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    config["tie_word_embeddings"] = part != "text"
+    config["text_config"]["tie_word_embeddings"] = part != "whole"
+    (directory / "config.json").write_text(json.dumps(config))
+    plain, tied = load_checkpoint(good), load_checkpoint(directory)
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain.readout(hidden), tied.readout(hidden))
+    if part == "text":
+        return  # the whole says that a head is stored: without one the directory is refused
+    edit_weights(lambda weights: weights.pop("language_model.lm_head.weight"))(directory)
+    shared = load_checkpoint(directory).model  # nothing else to read
+    assert torch.equal(shared.lm_head.weight, shared.get_input_embeddings().weight)
+
+
+def test_a_large_tokenizer_that_is_none_of_mistrals_loads_without_a_warning(
+    good: Path, tmp_path: Path
+) -> None:
+    """Converted configs do not say which transformers wrote them; v1.1 has 151,674 words."""
+    words = {word: n for n, word in enumerate(["a", *map(str, range(100_001))])}
+    large = Tokenizer(WordLevel(words, unk_token="a"))
+    large.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=large).save_pretrained(tmp_path)
+    config = json.loads((good / "config.json").read_text())
+    config.pop("transformers_version", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        tokenizer = load_tokenizer(tmp_path)
+    finally:
+        logger.removeHandler(handler)
+    assert len(tokenizer) > 100_000
+    assert said == []

@@ -7,14 +7,19 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer
+from vprm_search.scoring.engine.checkpoint import load_checkpoint
 from vprm_search.scoring.engine.forward import TokenBatcher, is_out_of_memory
 from vprm_search.scoring.engine.token_tree import TokenPath, build_tree
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult
@@ -23,8 +28,6 @@ LIMIT = 400
 
 
 def picture() -> ImageData:
-    from PIL import Image
-
     return normalise_image(Image.effect_noise((56, 56), 80).convert("RGB"))
 
 
@@ -210,6 +213,21 @@ def test_other_errors_are_not_swallowed() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_every_library_that_is_out_of_memory_is_understood(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+
+
 @pytest.mark.parametrize("limit", [2, 210, 250, 400])
 def test_scores_survive_a_model_that_runs_out_of_memory(
     path: Path, scorer: TransformersScorer, limit: int
@@ -242,6 +260,66 @@ def test_an_image_that_does_not_fit_fails_its_problem_only(scorer: TransformersS
     with_image, without = scorer.score_sync([ask("a", images=True), ask("a")])
     assert_failed(with_image, 1, "out_of_memory")
     assert_scored(without, 1)
+
+
+class SmallDevice(TorchFunctionMode):
+    """Makes every attention of more than `pairs` (query, key) pairs run out of memory."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
+            if args[0].shape[2] * args[1].shape[2] > self.pairs:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+def step(scorer: TransformersScorer, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+    """Score in this thread, which a torch function mode is bound to."""
+    return [result for _, found in scorer._engine.step([requests]) for result in found]
+
+
+def test_attention_blocks_are_halved_before_a_path_is_given_up(scorer: TransformersScorer) -> None:
+    request = ask("x = 3 " * 40, "y = 2 " * 20)
+    wanted = TransformersScorer(scorer.checkpoint).score_sync([request])[0]
+    with SmallDevice(20_000):  # its 300 tokens have 90,000 pairs
+        found = step(scorer, [request])[0]
+        failures = scorer.meter.out_of_memory
+        assert values(found) == pytest.approx(values(wanted), abs=1e-5)
+        assert failures > 0
+        again = step(scorer, [ask("z = 3 " * 40, "y = 2 " * 20)])[0]
+    assert_scored(again, 2)
+    assert scorer.meter.out_of_memory == failures  # the size of the blocks was learned
+    with SmallDevice(16):
+        assert_failed(step(scorer, [ask("b" * 20)])[0], 1, "out_of_memory")
+    assert_scored(step(scorer, [ask("b" * 20)])[0], 1)
+
+
+def test_an_image_that_does_not_fit_takes_the_place_of_half_the_prefix_cache(
+    path: Path, scorer: TransformersScorer
+) -> None:
+    """Keys and values kept for later calls may be all that fills the device."""
+    wide = normalise_image(Image.effect_noise((224, 56), 80).convert("RGB"))
+    request = ScoreRequest(Problem("q", (wide.digest,)), ("a",), (wide,))
+    wanted = TransformersScorer(load_checkpoint(path)).score_sync([request])[0]
+    scorer.score_sync([ask(f"{n} red") for n in range(9)])
+    blocks = scorer._engine.cache.blocks
+    held = blocks.held_bytes
+    sizes: list[int] = []
+
+    def full(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(args[0]))
+        if blocks.held_bytes or len(args[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer.checkpoint.model.model.vision_tower.embeddings.register_forward_pre_hook(full)
+    found = scorer.score_sync([request])[0]
+    assert values(found) == pytest.approx(values(wanted), abs=1e-5)
+    assert sizes[0] == sizes[1] > 2  # first what is kept goes, then fewer tiles are taken
+    assert max(sizes[2:]) <= max(2, sizes[0] // 2)
+    assert blocks.max_bytes == held // 2
 
 
 # --- the asynchronous face -----------------------------------------------------------------------

@@ -69,7 +69,7 @@ def distinct_tokens(scorer: TransformersScorer, requests: Sequence[ScoreRequest]
     """Return what an ideal scorer computes: every token with another past once."""
     seen: set[tuple[tuple[str, ...], tuple[int, ...]]] = set()
     for request in requests:
-        counts = [scorer._engine._book.tokens(image) for image in request.images]
+        counts = [scorer._engine.images.tokens(image) for image in request.images]
         prompt = scorer.checkpoint.builder.build(request.problem.question, request.steps, counts)
         ids = prompt.scored_ids
         seen.update((request.problem.images, ids[:n]) for n in range(1, len(ids) + 1))
@@ -120,7 +120,7 @@ def test_any_search_gives_the_scores_of_one_forward_per_step(
         asked += requests
         wanted = [value for request in requests for value in oracle.score(request)]
         assert values(scorer.score_sync(requests)) == pytest.approx(wanted, abs=TOLERANCE)
-        assert scorer._engine.context.pool.held_bytes <= kept
+        assert scorer._engine.cache.blocks.held_bytes <= kept
     if kept == 1 << 30:  # in however many passes, nothing is computed twice
         assert scorer.meter.tokens_computed == distinct_tokens(scorer, asked)
 
@@ -183,7 +183,7 @@ def children(beam: list[tuple[str, ...]], depth: int) -> list[ScoreRequest]:
 
 @pytest.mark.parametrize("bound", [16_384, 700])
 def test_a_beam_search_computes_every_token_once(checkpoint: PrmCheckpoint, bound: int) -> None:
-    scorer = TransformersScorer(checkpoint, max_batch_tokens=bound, kept_image_tokens=0)
+    scorer = TransformersScorer(checkpoint, max_batch_tokens=bound, image_cache_tokens=0)
     forgetful = TransformersScorer(checkpoint, prefix_cache_bytes=0)
     assert scorer.has_prefix_cache
     assert not forgetful.has_prefix_cache
@@ -230,10 +230,10 @@ def test_searches_in_turn_do_not_forget_each_other(checkpoint: PrmCheckpoint) ->
     assert scorer.meter.tokens_computed == before
 
 
-def known_tokens(scorer: TransformersScorer, request: ScoreRequest) -> int:
-    counts = [scorer._engine._book.tokens(image) for image in request.images]
+def cached_tokens(scorer: TransformersScorer, request: ScoreRequest) -> int:
+    counts = [scorer._engine.images.tokens(image) for image in request.images]
     prompt = scorer.checkpoint.builder.build(request.problem.question, request.steps, counts)
-    return scorer._engine.context.known_tokens(TokenPath(request.problem.images, prompt.scored_ids))
+    return scorer._engine.cache.cached_tokens(TokenPath(request.problem.images, prompt.scored_ids))
 
 
 def test_what_a_search_pruned_goes_first_and_what_is_unused_goes_next(
@@ -245,22 +245,22 @@ def test_what_a_search_pruned_goes_first_and_what_is_unused_goes_next(
     whole = TransformersScorer(checkpoint)
     for request in (old, lost, live):
         whole.score_sync([request])
-    full = [known_tokens(whole, request) for request in (old, lost, live)]
+    full = [cached_tokens(whole, request) for request in (old, lost, live)]
     assert full[1] - full[2] > 180  # of `lost` alone
-    rows = -(-whole._engine.context.pool.used_rows // 256) * 256
+    rows = -(-whole._engine.cache.blocks.used_rows // 256) * 256
     scorer = TransformersScorer(checkpoint, prefix_cache_bytes=rows * ROW_BYTES)
     for request in (old, lost, live):
         scorer.score_sync([request])
-    assert [known_tokens(scorer, request) for request in (old, lost, live)] == full
-    scorer._engine.context.begin_call()
+    assert [cached_tokens(scorer, request) for request in (old, lost, live)] == full
+    scorer._engine.cache.begin_call()
     scorer.score_sync([live])
     scorer.score_sync([as_request("What is z?", PICTURES[2:], ("x = 5",))])
-    after = [known_tokens(scorer, request) for request in (old, lost, live)]
+    after = [cached_tokens(scorer, request) for request in (old, lost, live)]
     assert (after[0], after[2]) == (full[0], full[2])
     assert after[1] < full[1]  # what the search has left behind
     scorer.score_sync([live])
     scorer.score_sync([as_request("What is z?", PICTURES[1:], ("x = 6 " * 10,))])
-    after = [known_tokens(scorer, request) for request in (old, lost, live)]
+    after = [cached_tokens(scorer, request) for request in (old, lost, live)]
     assert after[0] < full[0]  # what was not asked about for longest
     assert after[2] == full[2]
 
@@ -271,7 +271,7 @@ def test_when_memory_runs_out_what_is_kept_goes_before_passes_get_smaller(
     scorer = TransformersScorer(load_checkpoint(path))
     for n in range(3):
         scorer.score_sync([as_request(f"q {n}", PICTURES[n % 3 : n % 3 + 1], ("x = 1",))])
-    pool = scorer._engine.context.pool
+    pool = scorer._engine.cache.blocks
     held = pool.held_bytes
     failures = [torch.OutOfMemoryError("CUDA out of memory")]
 
@@ -285,7 +285,7 @@ def test_when_memory_runs_out_what_is_kept_goes_before_passes_get_smaller(
     whole = TransformersScorer(checkpoint, prefix_cache_bytes=0).score_sync([request])
     assert values(scorer.score_sync([request])) == pytest.approx(values(whole), abs=TOLERANCE)
     assert 0 < pool.held_bytes <= pool.max_bytes == held // 2
-    assert scorer._engine._batcher.max_tokens == 16_384
+    assert scorer._engine.batcher.max_tokens == 16_384
     assert scorer.meter.out_of_memory == 0
 
 

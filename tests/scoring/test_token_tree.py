@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,16 @@ from hypothesis import strategies as st
 
 from vprm_search.scoring.engine.attention import (
     AttentionPlan,
+    DensePlanner,
     FlexPlanner,
     Planner,
     attention_blocks,
-    plan_blocks,
+    seen_by,
+    tile_kinds,
     tree_attention,
+    try_out,
 )
-from vprm_search.scoring.engine.prefix_cache import Branch, KnownRows, PrefixCache
+from vprm_search.scoring.engine.prefix_cache import Branch, CachedRows, PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath, TokenTree, build_tree, tree_sizes
 
 # two letters and repeats of a run: shared prefixes, paths inside paths, blocks of every size
@@ -71,9 +76,9 @@ def expected_mask(tree: TokenTree, given_paths: list[TokenPath]) -> np.ndarray:
     return mask
 
 
-def match(tree: TokenTree, given_paths: list[TokenPath], context: PrefixCache) -> KnownRows:
+def match(tree: TokenTree, given_paths: list[TokenPath], cache: PrefixCache) -> CachedRows:
     groups = [given_paths[s.path].group for s in tree.segments]
-    return context.find(tree, ids_of_rows(tree, given_paths), groups, np.arange(0))
+    return cache.find(tree, ids_of_rows(tree, given_paths), groups, np.arange(0))
 
 
 @given(paths)
@@ -82,9 +87,9 @@ def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[Tok
     wanted = expected_mask(tree, given_paths)
     got = np.zeros_like(wanted)
     at = 0
-    known = match(tree, given_paths, PrefixCache(0))
-    assert known.count == 0
-    for block in attention_blocks(tree, known):
+    cached = match(tree, given_paths, PrefixCache(0))
+    assert cached.count == 0
+    for block in attention_blocks(tree, cached):
         assert block.start == at
         at = block.stop
         keys = torch.arange(tree.size)[block.keys].numpy()
@@ -114,52 +119,103 @@ def dense(tree: TokenTree, given_paths: list[TokenPath]) -> torch.Tensor:
     return weights @ value
 
 
+def small_blocks() -> DensePlanner:
+    """Return the planner as it is when memory ran out often."""
+    planner = DensePlanner()
+    planner.max_queries = 16
+    return planner
+
+
 ROW_BYTES = 2 * 4 * 8
 """One layer, one head of four float64 numbers, keys and values."""
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("planner", [plan_blocks, FlexPlanner(compiled=False)])
+@pytest.mark.parametrize("planner", [DensePlanner(), small_blocks(), FlexPlanner(None)])
 @given(rounds=st.lists(paths, min_size=1, max_size=3), limit=st.sampled_from([0, 300, 100_000]))
 @settings(max_examples=25)
 def test_attention_over_kept_rows_equals_dense_masked_attention(
     planner: Planner, rounds: list[list[TokenPath]], limit: int
 ) -> None:
-    context = PrefixCache(limit * ROW_BYTES)
+    cache = PrefixCache(limit * ROW_BYTES)
     before: set[tuple[object, tuple[int, ...]]] = set()
     for given_paths in rounds:
-        context.begin_call()
+        cache.begin_call()
         tree = build_tree(given_paths)
-        known = match(tree, given_paths, context)
+        cached = match(tree, given_paths, cache)
         if limit == 0:
-            assert known.count == 0
+            assert cached.count == 0
         elif limit == 100_000:
-            assert known.count == len(prefixes(given_paths) & before)
+            assert cached.count == len(prefixes(given_paths) & before)
         for path in given_paths:
-            seen = sum(known.slots[tree.rows_of(given_paths.index(path))] < known.count)
-            assert seen == context.known_tokens(path)
+            seen = sum(cached.places[tree.rows_of(given_paths.index(path))] < cached.count)
+            assert seen == cache.cached_tokens(path)
         wanted = dense(tree, given_paths)
-        if len(known.new_rows):
-            plan = AttentionPlan(planner(tree, known, torch.device("cpu")), known, collect=True)
-            query, key, value = content(tree, given_paths)[:, known.new_rows, None, :]
+        if len(cached.new_rows):
+            plan = AttentionPlan(planner(tree, cached, torch.device("cpu")), cached, collect=True)
+            query, key, value = content(tree, given_paths)[:, cached.new_rows, None, :]
             parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
             # two query heads share one pair of keys and values
             heads = parts[0].repeat(1, 2, 1, 1)
             got, _ = tree_attention(
                 torch.nn.Identity(), heads, *parts[1:], None, 0.3, attention_plan=plan
             )
-            assert got.shape == (1, len(known.new_rows), 2, 4)
-            gap = got[0] - wanted[known.new_rows][:, None, :]
+            assert got.shape == (1, len(cached.new_rows), 2, 4)
+            gap = got[0] - wanted[cached.new_rows][:, None, :]
             assert gap.abs().max() < 1e-12
             groups = [given_paths[s.path].group for s in tree.segments]
             ids = ids_of_rows(tree, given_paths)
-            if context.enabled:
-                context.keep(tree, ids, groups, known, plan.layers, np.full(tree.size, 0.5))
-            assert context.pool.held_bytes <= limit * ROW_BYTES
-            assert context.pool.used_rows == sum(
-                len(branch.ids) for root in context._roots.values() for branch in every(root)
+            if cache.enabled:
+                cache.keep(tree, ids, groups, cached, plan.layers, np.full(tree.size, 0.5))
+            assert cache.blocks.held_bytes <= limit * ROW_BYTES
+            assert cache.blocks.used_rows == sum(
+                len(branch.ids) for root in cache._roots.values() for branch in every(root)
             )
         before |= prefixes(given_paths)
+
+
+@given(given_paths=paths, forgotten=st.integers(0, 400))
+def test_the_block_table_names_every_tile_exactly(
+    given_paths: list[TokenPath], forgotten: int
+) -> None:
+    """Empty, mixed and full tiles, counted from runs, are those of the whole mask."""
+    tree = build_tree(given_paths)
+    count = max(0, tree.size - 1 - forgotten)  # so many rows are cached, some anywhere
+    order = np.random.default_rng(forgotten).permutation(tree.size)
+    hits, new = order[:count], np.sort(order[count:])
+    places = np.empty(tree.size, dtype=np.int64)
+    places[hits], places[new] = np.arange(count), count + np.arange(len(new))
+    cached = CachedRows(places, count, np.full(tree.size, np.nan))
+    tile, (queries, keys) = 16, (-(-n // 16) * 16 for n in (len(new), tree.size))
+    mask = np.zeros((queries, keys), dtype=bool)
+    mask[: len(new), places] = expected_mask(tree, given_paths)[new]
+    tiles = mask.reshape(queries // tile, tile, keys // tile, tile)
+    mixed, full = tile_kinds(*seen_by(tree, cached, keys), queries, tile)
+    assert np.array_equal(full, tiles.all(axis=(1, 3)))
+    assert np.array_equal(mixed | full, tiles.any(axis=(1, 3)))
+    assert not (mixed & full).any()
+
+
+@pytest.mark.slow
+def test_rounds_of_all_lengths_share_two_compiled_kernels() -> None:
+    """One for a first round, one for rounds with cached rows, both met when a scorer is made."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    planner = FlexPlanner(backend)
+    try_out(planner, torch.device("cpu"), torch.float32, (4, 2, 16))
+    assert len(compiled) == 2
+    for length, count in ((30, 0), (30, 100), (700, 0), (800, 700), (120, 200), (300, 420)):
+        stem = tuple(range(length))
+        tree = build_tree([TokenPath("", (*stem, 1000 + n, *stem)) for n in range(3)])
+        cached = CachedRows(np.arange(tree.size), count, np.full(tree.size, np.nan))
+        rows = [torch.randn(1, h, n, 16) for h, n in ((4, tree.size - count), (2, tree.size))]
+        with torch.inference_mode():
+            planner(tree, cached, torch.device("cpu"))(*rows, rows[1], None)
+    assert len(compiled) == 2
 
 
 def every(branch: Branch) -> list[Branch]:

@@ -37,7 +37,7 @@ class TransformersScorer:
     an image is encoded once, every shared prefix of tokens is computed once, and each path attends
     along itself only. Only the '+' and '-' rows of the head are computed, in float32, at the read
     positions. Images are known by their digests, and the embeddings of the latest are kept
-    (`kept_image_tokens`). `Problem.system` is not used: the system turn belongs to the layout,
+    (`image_cache_tokens`). `Problem.system` is not used: the system turn belongs to the layout,
     since the model was trained with one.
 
     Keys, values and scores of what was computed are kept within `prefix_cache_bytes`, so a round
@@ -62,14 +62,14 @@ class TransformersScorer:
         checkpoint: PrmCheckpoint,
         *,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
+        image_cache_tokens: int = DEFAULT_IMAGE_TOKENS,
         prefix_cache_bytes: int = DEFAULT_PREFIX_CACHE_BYTES,
         window_ms: float = DEFAULT_WINDOW_MS,
         attention: AttentionName = "auto",
     ) -> None:
-        if max_batch_tokens < 1 or min(kept_image_tokens, prefix_cache_bytes, window_ms) < 0:
+        if max_batch_tokens < 1 or min(image_cache_tokens, prefix_cache_bytes, window_ms) < 0:
             raise ConfigError(
-                f"max_batch_tokens is {max_batch_tokens}, kept_image_tokens {kept_image_tokens}, "
+                f"max_batch_tokens is {max_batch_tokens}, image_cache_tokens {image_cache_tokens}, "
                 f"prefix_cache_bytes {prefix_cache_bytes}, window_ms {window_ms}; at least 1, 0, 0 "
                 "and 0 are needed"
             )
@@ -77,11 +77,13 @@ class TransformersScorer:
         self._engine = ScoringEngine(
             checkpoint,
             max_batch_tokens=max_batch_tokens,
-            kept_image_tokens=kept_image_tokens,
+            image_cache_tokens=image_cache_tokens,
             prefix_cache_bytes=prefix_cache_bytes,
             attention=attention,
         )
-        self._queue: CallQueue[Call, list[ScoreResult]] = CallQueue(self._engine, window_ms / 1000)
+        self._queue: CallQueue[Call, list[ScoreResult]] = CallQueue(
+            self._engine.step, window_ms / 1000
+        )
 
     @classmethod
     def from_pretrained(
@@ -98,7 +100,7 @@ class TransformersScorer:
         system_prompt: str | None = None,
         orm: bool = False,
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        kept_image_tokens: int = DEFAULT_IMAGE_TOKENS,
+        image_cache_tokens: int = DEFAULT_IMAGE_TOKENS,
         prefix_cache_bytes: int = DEFAULT_PREFIX_CACHE_BYTES,
         window_ms: float = DEFAULT_WINDOW_MS,
         attention: AttentionName = "auto",
@@ -118,7 +120,7 @@ class TransformersScorer:
                 orm=orm,
             ),
             max_batch_tokens=max_batch_tokens,
-            kept_image_tokens=kept_image_tokens,
+            image_cache_tokens=image_cache_tokens,
             prefix_cache_bytes=prefix_cache_bytes,
             window_ms=window_ms,
             attention=attention,
@@ -142,7 +144,7 @@ class TransformersScorer:
     @property
     def has_prefix_cache(self) -> bool:
         """Whether what a call computed is kept for later calls."""
-        return self._engine.context.enabled
+        return self._engine.cache.enabled
 
     @property
     def attention(self) -> str:

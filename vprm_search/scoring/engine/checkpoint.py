@@ -325,9 +325,13 @@ def _check_kind(directory: Path, config: dict[str, Any], family: PrmFamily) -> N
 
 def load_tokenizer(directory: Path) -> Any:
     """Load a tokenizer. Raises `CheckpointError` when it is damaged or empty."""
+    # without this answer transformers asks whether every large tokenizer is a faulty one of Mistral
+    # if the config does not say which version of transformers wrote it
+    kind = read_json(directory / "config.json").get("model_type")
+    answer = {} if kind == "mistral" else {"fix_mistral_regex": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), trust_remote_code=False, local_files_only=True
+            str(directory), trust_remote_code=False, local_files_only=True, **answer
         )
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {error}") from error

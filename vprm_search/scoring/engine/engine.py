@@ -1,4 +1,4 @@
-"""The work of one turn: requests of one or many callers become prompts, a tree, and scores."""
+"""One step of the engine: calls become prompts, prompts a token tree, the tree scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -20,10 +19,8 @@ from vprm_search.scoring.engine.forward import (
     ScoringMeter,
     TokenBatcher,
     TreeForward,
-    is_out_of_memory,
-    release_memory,
 )
-from vprm_search.scoring.engine.images import ImageBook, ImageFeatures
+from vprm_search.scoring.engine.images import ImageEncoder
 from vprm_search.scoring.engine.prefix_cache import PrefixCache
 from vprm_search.scoring.engine.token_tree import TokenPath, tree_sizes
 from vprm_search.scoring.prompt.layout import ScoringPrompt
@@ -57,9 +54,12 @@ class _Asked:
 class ScoringEngine:
     """Scores calls with one checkpoint; serves one thread at a time.
 
-    Calls are packed together up to `max_batch_tokens` of tree; what is computed goes into
-    `context`. When memory runs out, half of what is kept is given up for good before a pass is
-    made smaller.
+    Args:
+        checkpoint: the model and all that belongs to it.
+        max_batch_tokens: bound of a pass, in rows of its token tree.
+        image_cache_tokens: bound of the image embeddings kept between steps, in image tokens.
+        prefix_cache_bytes: bound of the keys and values kept between steps; 0 keeps nothing.
+        attention: "auto", "blocks" or "flex".
     """
 
     def __init__(
@@ -67,46 +67,43 @@ class ScoringEngine:
         checkpoint: PrmCheckpoint,
         *,
         max_batch_tokens: int,
-        kept_image_tokens: int,
+        image_cache_tokens: int,
         prefix_cache_bytes: int,
         attention: AttentionName,
     ) -> None:
         self.meter = ScoringMeter()
-        self.context = PrefixCache(prefix_cache_bytes)
-        self.forward = TreeForward(checkpoint, self.meter, self.context, attention)
+        self.cache = PrefixCache(prefix_cache_bytes)
+        self.forward = TreeForward(checkpoint, self.meter, self.cache, attention)
+        self.images = ImageEncoder(
+            checkpoint, self.meter, image_cache_tokens, self.cache.give_up_half
+        )
+        self.batcher = TokenBatcher(
+            max_batch_tokens, self.cache.give_up_half, self.forward.use_less_memory
+        )
         self._checkpoint = checkpoint
-        self._batcher = TokenBatcher(max_batch_tokens)
-        self._images = ImageFeatures(checkpoint, self.meter, kept_image_tokens)
-        self._book = ImageBook(self._images, self.meter)
 
-    def __call__(self, calls: Sequence[Call]) -> Iterator[tuple[int, list[ScoreResult]]]:
+    def step(self, calls: Sequence[Call]) -> Iterator[tuple[int, list[ScoreResult]]]:
         """Yield `(index, results)` of every call, those that finish first before the others."""
         started = time.perf_counter()
-        self._book.begin_turn()
-        asked = [[self._ask(request) for request in call] for call in calls]
-        for numbers in self._groups(asked):
-            together = [item for number in numbers for item in asked[number]]
-            results = iter(self._score(together))
+        self.images.begin_step()
+        asked = [[self._prompt(request) for request in call] for call in calls]
+        for numbers in self._groups(asked):  # calls whose token trees fit into one pass together
+            items = [item for number in numbers for item in asked[number]]
+            with torch.inference_mode():
+                self.cache.begin_call()  # what these calls use now is not dropped meanwhile
+                try:
+                    jobs = self._jobs(items)  # without the images that the cache knows
+                    scores = self._passes(jobs)  # tree, cached rows, forward, readout, cache
+                except FeaturesMissingError:  # the cache was given up meanwhile
+                    jobs = self._jobs(items, every_image=True)
+                    scores = self._passes(jobs)
+            results = iter([self._result(item, scores) for item in items])
             now = time.perf_counter()
             self.meter.seconds, started = self.meter.seconds + now - started, now
             for number in numbers:
                 yield number, [next(results) for _ in asked[number]]
 
-    def _groups(self, asked: Sequence[Sequence[_Asked]]) -> Iterator[list[int]]:
-        """Yield runs of calls whose trees together stay within the bound of a pass, if they can."""
-        group: list[int] = []
-        size = 0
-        for number, call in enumerate(asked):
-            rows = sum(tree_sizes([path for item in call if (path := item.path)])[1])
-            if group and size + rows > self._batcher.max_tokens:
-                yield group
-                group, size = [], 0
-            group.append(number)
-            size += rows
-        if group:
-            yield group
-
-    def _ask(self, request: ScoreRequest) -> _Asked:
+    def _prompt(self, request: ScoreRequest) -> _Asked:
         """Write the prompt of a request, or the reason why it cannot be scored."""
         if tuple(image.digest for image in request.images) != request.problem.images:
             return _Asked(
@@ -116,7 +113,7 @@ class ScoringEngine:
             )
         counts = []
         for image in request.images:
-            count = self._book.tokens(image)
+            count = self.images.tokens(image)
             if isinstance(count, str):
                 return _Asked(request, count)
             counts.append(count)
@@ -131,21 +128,26 @@ class ScoringEngine:
                 f"{TOO_LONG}: problem and solution take {size} tokens ({sum(counts)} for images), "
                 f"the model's limit is {limit}; use fewer tiles, or merge or shorten the steps",
             )
-        return _Asked(request, self._images.placed(prompt, request.images))
+        return _Asked(request, self.images.placed(prompt, request.images))
 
-    def _score(self, asked: Sequence[_Asked]) -> list[ScoreResult]:
-        with torch.inference_mode():
-            self.context.begin_call()
-            try:
-                scores = self._run(self._jobs(asked))
-            except FeaturesMissingError:  # what was kept had to go meanwhile
-                scores = self._run(self._jobs(asked, every_feature=True))
-        return [self._result(item, scores) for item in asked]
+    def _groups(self, asked: Sequence[Sequence[_Asked]]) -> Iterator[list[int]]:
+        """Yield runs of calls whose trees together stay within the bound of a pass, if they can."""
+        group: list[int] = []
+        size = 0
+        for number, call in enumerate(asked):
+            rows = sum(tree_sizes([path for item in call if (path := item.path)])[1])
+            if group and size + rows > self.batcher.max_tokens:
+                yield group
+                group, size = [], 0
+            group.append(number)
+            size += rows
+        if group:
+            yield group
 
     def _jobs(
-        self, asked: Sequence[_Asked], *, every_feature: bool = False
+        self, asked: Sequence[_Asked], *, every_image: bool = False
     ) -> dict[TokenPath, PathJob]:
-        """Return a job for every distinct path; images that are kept need no features."""
+        """Return a job for every distinct path; images in the prefix cache need no features."""
         jobs: dict[TokenPath, PathJob] = {}
         for item in asked:
             path = item.path
@@ -153,8 +155,8 @@ class ScoringEngine:
                 continue
             spans, features = item.prompt.image_spans, None
             end = spans[-1][1] if spans else 0
-            if end and (every_feature or self.context.known_tokens(path) < end):
-                features = self._book.features(item.request.images)
+            if end and (every_image or self.cache.cached_tokens(path) < end):
+                features = self.images.features(item.request.images)
             if isinstance(features, str):
                 item.prompt = features
                 continue
@@ -162,24 +164,19 @@ class ScoringEngine:
             jobs[path] = PathJob(path, reads, spans, features, positions)
         return jobs
 
-    def _run(self, jobs: dict[TokenPath, PathJob]) -> dict[TokenPath, PathScores | None]:
-        todo = list(jobs.values())
-        computed = self._batcher.run(list(jobs), partial(self._pass_of, todo))
-        for number, found in enumerate(computed):
+    def _passes(self, jobs: dict[TokenPath, PathJob]) -> dict[TokenPath, PathScores | None]:
+        """Score all paths in as few passes as memory allows; None for one that never fits."""
+        scores = self._run(list(jobs.values()))
+        for number, (job, found) in enumerate(zip(jobs.values(), scores, strict=True)):
             if found is not None and any(map(math.isnan, found.values)):
-                computed[number] = self._isolated(todo[number], found)
-        self.meter.out_of_memory = self._batcher.out_of_memory
-        return dict(zip(jobs, computed, strict=True))
+                scores[number] = self._isolated(job, found)
+        self.meter.out_of_memory = self.batcher.out_of_memory
+        return dict(zip(jobs, scores, strict=True))
 
-    def _pass_of(self, todo: Sequence[PathJob], chosen: Sequence[int]) -> list[PathScores]:
-        jobs = [todo[number] for number in chosen]
-        try:
-            return self.forward(jobs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self.context.give_up_half():
-                raise
-        release_memory()  # only here the failed pass no longer holds its tensors
-        return self.forward(jobs)
+    def _run(self, jobs: Sequence[PathJob]) -> list[PathScores | None]:
+        return self.batcher.run(
+            [job.path for job in jobs], lambda chosen: self.forward([jobs[n] for n in chosen])
+        )
 
     def _isolated(self, job: PathJob, whole: PathScores) -> PathScores:
         """Score one path step by step, each in a pass of its own, up to the first NaN.
@@ -191,8 +188,7 @@ class ScoringEngine:
         computed, passes = whole.computed, whole.passes
         for read in job.reads:
             path = TokenPath(job.path.group, job.path.ids[: read + 1])
-            alone = replace(job, path=path, reads=(read,))
-            found = self._batcher.run([path], partial(self._pass_of, [alone]))[0]
+            found = self._run([replace(job, path=path, reads=(read,))])[0]
             values.append(math.nan if found is None else found.values[0])
             if found is not None:
                 computed, passes = computed + found.computed, passes + found.passes
@@ -206,7 +202,7 @@ class ScoringEngine:
         steps = len(item.request.steps)
         self.meter.requests += 1
         self.meter.steps += steps
-        images = self._book.take_encoded(item.request.images)
+        images = self.images.take_encoded(item.request.images)
         if isinstance(item.prompt, str):
             failed = ScoreResult.failed(steps, item.prompt)
             return replace(failed, cost=ScoreCost(images_encoded=images))

@@ -1,4 +1,4 @@
-"""One forward pass of the language model over a packed tree of conversations."""
+"""Forward passes of the language model over packed trees of conversations that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from vprm_search.scoring.engine.attention import (
     AttentionName,
     AttentionPlan,
+    DensePlanner,
     choose_attention,
-    plan_blocks,
 )
-from vprm_search.scoring.engine.prefix_cache import KnownRows, PrefixCache
+from vprm_search.scoring.engine.prefix_cache import CachedRows, PrefixCache
 from vprm_search.scoring.engine.token_tree import Rows, TokenPath, TokenTree, build_tree, tree_sizes
 
 if TYPE_CHECKING:
@@ -50,76 +50,12 @@ class ScoringMeter:
 
 
 T = TypeVar("T")
-_MEMORY_WORDS = ("out of memory", "defaultcpuallocator", "can't allocate memory")
-
-
-class TokenBatcher:
-    """Runs paths in batches of at most `max_tokens` packed tokens.
-
-    Batches are runs of neighbours in the token tree, so whole subtrees stay together; a prefix
-    shared by two batches is part of both (computed in both, if nothing keeps it). When memory runs
-    out, the bound becomes half of what was tried and stays there. A single path is always tried,
-    however long.
-    """
-
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self.out_of_memory = 0
-
-    def run(
-        self, paths: Sequence[TokenPath], compute: Callable[[list[int]], Sequence[T]]
-    ) -> list[T | None]:
-        """Return one result per path, or None where even the path alone does not fit in memory.
-
-        `compute` takes indices into `paths` and returns one result for each. Paths should differ.
-        """
-        order, added = tree_sizes(paths)
-        waiting = deque(zip(order, added, strict=True))
-        results: list[T | None] = [None] * len(paths)
-        while waiting:
-            batch, size = self._next(paths, waiting)
-            try:
-                computed = compute([path for path, _ in batch])
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.out_of_memory += 1
-                computed = None
-            if computed is not None:
-                for (path, _), result in zip(batch, computed, strict=True):
-                    results[path] = result
-            elif len(batch) > 1:
-                self.max_tokens = max(1, size // 2)
-                waiting.extendleft(reversed(batch))
-            if computed is None:
-                release_memory()  # only here the failed pass no longer holds its tensors
-        return results
-
-    def _next(
-        self, paths: Sequence[TokenPath], waiting: deque[tuple[int, int]]
-    ) -> tuple[list[tuple[int, int]], int]:
-        batch = [waiting.popleft()]
-        size = len(paths[batch[0][0]].ids)
-        while waiting and size + waiting[0][1] <= self.max_tokens:
-            size += waiting[0][1]
-            batch.append(waiting.popleft())
-        return batch, size
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's or the machine's memory is full."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
-
-
-def release_memory() -> None:
-    """Give memory that torch caches back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
+_MEMORY_WORDS = (
+    "out of memory",  # "CUDA error: out of memory" and its kin
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "defaultcpuallocator",
+    "can't allocate memory",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +68,7 @@ class PathJob:
     """One path to score: its tokens, where to read, and the embeddings of its images.
 
     `features` is `[image tokens, hidden]`, all images of the problem one after another, or None
-    without images and where the images are known to be kept; `image_spans` says where they go.
+    without images and where the images are in the prefix cache; `image_spans` says where they go.
     `positions` are position ids `[axes, tokens]` that depend on the tokens before each only; None
     means 0, 1, 2, ….
     """
@@ -172,12 +108,12 @@ class TreeForward:
         self,
         checkpoint: PrmCheckpoint,
         meter: ScoringMeter,
-        context: PrefixCache,
+        cache: PrefixCache,
         attention: AttentionName = "auto",
     ) -> None:
         self._checkpoint = checkpoint
         self._meter = meter
-        self.context = context
+        self.cache = cache
         self.attention, self._planner = choose_attention(
             attention,
             checkpoint.device,
@@ -186,45 +122,49 @@ class TreeForward:
         )
 
     def __call__(self, jobs: Sequence[PathJob]) -> list[PathScores]:
-        """Score every read position of every job; NaN where logits are not finite.
+        """Score every read position of every job in one pass; NaN where logits are not finite.
 
         Raises `FeaturesMissingError` if a job lacks the features of images that are to be computed.
         """
         packed = _pack(jobs)
-        known = self.context.find(packed.tree, packed.ids, packed.groups, packed.wanted)
-        plus = known.plus
-        if len(known.new_rows):
-            hidden, plan = self._run(packed, known)
-            new = packed.wanted[known.slots[packed.wanted] >= known.count]
-            plus[new] = self._read(hidden, known.slots[new] - known.count)
-            if self.context.enabled and not np.isnan(plus[packed.wanted]).any():
-                self._keep(packed, known, plan, plus)
-        counts = _computed(packed, known)
+        cached = self.cache.find(packed.tree, packed.ids, packed.groups, packed.wanted)
+        plus = cached.plus
+        if len(cached.new_rows):
+            hidden, plan = self._run(packed, cached)
+            new = packed.wanted[cached.places[packed.wanted] >= cached.count]
+            plus[new] = self._read(hidden, cached.places[new] - cached.count)
+            if self.cache.enabled and not np.isnan(plus[packed.wanted]).any():
+                self._keep(packed, cached, plan, plus)
+        counts = _computed(packed, cached)
         carried = sum(count > 0 for count in counts)
         return [
             PathScores(plus[rows].tolist(), count, 1 / carried if count else 0.0)
             for rows, count in zip(packed.reads, counts, strict=True)
         ]
 
-    def _run(self, packed: _Packed, known: KnownRows) -> tuple[Tensor, AttentionPlan]:
+    def use_less_memory(self) -> bool:
+        """Compute attention in smaller blocks from now on; False if they cannot be smaller."""
+        return self._planner.use_less_memory()
+
+    def _run(self, packed: _Packed, cached: CachedRows) -> tuple[Tensor, AttentionPlan]:
         """Run the model; a kernel that fails is given up for dense blocks, once and for all."""
         try:
-            return self._pass(packed, known)
+            return self._pass(packed, cached)
         except FeaturesMissingError:
             raise
         except Exception as error:
             if self.attention == "blocks" or is_out_of_memory(error):
                 raise
             _log.warning("FlexAttention failed, using dense blocks from now on: %s", error)
-            self.attention, self._planner = "blocks", plan_blocks
-        return self._pass(packed, known)
+            self.attention, self._planner = "blocks", DensePlanner()
+        return self._pass(packed, cached)
 
-    def _pass(self, packed: _Packed, known: KnownRows) -> tuple[Tensor, AttentionPlan]:
+    def _pass(self, packed: _Packed, cached: CachedRows) -> tuple[Tensor, AttentionPlan]:
         """Return the last hidden state of the new rows, `[new rows, hidden]`, and their plan."""
         device = self._checkpoint.device
-        attend = self._planner(packed.tree, known, device)
-        plan = AttentionPlan(attend, known, collect=self.context.enabled)
-        new = known.new_rows
+        attend = self._planner(packed.tree, cached, device)
+        plan = AttentionPlan(attend, cached, collect=self.cache.enabled)
+        new = cached.new_rows
         hidden: Tensor = self._checkpoint.language_model(
             inputs_embeds=self._embed(packed, new)[None],
             position_ids=torch.from_numpy(_positions(packed)[..., new]).to(device),
@@ -266,15 +206,15 @@ class TreeForward:
         return values
 
     def _keep(
-        self, packed: _Packed, known: KnownRows, plan: AttentionPlan, plus: NDArray[np.float64]
+        self, packed: _Packed, cached: CachedRows, plan: AttentionPlan, plus: NDArray[np.float64]
     ) -> None:
         tree, ids, groups = packed.tree, packed.ids, packed.groups
         try:
-            self.context.keep(tree, ids, groups, known, plan.layers, plus)
+            self.cache.keep(tree, ids, groups, cached, plan.layers, plus)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.context.clear()  # the scores are there; only what would be kept is lost
+            self.cache.clear()  # the scores are there; only what would be kept is lost
 
 
 def _pack(jobs: Sequence[PathJob]) -> _Packed:
@@ -305,12 +245,12 @@ def _positions(packed: _Packed) -> Rows:
     return out
 
 
-def _computed(packed: _Packed, known: KnownRows) -> list[int]:
+def _computed(packed: _Packed, cached: CachedRows) -> list[int]:
     """Return for every job the new rows of the segments it is the first to go through."""
     counts = [0] * len(packed.jobs)
     for segment in packed.tree.segments:
-        slots = known.slots[segment.start : segment.stop]
-        counts[segment.path] += int((slots >= known.count).sum())
+        places = cached.places[segment.start : segment.stop]
+        counts[segment.path] += int((places >= cached.count).sum())
     return counts
 
 
@@ -318,3 +258,105 @@ def _heads(config: object) -> tuple[int, int, int]:
     heads = int(getattr(config, "num_attention_heads", 1))
     size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", heads) // heads
     return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size)
+
+
+# --- passes that fit into memory ------------------------------------------------------------------
+
+
+def _nothing_left() -> bool:
+    return False
+
+
+class TokenBatcher:
+    """Runs paths in passes of at most `max_tokens` packed tokens, and of less when memory runs out.
+
+    Passes are runs of neighbours in the token tree, so whole subtrees stay together; a prefix
+    shared by two passes is part of both (computed in both, if nothing keeps it). A single path is
+    always tried, however long. When memory runs out, in this order, and for good:
+
+    1. what can be recomputed is given up (`make_room`);
+    2. the bound becomes half of what was tried;
+    3. a path that is alone is computed in smaller pieces (`use_less_memory`);
+    4. that path has no result.
+
+    Args:
+        max_tokens: the bound of a pass.
+        make_room: frees memory; returns False when there was nothing to free.
+        use_less_memory: makes a pass need less; returns False when it cannot need less.
+    """
+
+    def __init__(
+        self,
+        max_tokens: int,
+        make_room: Callable[[], bool] = _nothing_left,
+        use_less_memory: Callable[[], bool] = _nothing_left,
+    ) -> None:
+        self.max_tokens = max_tokens
+        self.out_of_memory = 0
+        self._make_room = make_room
+        self._use_less_memory = use_less_memory
+
+    def run(
+        self, paths: Sequence[TokenPath], compute: Callable[[list[int]], Sequence[T]]
+    ) -> list[T | None]:
+        """Return one result per path, or None where even the path alone does not fit in memory.
+
+        `compute` takes indices into `paths` and returns one result for each. Paths should differ.
+        """
+        order, added = tree_sizes(paths)
+        waiting = deque(zip(order, added, strict=True))
+        results: list[T | None] = [None] * len(paths)
+        while waiting:
+            batch, size = self._next(paths, waiting)
+            chosen = [path for path, _ in batch]
+            computed = _unless_out_of_memory(compute, chosen)
+            if computed is not None:
+                for path, result in zip(chosen, computed, strict=True):
+                    results[path] = result
+            elif self._smaller(len(batch), size):
+                waiting.extendleft(reversed(batch))
+        return results
+
+    def _smaller(self, paths: int, size: int) -> bool:
+        """Make the next try need less memory; False if a single path cannot need less."""
+        if self._make_room():
+            return True
+        self.out_of_memory += 1
+        if paths == 1:
+            return self._use_less_memory()
+        self.max_tokens = max(1, size // 2)
+        return True
+
+    def _next(
+        self, paths: Sequence[TokenPath], waiting: deque[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int]], int]:
+        batch = [waiting.popleft()]
+        size = len(paths[batch[0][0]].ids)
+        while waiting and size + waiting[0][1] <= self.max_tokens:
+            size += waiting[0][1]
+            batch.append(waiting.popleft())
+        return batch, size
+
+
+def _unless_out_of_memory(
+    compute: Callable[[list[int]], Sequence[T]], chosen: list[int]
+) -> Sequence[T] | None:
+    try:
+        return compute(chosen)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():  # only here the failed pass no longer holds its tensors
+        torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's or the machine's memory is full.
+
+    Libraries below torch have no class for it: theirs are `RuntimeError`s told by their words.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,40 +26,67 @@ from vprm_search.scoring.reasons import BAD_IMAGE, BAD_INPUT, OUT_OF_MEMORY
 from vprm_search.types import ImageData
 
 _TILES_PER_PASS = 32
-_GRIDS_KEPT = 65_536
+_SIZES_REMEMBERED = 50_000
 
 
-class ImageFeatures:
-    """Encodes images with the vision model and keeps the latest results by image digest.
+class ImageEncoder:
+    """Encodes images with the vision model, each once while there is room, and only when needed.
 
-    `kept_tokens` bounds what is kept between calls, in image tokens; images that one call needs are
-    never dropped during that call. Images of models that read text only are refused by a value.
+    Embeddings are kept by image digest; how many tokens an image has is remembered much longer, so
+    that an image whose keys and values are in the prefix cache need not be encoded again. What one
+    step encodes stays until the next one begins. Images of models that read text only are refused
+    by a value.
+
+    Args:
+        checkpoint: the model.
+        meter: counts what is encoded.
+        cache_tokens: bound of the embeddings kept between steps, in image tokens.
+        make_room: frees memory when it runs out; False when there was nothing to free. After that
+            fewer tiles are encoded at once, and an image of which one tile does not fit has failed.
     """
 
-    def __init__(self, checkpoint: PrmCheckpoint, meter: ScoringMeter, kept_tokens: int) -> None:
+    def __init__(
+        self,
+        checkpoint: PrmCheckpoint,
+        meter: ScoringMeter,
+        cache_tokens: int,
+        make_room: Callable[[], bool],
+    ) -> None:
         self._checkpoint = checkpoint
         self._meter = meter
-        self._kept_tokens = kept_tokens
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._batcher = TokenBatcher(_TILES_PER_PASS)
-        self._grids: OrderedDict[str, Grid] = OrderedDict()
+        self._cache_tokens = cache_tokens
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._sizes: dict[str, tuple[int, Grid | None]] = {}
+        self._step: dict[str, Tensor | str] = {}
+        self._encoded: dict[str, int] = {}
+        self._batcher = TokenBatcher(_TILES_PER_PASS, make_room)
 
-    def encode(self, images: Iterable[ImageData]) -> dict[str, Tensor | str]:
-        """Return by digest each image's `[tokens, hidden]` embeddings, or why there are none."""
-        wanted = {image.digest: image for image in images}
-        found: dict[str, Tensor | str] = {}
-        for digest, image in wanted.items():
-            if digest in self._kept:
-                self._kept.move_to_end(digest)
-                found[digest] = self._kept[digest]
-            else:
-                found[digest] = self._encode(image)
-        for digest, result in found.items():
-            if isinstance(result, Tensor):
-                self._kept[digest] = result
-        while self._kept and sum(len(t) for t in self._kept.values()) > self._kept_tokens:
-            self._kept.popitem(last=False)
-        return found
+    def begin_step(self) -> None:
+        """Let go of what the last step encoded, but for what is cached."""
+        self._step.clear()
+        self._encoded.clear()
+
+    def tokens(self, image: ImageData) -> int | str:
+        """Return the tokens of an image, or why it cannot be used."""
+        if image.digest not in self._sizes:
+            found = self._feature(image)
+            if isinstance(found, str):
+                return found
+        return self._sizes[image.digest][0]
+
+    def features(self, images: Sequence[ImageData]) -> Tensor | str | None:
+        """Return all images' embeddings, `[tokens, hidden]`, or why not; None without images."""
+        parts = []
+        for image in images:
+            found = self._feature(image)
+            if isinstance(found, str):
+                return found
+            parts.append(found)
+        return torch.cat(parts) if parts else None
+
+    def take_encoded(self, images: Sequence[ImageData]) -> int:
+        """Return how many of these images this step encoded, each to the first who asks."""
+        return sum(self._encoded.pop(image.digest, 0) for image in images)
 
     def placed(self, prompt: ScoringPrompt, images: Sequence[ImageData]) -> ScoringPrompt:
         """Return a prompt with its position ids, for models that place image tokens in a grid.
@@ -69,10 +96,37 @@ class ImageFeatures:
         rule = self._checkpoint.preprocess
         if not images or not isinstance(rule, PixelBudget):
             return prompt
-        grids = [self._grids.get(image.digest) or image_grid(image, rule) for image in images]
+        grids = [
+            self._sizes.get(image.digest, (0, None))[1] or image_grid(image, rule)
+            for image in images
+        ]
         positions = token_positions(len(prompt.ids), prompt.image_spans, grids)
         return replace(prompt, positions=positions)
 
+    def _feature(self, image: ImageData) -> Tensor | str:
+        """Return an image's `[tokens, hidden]` embeddings, or why there are none."""
+        found = self._step.get(image.digest)
+        if found is not None:
+            return found
+        found = self._cache.get(image.digest)
+        if found is None:
+            found = self._encode(image)
+            self._encoded[image.digest] = int(isinstance(found, Tensor))
+        self._step[image.digest] = found
+        if isinstance(found, Tensor):
+            self._remember(image.digest, found)
+        return found
+
+    def _remember(self, digest: str, features: Tensor) -> None:
+        self._sizes.setdefault(digest, (len(features), None))
+        if len(self._sizes) > _SIZES_REMEMBERED:
+            self._sizes.pop(next(iter(self._sizes)))
+        self._cache[digest] = features
+        self._cache.move_to_end(digest)
+        while self._cache and sum(map(len, self._cache.values())) > self._cache_tokens:
+            self._cache.popitem(last=False)
+
+    @torch.inference_mode()  # no activation is kept for a gradient
     def _encode(self, image: ImageData) -> Tensor | str:
         rule = self._checkpoint.preprocess
         if rule is None:
@@ -107,9 +161,7 @@ class ImageFeatures:
         )[0]
         if found is None:
             return f"{OUT_OF_MEMORY}: image {image.digest} does not fit into memory"
-        self._grids[image.digest] = grid
-        if len(self._grids) > _GRIDS_KEPT:
-            self._grids.popitem(last=False)
+        self._sizes[image.digest] = len(found), grid
         self._meter.images_encoded += 1
         self._meter.tiles_encoded += 1
         return found
@@ -146,57 +198,3 @@ class ImageFeatures:
 
 
 _SIZES_KEPT = 50_000  # fewer than the grids `ImageFeatures` remembers, in the same order
-
-
-class ImageBook:
-    """Remembers how many tokens each image has, so that a kept image need not be encoded again.
-
-    What one turn encodes stays until the next one begins, whatever `ImageFeatures` keeps.
-    """
-
-    def __init__(self, images: ImageFeatures, meter: ScoringMeter) -> None:
-        self._images = images
-        self._meter = meter
-        self._sizes: dict[str, int] = {}
-        self._found: dict[str, Tensor | str] = {}
-        self._encoded: dict[str, int] = {}
-
-    def begin_turn(self) -> None:
-        """Let go of what the last turn encoded."""
-        self._found.clear()
-        self._encoded.clear()
-
-    def tokens(self, image: ImageData) -> int | str:
-        """Return the tokens of an image, or why it cannot be used."""
-        size = self._sizes.get(image.digest)
-        if size is not None:
-            return size
-        found = self._feature(image)
-        if isinstance(found, str):
-            return found
-        self._sizes[image.digest] = len(found)
-        if len(self._sizes) > _SIZES_KEPT:
-            self._sizes.pop(next(iter(self._sizes)))
-        return len(found)
-
-    def features(self, images: Sequence[ImageData]) -> Tensor | str | None:
-        """Return all images' embeddings, `[tokens, hidden]`, or why not; None without images."""
-        parts = []
-        for image in images:
-            found = self._feature(image)
-            if isinstance(found, str):
-                return found
-            parts.append(found)
-        return torch.cat(parts) if parts else None
-
-    def take_encoded(self, images: Sequence[ImageData]) -> int:
-        """Return how many of these images this turn encoded, each to the first who asks."""
-        return sum(self._encoded.pop(image.digest, 0) for image in images)
-
-    def _feature(self, image: ImageData) -> Tensor | str:
-        found = self._found.get(image.digest)
-        if found is None:
-            before = self._meter.images_encoded
-            found = self._found[image.digest] = self._images.encode([image])[image.digest]
-            self._encoded[image.digest] = self._meter.images_encoded - before
-        return found

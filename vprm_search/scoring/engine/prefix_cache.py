@@ -1,7 +1,7 @@
 """What passes have computed, kept for the next ones: a search adds steps to paths it scored before.
 
-The keys and values of a token depend on the tokens before it only. They are kept in a tree of
-branches per group of images: paths with a common prefix share its rows, so a round of a search
+The keys and values of a token depend on the tokens before it only. They are kept in a radix tree
+per group of images: paths with a common prefix share its rows, so a round of a search
 costs its new steps alone, and searches over one problem share what they have in common. When the
 bytes run out, branches go whole, the deepest first: those a newer request for their images did not
 touch (what a search pruned), and then those of the images unused for longest.
@@ -45,7 +45,7 @@ class Branch:
         self.extent = max(self.extent, extent)
 
     def walk(self, at: int, ids: Rows, time: int) -> Iterator[tuple[Branch, int, int]]:
-        """Yield `(branch, start, stop)` of what is known of `ids` behind the first `at` tokens."""
+        """Yield `(branch, start, stop)` of what is cached of `ids` behind the first `at` tokens."""
         branch, done = self, 0
         branch.touch(time, at)
         while done < len(ids):
@@ -103,15 +103,15 @@ _End = tuple[Branch, int]
 
 
 @dataclass(frozen=True, slots=True)
-class KnownRows:
-    """Which rows of a tree need no computing.
+class CachedRows:
+    """Which rows of a tree are in the cache and need no computing.
 
-    `slots` is the place of every row among the keys of the pass: first the `count` known rows, by
-    their place in the store, then the new ones in tree order. `plus` is P('+') of known rows that
-    were read, else NaN; `rows` holds their keys and values.
+    `places` is the place of every row among the keys of the pass: first the `count` cached rows,
+    by their slots, then the new ones in tree order. `plus` is P('+') of cached rows that were read,
+    else NaN; `rows` holds their keys and values.
     """
 
-    slots: Rows
+    places: Rows
     count: int
     plus: NDArray[np.float64]
     rows: ReadRows | None = None
@@ -119,7 +119,7 @@ class KnownRows:
     @property
     def new_rows(self) -> Rows:
         """The rows to compute, in order."""
-        return np.flatnonzero(self.slots >= self.count)
+        return np.flatnonzero(self.places >= self.count)
 
 
 class PrefixCache:
@@ -130,7 +130,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.pool = KVBlocks(max_bytes)
+        self.blocks = KVBlocks(max_bytes)
         self.enabled = max_bytes > 0
         self._roots: dict[Hashable, Branch] = {}
         self._time = 0
@@ -142,17 +142,17 @@ class PrefixCache:
     def clear(self) -> None:
         """Drop everything, for instance when memory runs out."""
         self._roots.clear()
-        self.pool.clear()
+        self.blocks.clear()
 
     def give_up_half(self) -> bool:
         """Drop everything and keep half of it from now on; False if there was nothing to drop."""
-        held = self.pool.held_bytes
-        self.pool.max_bytes = held // 2 if held else self.pool.max_bytes
+        held = self.blocks.held_bytes
+        self.blocks.max_bytes = held // 2 if held else self.blocks.max_bytes
         self.clear()
         return held > 0
 
-    def known_tokens(self, path: TokenPath) -> int:
-        """Return how many of a path's first tokens are known; they stay so during this call."""
+    def cached_tokens(self, path: TokenPath) -> int:
+        """Return how many of a path's first tokens are cached; they stay so during this call."""
         root = self._roots.get(path.group)
         if root is None:
             return 0
@@ -161,7 +161,7 @@ class PrefixCache:
 
     def find(
         self, tree: TokenTree, ids: Rows, groups: Sequence[Hashable], reads: Rows
-    ) -> KnownRows:
+    ) -> CachedRows:
         """Match a tree with what is kept.
 
         `ids` are the tokens of its rows, `groups` the group of every segment, `reads` the rows
@@ -173,29 +173,29 @@ class PrefixCache:
             slots[row : row + stop - start] = branch.slots[start:stop]
             plus[row : row + stop - start] = branch.plus[start:stop]
         slots[reads[np.isnan(plus[reads])]] = _NO_SLOT
-        known = np.flatnonzero(slots != _NO_SLOT)
-        known = known[np.argsort(slots[known])]
+        hits = np.flatnonzero(slots != _NO_SLOT)
+        hits = hits[np.argsort(slots[hits])]
         new = np.flatnonzero(slots == _NO_SLOT)
         places = np.empty(tree.size, dtype=np.int64)
-        places[known] = np.arange(len(known))
-        places[new] = len(known) + np.arange(len(new))
-        rows = self.pool.read(slots[known]) if len(known) and len(new) else None
-        return KnownRows(places, len(known), plus, rows)
+        places[hits] = np.arange(len(hits))
+        places[new] = len(hits) + np.arange(len(new))
+        rows = self.blocks.read(slots[hits]) if len(hits) and len(new) else None
+        return CachedRows(places, len(hits), plus, rows)
 
     def keep(
         self,
         tree: TokenTree,
         ids: Rows,
         groups: Sequence[Hashable],
-        known: KnownRows,
+        cached: CachedRows,
         layers: LayerRows,
         plus: NDArray[np.float64],
     ) -> None:
         """Keep a finished pass; `layers` are its new rows, `plus` P('+') by row, NaN if not read.
 
-        Rows that were known get the P('+') that was still missing.
+        Rows that were cached get the P('+') that was still missing.
         """
-        self.pool.measure(layers)
+        self.blocks.measure(layers)
         stored = np.zeros(tree.size, dtype=np.bool_)
         for row, branch, start, stop in self._matches(tree, ids, groups):
             rows = slice(row, row + stop - start)
@@ -205,13 +205,13 @@ class PrefixCache:
         new = np.flatnonzero(~stored)
         new = new[: self._make_room(len(new))]  # in tree order: no row is kept without its parent
         slots = np.full(tree.size, _NO_SLOT, dtype=np.int64)
-        slots[new] = self.pool.put(layers, known.slots[new] - known.count)
+        slots[new] = self.blocks.put(layers, cached.places[new] - cached.count)
         self._insert(tree, ids, groups, slots, plus)
 
     def _matches(
         self, tree: TokenTree, ids: Rows, groups: Sequence[Hashable]
     ) -> Iterator[tuple[int, Branch, int, int]]:
-        """Yield `(row, branch, start, stop)` for every known stretch of a tree."""
+        """Yield `(row, branch, start, stop)` for every cached stretch of a tree."""
         ends: list[_End | None] = []
         for number, segment in enumerate(tree.segments):
             root = self._roots.get(groups[number])
@@ -261,7 +261,7 @@ class PrefixCache:
 
     def _make_room(self, count: int) -> int:
         """Drop branches until `count` rows fit, if that can be; return how many fit."""
-        capacity, used = self.pool.capacity, self.pool.used_rows
+        capacity, used = self.blocks.capacity, self.blocks.used_rows
         if used + count <= capacity:
             return count
         excess = used + max(count, capacity // _SPARE) - capacity
@@ -276,7 +276,7 @@ class PrefixCache:
             above = self._drop(leaf.group, leaf.branch)
             if above is not None:
                 heapq.heappush(heap, self._candidate(leaf.group, above, leaf.rank[-1]))
-        return min(count, capacity - self.pool.used_rows)
+        return min(count, capacity - self.blocks.used_rows)
 
     def _candidate(self, group: Hashable, leaf: Branch, order: int) -> _Candidate:
         wanted = leaf.used == self._roots[group].used
@@ -287,7 +287,7 @@ class PrefixCache:
         above = leaf.parent
         if above is None:
             return None
-        self.pool.free(leaf.slots)
+        self.blocks.free(leaf.slots)
         del above.children[int(leaf.ids[0])]
         if above.parent is None and not above.children:
             del self._roots[group]
