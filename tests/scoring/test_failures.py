@@ -270,9 +270,9 @@ class SmallDevice(TorchFunctionMode):
         self.pairs = pairs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is scaled_dot_product_attention:
-            if args[0].shape[2] * args[1].shape[2] > self.pairs:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+        attends = func is scaled_dot_product_attention
+        if attends and args[0].shape[2] * args[1].shape[2] > self.pairs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return func(*args, **(kwargs or {}))
 
 
@@ -282,14 +282,15 @@ def step(scorer: TransformersScorer, requests: Sequence[ScoreRequest]) -> list[S
 
 
 def test_attention_blocks_are_halved_before_a_path_is_given_up(scorer: TransformersScorer) -> None:
-    request = ask("x = 3 " * 40, "y = 2 " * 20)
+    request = ask("x = 3 " * 24, "y = 2 " * 12)
     wanted = TransformersScorer(scorer.checkpoint).score_sync([request])[0]
-    with SmallDevice(20_000):  # its 300 tokens have 90,000 pairs
+    assert_scored(wanted, 2)
+    with SmallDevice(20_000):  # its nearly 300 tokens have 80,000 pairs
         found = step(scorer, [request])[0]
         failures = scorer.meter.out_of_memory
         assert values(found) == pytest.approx(values(wanted), abs=1e-5)
         assert failures > 0
-        again = step(scorer, [ask("z = 3 " * 40, "y = 2 " * 20)])[0]
+        again = step(scorer, [ask("z = 3 " * 24, "y = 2 " * 12)])[0]
     assert_scored(again, 2)
     assert scorer.meter.out_of_memory == failures  # the size of the blocks was learned
     with SmallDevice(16):
