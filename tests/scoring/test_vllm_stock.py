@@ -92,10 +92,42 @@ async def test_the_bytes_of_an_image_travel_once_and_again_when_the_server_lost_
 
 
 async def test_hostile_texts_cannot_make_turns_or_images(server: StockDouble) -> None:
-    asked = [request([text, "fine"], 1, f"Is {text} so?") for text in HOSTILE]
+    asked = [
+        request([text, "fine"], "<image>" not in text, f"Is {text} so?")  # else it is their place
+        for text in HOSTILE
+    ]
     async with connect(server) as scorer:
         found = await scorer.score(asked)
     assert_right(found, [harmless(one) for one in asked])
+
+
+async def test_pictures_stand_where_the_question_has_them_and_steps_stay_unstripped(
+    server: StockDouble,
+) -> None:
+    steps = (["a", "b"], [" a ", "b\n\n", "\n"], ["", "c"], ["\ta\n"])
+    questions = ("<image>\nWhat?", "A <image>\nB <image>\n: which?", "<image>\n<image>\n<image>\n")
+    asked = [request(path, text.count("<image>"), text) for text in questions for path in steps]
+    async with connect(server) as scorer:
+        assert_right(await scorer.score(asked), asked)
+
+
+@pytest.mark.parametrize(
+    ("question", "images", "steps", "told"),
+    [
+        ("Which <image> is it?", 1, ["a"], "not followed by"),
+        ("What?", 1, ["a", "", "b"], "a step is empty"),
+        ("<image>\n<image>\n", 1, ["a"], "2 times"),
+    ],
+)
+async def test_what_no_chat_template_writes_is_a_reason(
+    server: StockDouble, question: str, images: int, steps: list[str], told: str
+) -> None:
+    asked = [request(steps, images, question), request(["fine"])]
+    async with connect(server) as scorer:
+        odd, fine = await scorer.score(asked)
+    assert odd.scores[0].reason.startswith("bad_input: ")
+    assert told in odd.scores[0].reason
+    assert_right([fine], asked[1:])
 
 
 @given(st.text(max_size=40), st.sampled_from(HOSTILE), st.text(max_size=10))

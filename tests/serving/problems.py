@@ -71,4 +71,7 @@ def hostile_round(number: int, texts: Sequence[str] = INJECTIONS) -> Round:
             cut = rng.randint(0, len(steps[place]))
             steps[place] = steps[place][:cut] + rng.choice(texts) + steps[place][cut:]
         paths.append(tuple(steps))
-    return Round(f"{honest.question} {rng.choice(texts)}", honest.images, tuple(paths))
+    asked = rng.choice(
+        [text for text in texts if "<image>" not in text]
+    )  # that is a picture's place
+    return Round(f"{honest.question} {asked}", honest.images, tuple(paths))

@@ -78,13 +78,36 @@ def test_each_injection_as_a_whole_step_and_as_the_question(
 ) -> None:
     honest = world_round(5, paths=2)
     paths = [(text,), (*honest.paths[0], text), (text, *honest.paths[1]), (text, text, "")]
-    for question in (honest.question, text, f"{text}{honest.question}"):
+    questions = [honest.question, text, f"{text}{honest.question}"]
+    if text.count("<image>") > len(honest.images):
+        questions = questions[:1]  # more places than pictures: no server is asked
+    for question in questions:
         round_ = Round(question, honest.images, tuple(paths))
         compare(round_, prm_server, in_process, TRAINED_TWICE, "each")
 
 
 def test_empty_texts_and_equal_paths(prm_server: PrmServer, in_process: TransformersScorer) -> None:
     honest = world_round(6, paths=1)
-    paths = (honest.paths[0],) * 5 + (("",), ("", ""), ("\n\n",), honest.paths[0][:1])
+    odd = (("",), ("", ""), ("\n\n",), ("a", "", "b"), (" a ", "\tb\n\n", "\n"), ("a", "b\n"))
+    paths = (honest.paths[0],) * 5 + (*odd, honest.paths[0][:1], (*honest.paths[0], ""))
     round_ = Round(honest.question, honest.images, paths)
     compare(round_, prm_server, in_process, TRAINED_TWICE, "equal paths")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "<image>\nWhat is the sum in <image>?",
+        "Compare <image> with <image>",
+        "<image><image>",
+        "How many tiles?",
+        "Image-1: <image>\nImage-2: <image>\nWhich is higher?",
+    ],
+)
+def test_pictures_stand_where_the_question_has_them(
+    prm_server: PrmServer, in_process: TransformersScorer, question: str
+) -> None:
+    shown = world_round(7, images=2, paths=2)
+    for images in (shown.images, shown.images[::-1]):
+        paths = (*shown.paths, ("as <image> shows", ""))
+        compare(Round(question, images, paths), prm_server, in_process, TRAINED_TWICE, "places")

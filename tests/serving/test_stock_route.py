@@ -13,7 +13,7 @@ from tests.serving.plain_server import (
     checkpoint_for_stock_class,
     plain_server,
 )
-from tests.serving.problems import hostile_round, world_round
+from tests.serving.problems import Round, hostile_round, world_round
 from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer, VllmScorer
@@ -91,6 +91,18 @@ async def test_pooling_scores_a_hostile_text_as_the_same_text_made_harmless(
     async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
         found = await scorer.score(requests)
     assert furthest(found, in_process.score_sync(harmless)) <= TRAINED_TWICE
+
+
+async def test_pooling_sends_unstripped_steps_and_pictures_in_their_places(
+    pooling: str, in_process: TransformersScorer
+) -> None:
+    shown = world_round(7, images=2, paths=2)
+    paths = (*shown.paths, (" a ", "\tb\n\n", "\n"), ("", "c"))
+    questions = ("Image-1: <image>\nImage-2: <image>\nWhich is higher?", "Which is higher?")
+    requests = [r for q in questions for r in Round(q, shown.images, paths).requests()]
+    async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
+        found = await scorer.score(requests)
+    assert furthest(found, in_process.score_sync(requests)) <= TRAINED_TWICE
 
 
 async def test_without_the_tokenizer_a_stock_server_is_refused_with_a_reason(pooling: str) -> None:

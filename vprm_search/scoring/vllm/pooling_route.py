@@ -120,10 +120,9 @@ class PoolingRoute:
         await all_done(self._score_path(round_, path, end) for path in round_.paths)
 
     async def _score_path(self, round_: ProblemRound, path: Steps, end: float) -> None:
-        question = self.prompts.harmless(round_.question)
         steps = tuple(map(self.prompts.harmless, path))
         try:
-            prompt = self._prompt(question, steps, round_.images)
+            question, prompt = self._prompt(round_, steps)
             values = await self._ask(question, steps, round_.images, prompt, end)
             await self._same_model(end)
         except RequestFailed as failure:
@@ -133,9 +132,11 @@ class PoolingRoute:
         state.values[:] = values
         state.prefix_tokens, state.step_tokens = prompt.prefix_tokens, prompt.step_tokens
 
-    def _prompt(self, question: str, path: Steps, images: tuple[ImageData, ...]) -> ScoringPrompt:
+    def _prompt(self, round_: ProblemRound, steps: Steps) -> tuple[str, ScoringPrompt]:
+        """Return the question as it is sent, and the whole prompt. Raises `RequestFailed`."""
         try:
-            prompt = self.prompts.build(question, path, images)
+            question = self.prompts.harmless_question(round_.question, len(round_.images))
+            prompt = self.prompts.build(question, steps, round_.images)
         except InputError as error:
             raise RequestFailed(BAD_INPUT, str(error)) from error
         limit = self.served.max_model_len
@@ -145,7 +146,7 @@ class PoolingRoute:
                 f"problem and solution take {len(prompt.ids)} tokens, the server's limit is "
                 f"{limit}; use fewer tiles, or merge or shorten the steps",
             )
-        return prompt
+        return question, prompt
 
     async def _ask(
         self,

@@ -11,7 +11,13 @@ from vprm_search.errors import CheckpointError, ConfigError, InputError
 from vprm_search.ids import digest
 from vprm_search.scoring.families import read_json, read_scorer_file
 from vprm_search.scoring.pixels.tiles import PreprocessConfig, tile_grid
-from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder, ScoringPrompt
+from vprm_search.scoring.prompt.layout import (
+    IMAGE_TAG,
+    PrmLayout,
+    PromptBuilder,
+    ScoringPrompt,
+    text_around_images,
+)
 from vprm_search.scoring.prompt.text_encoder import control_tokens, without_surrogates
 from vprm_search.types import ImageData
 
@@ -59,7 +65,12 @@ class StockPrompts:
     def build(
         self, question: str, steps: Sequence[str], images: Sequence[ImageData]
     ) -> ScoringPrompt:
-        """Build the whole conversation, images expanded. Raises `InputError`."""
+        """Build the whole conversation, images expanded.
+
+        Raises `InputError`, also for what no chat template writes: a picture in mid-line, or a step
+        without text that the model knows as a turn without an end.
+        """
+        self._check_writable(question, steps, len(images))
         counts = [self.image_tokens(image) for image in images]
         return self.builder.build(question, steps, counts)
 
@@ -84,6 +95,25 @@ class StockPrompts:
             clean = clean.replace(word, word[0] + _BREAK + word[1:])
         return clean
 
+    def harmless_question(self, question: str, images: int) -> str:
+        """Return `question` made harmless; the tags of its pictures stay. Raises `InputError`."""
+        around = text_around_images(question, images)
+        return IMAGE_TAG.join(map(self.harmless, [question] if around is None else around))
+
+    def _check_writable(self, question: str, steps: Sequence[str], images: int) -> None:
+        after = self.layout.after_image
+        around = text_around_images(question, images) or [""]
+        if not all(text.startswith(after) for text in around[1:]):
+            raise InputError(
+                f"a picture of the question is not followed by {after!r}, which a stock server's "
+                "chat template writes after each; start the server with `vprm-search serve`"
+            )
+        if "" in steps[1:] and not self.layout.closes_empty_turns:
+            raise InputError(
+                "a step is empty; a stock server's chat template ends its turn, which this model "
+                "does not: start the server with `vprm-search serve`"
+            )
+
 
 def conversation(
     layout: PrmLayout, question: str, steps: Sequence[str], images: Shown
@@ -95,13 +125,19 @@ def conversation(
     of tokens tells when it is not.
     """
     before, between, after = layout.first_turn_parts()
-    text = between + question + after + steps[0]
-    parts = [
-        {"type": "image_url", "image_url": url and {"url": url}, "uuid": digest}
-        for digest, url in images
-    ]
-    first: list[dict[str, Any]] = [{"type": "text", "text": before}, *parts] if images else []
-    first.append({"type": "text", "text": text if images else before + text})
+    around = text_around_images(question, len(images))
+    if around is None:
+        texts = [before, *[""] * len(images)]
+        texts[-1] += between + question
+    else:
+        texts = [text.removeprefix(layout.after_image) for text in around]
+        texts[0] = before + between + around[0]
+    texts[-1] += after + steps[0]
+    first: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+    for (name, url), text in zip(images, texts[1:], strict=True):
+        shown = url and {"url": url}
+        first.append({"type": "image_url", "image_url": shown, "uuid": name})
+        first += [{"type": "text", "text": text}] if text else []
     plus = {"role": "assistant", "content": layout.plus_word}
     messages: list[dict[str, Any]] = []
     if layout.system_prompt is not None:
