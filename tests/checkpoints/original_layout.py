@@ -78,7 +78,6 @@ VERSIONS = {
         norm_type="rms_norm",
         qk_norm=True,
         qkv_bias=False,
-        architecture="InternVLChatModel",
         dtype=torch.float16,
     ),
     "v1.1-tied": Shape(
@@ -115,7 +114,7 @@ def config(shape: Shape, vocab: int) -> dict[str, Any]:
     return {
         "architectures": [shape.architecture],
         "model_type": "internvl_chat",
-        "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLRewardModel"},
+        "auto_map": {"AutoModel": f"modeling_internvl_chat.{shape.architecture}"},
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
         "force_image_size": shape.tile,

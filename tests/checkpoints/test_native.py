@@ -208,7 +208,7 @@ def test_a_revision_of_a_directory_is_refused(source: Path) -> None:
 def test_only_harmless_files_are_fetched() -> None:
     from fnmatch import fnmatch
 
-    from vprm_search.checkpoints.native import WANTED_FILES
+    from vprm_search.checkpoints.source import WANTED_FILES
 
     def wanted(name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in WANTED_FILES)

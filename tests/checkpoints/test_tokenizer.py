@@ -22,8 +22,13 @@ from tests.checkpoints.original_forward import (
 )
 from tests.checkpoints.original_layout import Shape, sentencepiece_file, sentencepiece_pieces
 from vprm_search.checkpoints import convert_checkpoint
-from vprm_search.checkpoints.fast_tokenizer import differences, merges, sentencepiece_tokenizer
-from vprm_search.checkpoints.sentencepiece_model import Piece, read_sentencepiece_model
+from vprm_search.checkpoints.sentencepiece_model import (
+    Piece,
+    differences,
+    merges,
+    read_sentencepiece_model,
+    sentencepiece_tokenizer,
+)
 from vprm_search.errors import CheckpointError
 
 TEXTS = [
@@ -203,9 +208,7 @@ def test_real_sentencepiece_agrees(tmp_path: Path) -> None:
     real = spm.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     model = read_sentencepiece_model(tmp_path / "m.model")
     assert [p.text for p in model.pieces] == [real.id_to_piece(i) for i in range(len(real))]
-    from tokenizers import Tokenizer
-
-    ours = Tokenizer.from_str(json.dumps(sentencepiece_tokenizer(model, [], None)))
+    ours = sentencepiece_tokenizer(model, {}, None)
     pieces = [(p.text, p.score, p.kind) for p in model.pieces]
 
     @settings(max_examples=200)
@@ -232,7 +235,7 @@ def test_other_sentencepiece_settings_are_refused(
 ) -> None:
     (tmp_path / "m").write_bytes(sentencepiece_file(sentencepiece_pieces(), **options))
     with pytest.raises(CheckpointError, match=reason):
-        sentencepiece_tokenizer(read_sentencepiece_model(tmp_path / "m"), [], None)
+        sentencepiece_tokenizer(read_sentencepiece_model(tmp_path / "m"), {}, None)
 
 
 def test_what_cannot_be_the_same_is_said(tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_what_cannot_be_the_same_is_said(tmp_path: Path) -> None:
     assert "one blank more" in warning
     pieces = [("<unk>", 0.0, 2), ("ab", -1.0, 1), ("b", -2.0, 1), ("bb", -3.0, 1)]
     (tmp_path / "m").write_bytes(sentencepiece_file(pieces))
-    (warning,) = differences(read_sentencepiece_model(tmp_path / "m"), set())
+    (warning,) = differences(read_sentencepiece_model(tmp_path / "m"), {})
     assert warning.startswith("1 pieces")
 
 
@@ -261,7 +264,7 @@ def test_a_damaged_sentencepiece_model_is_a_typed_error(
     path.write_bytes(content)
     try:
         model = read_sentencepiece_model(path)
-        sentencepiece_tokenizer(model, [], None)
+        sentencepiece_tokenizer(model, {}, None)
     except CheckpointError:
         pass  # anything else fails the test
 

@@ -1,8 +1,13 @@
 """Original VisualPRM and InternVL checkpoints into native ones: no remote code, no pickle."""
 
-from vprm_search.checkpoints.convert import ConvertOptions, convert_checkpoint
-from vprm_search.checkpoints.manifest import FileRecord, Manifest, check_converted
-from vprm_search.checkpoints.native import ensure_native, fetch, is_original
+from vprm_search.checkpoints.convert import (
+    ConvertOptions,
+    convert_checkpoint,
+    ensure_native,
+    is_original,
+)
+from vprm_search.checkpoints.output import FileRecord, Manifest, check_converted
+from vprm_search.checkpoints.source import fetch
 
 __all__ = [
     "ConvertOptions",

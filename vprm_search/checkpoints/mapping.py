@@ -8,12 +8,10 @@ stores `InternVLForConditionalGeneration` and which vLLM reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from vprm_search.checkpoints.original_config import LanguageShape, OriginalConfig, VisionShape
-from vprm_search.checkpoints.safetensors_file import Shard
-from vprm_search.errors import CheckpointError
+from vprm_search.checkpoints.config import LanguageShape, OriginalConfig, VisionShape
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -54,39 +52,6 @@ def mapping(config: OriginalConfig) -> dict[str, Expected]:
         table[embedding] = Expected(rows.shape, (*rows.parts, copy))
         table[head] = Expected(rows.shape, ())
     return table
-
-
-def check_tensors(config: OriginalConfig, shards: Sequence[Shard]) -> tuple[str, ...]:
-    """Check that the files hold exactly the tensors of the model, in the right shapes.
-
-    Returns the names of stored tensors that are dropped on purpose: rotary frequencies, which are
-    computed, and a tied head. Raises `CheckpointError` naming what is missing, extra or misshapen.
-    """
-    table = mapping(config)
-    dropped: list[str] = []
-    extra: list[str] = []
-    misshapen: list[str] = []
-    missing = set(table)
-    for tensor in (tensor for shard in shards for tensor in shard.tensors):
-        expected = table.get(tensor.name)
-        missing.discard(tensor.name)
-        if expected is None:
-            computed = tensor.name.endswith("rotary_emb.inv_freq")
-            (dropped if computed else extra).append(tensor.name)
-        elif tensor.shape != expected.shape:
-            misshapen.append(f"{tensor.name} is {tensor.shape}, not {expected.shape}")
-        elif not expected.parts:
-            dropped.append(tensor.name)
-    missing -= {name for name, expected in table.items() if not expected.parts}
-    for what, names in (("lack", missing), ("have too many", extra), ("misshape", misshapen)):
-        if names:
-            first = ", ".join(sorted(names)[:3])
-            raise CheckpointError(
-                f"the weight files {what} tensors of a {config.architecture} with this config: "
-                f"{len(names)}, the first are {first}; the download is incomplete, or config.json "
-                "belongs to other weights"
-            )
-    return tuple(sorted(dropped))
 
 
 def target_shapes(config: OriginalConfig) -> dict[str, tuple[int, ...]]:

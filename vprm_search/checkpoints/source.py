@@ -1,79 +1,32 @@
-"""Opens an original checkpoint's directory: which files it has, and nothing unsafe among them."""
+"""Where a checkpoint comes from, a folder or a hub, and what is safe to read there."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.checkpoints.safetensors_file import Shard, read_shard
-from vprm_search.errors import CheckpointError
-from vprm_search.ids import digest
+from vprm_search.errors import CheckpointError, MissingDependencyError
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_JSON_BYTES = 64 << 20
 
-_READ_FILES = (
-    CONFIG_FILE,
-    INDEX_FILE,
+WANTED_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
     "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "vocab.json",
     "merges.txt",
 )
+"""All that is fetched from a hub: no pickles, no code."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
-_FULL_DIGEST_BYTES = 4 << 20
-_SAMPLE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A directory with an original checkpoint; `shards` are in the order of their names."""
-
-    directory: Path
-    config: dict[str, Any]
-    shards: tuple[Shard, ...]
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weight files."""
-        return sum(shard.size for shard in self.shards)
-
-
-def open_source(directory: Path) -> Source:
-    """Read config, index and the headers of all weight files.
-
-    Raises `CheckpointError` when the directory has no config or no safetensors weights (pickles
-    are never opened), when the index names a file outside the directory or a tensor that is not
-    where it says, or when a tensor occurs twice.
-    """
-    config = read_json(inside(directory, CONFIG_FILE))
-    names, index = _weight_files(directory)
-    shards = tuple(read_shard(inside(directory, name)) for name in names)
-    homes: dict[str, str] = {}
-    for name, shard in zip(names, shards, strict=True):
-        for tensor in shard.tensors:
-            if tensor.name in homes:
-                raise CheckpointError(
-                    f"{directory}: the tensor {tensor.name} is in {homes[tensor.name]} and in "
-                    f"{name}; one of the files does not belong here"
-                )
-            homes[tensor.name] = name
-    wrong = sorted(name for name, home in index.items() if homes.get(name) != home)
-    if wrong:
-        raise CheckpointError(
-            f"{directory}: {INDEX_FILE} names {len(wrong)} tensors that are not in the file it "
-            f"gives, the first is {wrong[0]!r} in {index[wrong[0]]!r}; download the files again"
-        )
-    return Source(directory, config, shards)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -109,31 +62,12 @@ def inside(directory: Path, name: str) -> Path:
     return path
 
 
-def fingerprint(directory: Path) -> str:
-    """Return a digest of the files a conversion reads, 64 hex digits; quick even for huge files.
+def weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the weight files, and for each tensor of the index its file.
 
-    Small files are read whole; of large ones the size, the time of the last change, and the first
-    and last mebibyte count (the first holds the header with every name, shape and offset).
+    Raises `CheckpointError` when there are none (pickles are never opened), when some are missing,
+    or when the index names a file outside the directory.
     """
-    parts: list[str | bytes | int] = ["checkpoint"]
-    named = [directory / name for name in _READ_FILES if (directory / name).is_file()]
-    for path in [*named, *sorted(directory.glob("*.safetensors"))]:
-        inside(directory, path.name)
-        stat = path.stat()
-        with path.open("rb") as stream:
-            if stat.st_size <= _FULL_DIGEST_BYTES:
-                parts += [path.name, stream.read()]
-            else:
-                head = stream.read(_SAMPLE_BYTES)
-                stream.seek(-_SAMPLE_BYTES, 2)
-                tail = stream.read()
-                parts += [path.name, stat.st_size, stat.st_mtime_ns]
-                parts += [hashlib.sha256(head).digest(), hashlib.sha256(tail).digest()]
-    return digest(*parts).hex()
-
-
-def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the weight files, and for each tensor of the index its file."""
     if (directory / INDEX_FILE).is_file():
         index = read_json(inside(directory, INDEX_FILE)).get("weight_map")
         if not isinstance(index, dict) or not index:
@@ -167,3 +101,44 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
             "or re-save the weights as safetensors in an environment you can throw away"
         )
     raise CheckpointError(f"{directory} holds no *.safetensors weights")
+
+
+def fetch(
+    path_or_repo: str | Path,
+    revision: str | None,
+    local_files_only: bool = False,
+    hub_cache_dir: str | Path | None = None,
+) -> Path:
+    """Return the local snapshot of a hub repository at a commit, fetching what is missing.
+
+    Raises `CheckpointError` for anything but "Owner/Name" with a commit, and when the files can be
+    had neither from the cache nor from the hub.
+    """
+    name = str(path_or_repo)
+    if not isinstance(path_or_repo, str) or not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"{name} is no directory; give a checkpoint's directory")
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise CheckpointError(
+            f"{name} is no directory here; as a hub name it needs revision= with a commit of 40 "
+            f"hex digits (it is {revision!r}), so that the weights cannot change under you. The "
+            "hub shows it under 'Files' / 'History'"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingDependencyError("huggingface_hub", "local") from error
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(WANTED_FILES),
+            local_files_only=local_files_only,
+            cache_dir=hub_cache_dir,
+        )
+    except Exception as error:  # connection, authorisation, missing repository or commit …
+        raise CheckpointError(
+            f"{name} at {revision[:12]} cannot be had from the hub: {error}. Without network, "
+            "download its *.safetensors, *.json and tokenizer files elsewhere and give the "
+            "directory (HF_HUB_OFFLINE=0 allows the network in the command line program)"
+        ) from error
+    return Path(found)

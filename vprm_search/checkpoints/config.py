@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from vprm_search.errors import CheckpointError
 
-ARCHITECTURES = ("InternVLRewardModel", "InternVLChatModel")
+REWARD_MODEL = "InternVLRewardModel"
+ARCHITECTURES = (REWARD_MODEL, "InternVLChatModel")
 TEMPLATE = "internvl2_5"
 _LANGUAGE_MODELS: dict[str, Literal["internlm2", "qwen2"]] = {
     "InternLM2ForCausalLM": "internlm2",
@@ -74,9 +75,14 @@ class LanguageShape:
 
 @dataclass(frozen=True, slots=True)
 class OriginalConfig:
-    """All that a conversion needs to know about an original checkpoint."""
+    """All that a conversion needs to know about an original checkpoint.
+
+    `reward_model` says whether the checkpoint names VisualPRM's class, as its architecture or as
+    the class that remote code would load; a chat model has the same tensors.
+    """
 
     architecture: str
+    reward_model: bool
     vision: VisionShape
     language: LanguageShape
     downsample_ratio: float
@@ -116,6 +122,7 @@ def read_original_config(config: dict[str, Any]) -> OriginalConfig:
         raise CheckpointError(f"config.json: downsample_ratio {ratio} does not divide {side}")
     return OriginalConfig(
         architecture=str(architecture),
+        reward_model=REWARD_MODEL in _named_classes(config),
         vision=vision,
         language=_language(_section(config, "llm_config")),
         downsample_ratio=ratio,
@@ -124,6 +131,13 @@ def read_original_config(config: dict[str, Any]) -> OriginalConfig:
         dynamic_tiles=_get(config, "dynamic_image_size", bool, False),
         system_message=config.get("system_message"),
     )
+
+
+def _named_classes(config: dict[str, Any]) -> set[str]:
+    """Return the classes that `architectures` and `auto_map` name."""
+    found = config.get("auto_map")
+    remote = found.values() if isinstance(found, dict) else ()
+    return {str(config["architectures"][0]), *(str(name).rsplit(".", 1)[-1] for name in remote)}
 
 
 def _check_options(config: dict[str, Any], vision: VisionShape) -> None:

@@ -1,14 +1,42 @@
-"""The JSON files of a native checkpoint: model, generation and processor configuration."""
+"""The JSON files of a native checkpoint: model, generation, processor, and what a scorer needs.
+
+`vprm.json` holds the facts about a process reward model that its weights do not. Its schema is
+`scoring.families.ScorerFile`; this room lies below scoring, so plain JSON is written here, and a
+test reads it back with that class.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vprm_search.checkpoints.original_config import LanguageShape, OriginalConfig, VisionShape
+from vprm_search.checkpoints.config import LanguageShape, OriginalConfig, VisionShape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TRANSFORMERS_VERSION = "5.2.0"
+"""The oldest release that loads these files without more ado.
+
+A tokenizer of more than 100,000 tokens beside a config without this entry is reported by
+transformers as one with a wrong regular expression, which it is not.
+"""
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
+
+SCORER_FILE = "vprm.json"
+SYSTEM_MESSAGE = (
+    "你是书生·万象，英文名是InternVL，"
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+"""The system message of the `internvl2_5` template, in force when the original code scores."""
+
+DEFAULT_FAMILY = "visualprm"
+FAMILIES = ("dreamprm-1.5", "mm-prm", DEFAULT_FAMILY)
+"""The rows of `scoring.families` whose weights are InternVL's; a test compares them."""
+
+MAX_TILES = 12
+"""VisualPRM's model card tiles with 12; `max_dynamic_patch` in config.json is the training's."""
+
+MAX_STEPS = 12
+"""`select_best_response` merges a solution into at most so many steps."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -30,6 +58,7 @@ def model_config(
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
+        "transformers_version": TRANSFORMERS_VERSION,
         "dtype": dtype,
         "downsample_ratio": config.downsample_ratio,
         "image_seq_length": config.tokens_per_tile,
@@ -82,6 +111,37 @@ def processor_config(config: OriginalConfig, max_tiles: int) -> dict[str, Any]:
     }
 
 
+def scorer_facts(
+    config: OriginalConfig, begin_token: str | None, max_tiles: int, family: str | None
+) -> dict[str, Any]:
+    """Return the content of `vprm.json`.
+
+    With another `family`, only its name: layout and image rule are that family's. VisualPRM's are
+    written out, with `begin_token` written before everything (InternLM2's tokenizer does so).
+    """
+    if family not in (None, DEFAULT_FAMILY):
+        return {"version": 1, "family": family}
+    system = config.system_message
+    return {
+        "version": 1,
+        "layout": {
+            "system_prompt": SYSTEM_MESSAGE if system is None else system,
+            "plus_word": "+",
+            "minus_word": "-",
+            "begin_token": begin_token,
+            "max_steps": MAX_STEPS,
+        },
+        "preprocess": {
+            "tile_size": config.vision.image_size,
+            "min_tiles": min(config.min_tiles, max_tiles),
+            "max_tiles": max_tiles,
+            "thumbnail": config.thumbnail,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+        },
+    }
+
+
 def _vision_config(vision: VisionShape, dtype: str) -> dict[str, Any]:
     return {
         "model_type": "internvl_vision",
@@ -109,9 +169,9 @@ def _vision_config(vision: VisionShape, dtype: str) -> dict[str, Any]:
 def _text_config(
     language: LanguageShape, dtype: str, end: int, begin: int | None
 ) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": language.rope_theta}
-    if language.linear_rope is not None:
-        rope |= {"rope_type": "linear", "factor": language.linear_rope}
+    linear = {"rope_type": "linear", "factor": language.linear_rope}
+    scaling = None if language.linear_rope is None else linear
+    rope = (scaling or {"rope_type": "default"}) | {"rope_theta": language.rope_theta}
     shared = {
         "dtype": dtype,
         "hidden_size": language.hidden,
@@ -124,7 +184,9 @@ def _text_config(
         "hidden_act": language.activation,
         "rms_norm_eps": language.norm_eps,
         "max_position_embeddings": language.max_positions,
-        "rope_parameters": rope,
+        "rope_parameters": rope,  # transformers 5 reads this,
+        "rope_theta": language.rope_theta,  # 4.x only these two, and has its own defaults
+        "rope_scaling": scaling,
         "attention_dropout": 0.0,
         "tie_word_embeddings": False,
         "use_cache": True,
