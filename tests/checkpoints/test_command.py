@@ -42,3 +42,10 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "pickles" in error
     assert _run("convert", "Owner/Name", tmp_path / "out") == 1
     assert "40 hex digits" in capsys.readouterr().err
+
+
+def test_an_unknown_family_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_original(tmp_path / "src", VERSIONS["v1.1"])
+    assert _run("convert", source, tmp_path / "out", "--family", "nosuch") == 1
+    assert "dreamprm-1.5, mm-prm, visualprm" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

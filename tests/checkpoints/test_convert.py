@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration
 
 from tests.checkpoints.original_layout import (
@@ -31,9 +33,11 @@ from vprm_search.checkpoints import (
     FileRecord,
     check_converted,
     convert_checkpoint,
+    ensure_native,
+    native_files,
 )
 from vprm_search.errors import CheckpointError, ConfigError
-from vprm_search.scoring.families import read_scorer_file
+from vprm_search.scoring.families import FAMILIES, read_scorer_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,6 +134,97 @@ def test_another_family_writes_its_name_only(source: Path, tmp_path: Path) -> No
     assert facts == {"version": 1, "family": "mm-prm"}
     with pytest.raises(ConfigError, match="max_tiles"):
         ConvertOptions(max_tiles=0)
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_every_reader_finds_the_rotary_base(version: str, tmp_path: Path) -> None:
+    """transformers 5 reads `rope_parameters`; 4.x reads the other two, or takes its defaults."""
+    shape = VERSIONS[version]
+    convert_checkpoint(write_original(tmp_path / "src", shape), tmp_path / "out")
+    text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    linear = (shape.rope_scaling or {}).get("type") == "linear"
+    scaling = {"rope_type": "linear", "factor": 4.0} if linear else None
+    assert text["rope_theta"] == shape.rope_theta
+    assert text["rope_scaling"] == scaling
+    plain = {"rope_type": "default"}
+    assert text["rope_parameters"] == (scaling or plain) | {"rope_theta": shape.rope_theta}
+    loaded = AutoConfig.from_pretrained(tmp_path / "out").text_config
+    assert loaded.rope_parameters["rope_theta"] == shape.rope_theta
+    assert loaded.rope_parameters["rope_type"] == ("linear" if linear else "default")
+
+
+@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
+def test_a_stored_head_is_kept_whatever_the_flag_says(version: str, tmp_path: Path) -> None:
+    """A flag that ties head and embedding dropped another head unread, and moved scores by .61."""
+    shape = VERSIONS[version]
+    source = write_original(tmp_path / "src", shape)
+    data = json.loads((source / "config.json").read_text())
+    data["llm_config"]["tie_word_embeddings"] = True
+    (source / "config.json").write_text(json.dumps(data))
+    manifest = convert_checkpoint(source, tmp_path / "out")
+    assert manifest.dropped == ()
+    assert "another head is stored" in " ".join(manifest.warnings)
+    stored, made = _tensors(source), _tensors(tmp_path / "out")
+    head = "output" if shape.llm == "internlm2" else "lm_head"
+    kept = stored[f"language_model.{head}.weight"]
+    assert torch.equal(made["language_model.lm_head.weight"], kept)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert config["text_config"]["tie_word_embeddings"] is False
+    model = InternVLForConditionalGeneration.from_pretrained(tmp_path / "out", dtype="auto")
+    assert torch.equal(model.get_output_embeddings().weight, kept)
+
+
+def test_a_stored_head_that_is_the_embedding_is_dropped(tmp_path: Path) -> None:
+    shape = VERSIONS["v1.1-tied"]
+    source = write_original(tmp_path / "src", shape, shards=1)
+    tensors = _tensors(source)
+    embedding = tensors["language_model.model.embed_tokens.weight"]
+    save_file(
+        {**tensors, "language_model.lm_head.weight": embedding.clone()},
+        source / "model.safetensors",
+    )
+    manifest = convert_checkpoint(source, tmp_path / "out")
+    assert manifest.dropped == ("language_model.lm_head.weight",)
+    assert manifest.warnings == ()
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in directory.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+# --- what kind of model it is --------------------------------------------------------------------
+
+
+def test_a_chat_model_is_refused_unless_a_family_is_named(tmp_path: Path) -> None:
+    """It has the tensors of VisualPRM; its scores mean nothing."""
+    chat = replace(VERSIONS["v1.1"], architecture="InternVLChatModel")
+    source = write_original(tmp_path / "src", chat)
+    with pytest.raises(CheckpointError, match=r"chat model.*mm-prm.*--family visualprm"):
+        convert_checkpoint(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
+    named = convert_checkpoint(source, tmp_path / "out", ConvertOptions(family="visualprm"))
+    assert named.architecture == "InternVLChatModel"
+    assert read_scorer_file(tmp_path / "out").family == "visualprm"
+
+
+def test_the_class_of_the_remote_code_tells_a_reward_model(tmp_path: Path) -> None:
+    source = write_original(tmp_path / "src", VERSIONS["v1.1"])
+    data = json.loads((source / "config.json").read_text())
+    data["architectures"] = ["InternVLChatModel"]
+    (source / "config.json").write_text(json.dumps(data))
+    convert_checkpoint(source, tmp_path / "out")
+    # naming the family changes nothing, so the finished conversion is recognised
+    again = convert_checkpoint(source, tmp_path / "out", ConvertOptions(family="visualprm"))
+    assert again.architecture == "InternVLChatModel"
+
+
+def test_only_families_with_these_weights_are_taken() -> None:
+    rows = {row.name for row in FAMILIES.values() if row.backbone == "internvl"}
+    assert set(native_files.FAMILIES) == rows
+    for name in ("nosuch", "math-shepherd"):
+        with pytest.raises(ConfigError, match=r"dreamprm-1\.5, mm-prm, visualprm"):
+            ConvertOptions(family=name)
 
 
 # --- interruption --------------------------------------------------------------------------------
@@ -288,6 +383,34 @@ def test_other_things_at_the_target_are_left_alone(source: Path, tmp_path: Path)
     convert_checkpoint(source, tmp_path / "tiles", ConvertOptions(max_tiles=2))
     with pytest.raises(CheckpointError, match="these options"):
         convert_checkpoint(source, tmp_path / "tiles")
+
+
+def test_no_lock_is_left(source: Path, tmp_path: Path) -> None:
+    """Neither after success nor after an error, whenever it came."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, tmp_path / "out", on_progress=stop)
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(CheckpointError):
+        convert_checkpoint(source, tmp_path / "taken")
+    convert_checkpoint(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src", "taken"]
+
+
+def test_a_place_that_cannot_be_written_is_named(source: Path, tmp_path: Path) -> None:
+    """It ended as a bug of the program, exit code 70."""
+    (tmp_path / "file").write_text("x")
+    places = [tmp_path / "file" / "out"]
+    if sys.platform == "linux":
+        places.append(Path("/proc/self/out"))  # nobody may write there, root included
+    for out in places:
+        with pytest.raises(CheckpointError, match=rf"{out}.*may write"):
+            convert_checkpoint(source, out)
+    with pytest.raises(CheckpointError, match="VPRM_SEARCH_CACHE"):
+        ensure_native(source, cache_dir=places[-1])
 
 
 def test_too_little_space_is_said_before_anything_is_written(

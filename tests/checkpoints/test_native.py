@@ -68,6 +68,18 @@ def test_a_changed_source_is_another_conversion(source: Path, tmp_path: Path) ->
     assert len(list(cache.iterdir())) == 3
 
 
+def test_dates_and_places_do_not_matter(source: Path, tmp_path: Path) -> None:
+    """A copy, or `touch`, would otherwise convert 16 GB anew."""
+    cache = tmp_path / "cache"
+    first = ensure_native(source, cache_dir=cache)
+    for file in source.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert ensure_native(source, cache_dir=cache) == first
+    copy = tmp_path / "elsewhere" / source.name
+    shutil.copytree(source, copy)
+    assert ensure_native(copy, cache_dir=cache) == first
+
+
 def test_the_cache_follows_the_environment(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def test_an_original_checkpoint_of_another_family(
     rule = scorer.checkpoint.preprocess
     assert rule is not None
     assert rule.model_dump()["max_tiles"] == 6
-    oracle = FamilyOracle(ensure_native(source), "mm-prm", max_tiles=6)
+    oracle = FamilyOracle(ensure_native(source, family="mm-prm"), "mm-prm", max_tiles=6)
     for images in ((), PICTURES[:1], PICTURES[1:]):
         [result] = scorer.score_sync([as_request("What is x?", images, WORDS[:3])])
         expected = oracle.score("What is x?", WORDS[:3], [image.png for image in images])

@@ -105,13 +105,13 @@ def write_config(directory: Path, **processor: object) -> Path:
 
 def test_the_rule_is_read_from_the_processor_file(tmp_path: Path) -> None:
     write_config(tmp_path, image_mean=[0.5] * 3, image_std=[0.25] * 3, min_patches=2, max_patches=6)
-    rule = read_scorer_file(tmp_path).preprocess
+    rule = read_scorer_file(tmp_path, "visualprm").preprocess
     assert (rule.tile_size, rule.min_tiles, rule.max_tiles) == (64, 2, 6)
     assert (rule.mean, rule.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 def test_without_a_processor_file_the_defaults_hold(tmp_path: Path) -> None:
-    rule = read_scorer_file(write_config(tmp_path)).preprocess
+    rule = read_scorer_file(write_config(tmp_path), "visualprm").preprocess
     assert rule == PreprocessConfig(tile_size=64)
 
 
@@ -133,4 +133,11 @@ def test_a_broken_vprm_json_is_a_checkpoint_error(tmp_path: Path, text: str) -> 
 def test_a_broken_processor_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     write_config(tmp_path, image_mean=0.5)
     with pytest.raises(CheckpointError, match="image processor"):
-        read_scorer_file(tmp_path)
+        read_scorer_file(tmp_path, "visualprm")
+
+
+def test_a_folder_that_may_be_a_chat_model_is_refused(tmp_path: Path) -> None:
+    """Native InternVL without `vprm.json` scores like VisualPRM, and means nothing."""
+    with pytest.raises(CheckpointError, match=r"no vprm\.json"):
+        read_scorer_file(write_config(tmp_path))
+    assert read_scorer_file(tmp_path, "visualprm").family == "visualprm"

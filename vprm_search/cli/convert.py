@@ -34,7 +34,8 @@ def convert(
         typer.Option(min=1, help="Tiles of one image; default: 12, as VisualPRM's card."),
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="Another family than VisualPRM, such as mm-prm.")
+        str | None,
+        typer.Option(help="What the weights were trained as; needed unless the checkpoint says."),
     ] = None,
     json: options.AsJson = False,
 ) -> None:
@@ -45,13 +46,12 @@ def convert(
     """
     from vprm_search.checkpoints import ConvertOptions, convert_checkpoint, fetch
 
+    chosen = ConvertOptions(max_tiles, family)
     place = Path(source)
     if not place.is_dir():
         place = fetch(source, revision)
     with _progress() as on_progress:
-        manifest = convert_checkpoint(
-            place, out, ConvertOptions(max_tiles, family), on_progress=on_progress
-        )
+        manifest = convert_checkpoint(place, out, chosen, on_progress=on_progress)
     if json:
         console.print_json(manifest.to_json())
     else:

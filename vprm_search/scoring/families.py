@@ -389,11 +389,12 @@ def scorer_identity(
 def read_scorer_file(directory: str | Path, family: str | None = None) -> ScorerFile:
     """Return a checkpoint's `vprm.json`, or what can be told from its other files.
 
-    Without `vprm.json` the layout is that of `family`, and a tile rule comes from the image
+    Without `vprm.json` nothing tells a reward model from a chat model, so `family` must be given.
+    The layout is then that of `family`, and a tile rule comes from the image
     processor's file: tile size, mean and deviation, and for VisualPRM the bounds of the tiles. What
     that file leaves out is the vision model's image size and the family's values. A `family` other
     than the one in the file takes the place of the whole file. Raises `CheckpointError` for a file
-    that is not valid, `ConfigError` for an unknown family.
+    that is not valid, or missing with no `family`, `ConfigError` for an unknown family.
     """
     name = find_family(family or DEFAULT_FAMILY).name
     path = Path(directory) / SCORER_FILE
@@ -404,6 +405,13 @@ def read_scorer_file(directory: str | Path, family: str | None = None) -> Scorer
             raise CheckpointError(f"{path} is not a valid scorer file: {error}") from error
         if family is None or stored.family == family:
             return stored
+    elif family is None:
+        raise CheckpointError(
+            f"{directory} has no {SCORER_FILE}: nothing says that it is a process reward model, "
+            "and scores of a chat model mean nothing. Convert the original (vprm-search convert), "
+            f"or name the family: family= in Python, or a {SCORER_FILE} with "
+            f'{{"version": 1, "family": "{DEFAULT_FAMILY}"}}'
+        )
     default = find_family(name).images
     try:
         if isinstance(default, PreprocessConfig):

@@ -112,8 +112,9 @@ def load_checkpoint(
     first use (`checkpoints.ensure_native`).
 
     `family` names a row of `families.FAMILIES`; without it the one in `vprm.json` counts, and
-    without that VisualPRM. `layout` replaces the one in `vprm.json`, `system_prompt` its system
-    message. `orm=True` scores the answer so far as one step.
+    without that the checkpoint is refused: it may be a chat model. `layout` replaces the one in
+    `vprm.json`, `system_prompt` its system message. `orm=True` scores the answer so far as one
+    step.
 
     `device="auto"` takes CUDA when there is one. Without `dtype` weights are computed in float32 on
     a CPU and in bfloat16 elsewhere, whatever they are stored in. `device_map` ("auto", or a map of
@@ -126,7 +127,7 @@ def load_checkpoint(
     """
     if device_map is not None and device != "auto":
         raise ConfigError(f"device is {device!r} and there is a device_map; give one of them")
-    directory = ensure_native(path, revision=revision)
+    directory = ensure_native(path, revision=revision, family=family)
     settings = _settings(directory, family, layout, system_prompt)
     row = find_family(settings.family)
     check_directory(directory, row)
