@@ -7,7 +7,7 @@ from vprm_search.checkpoints.convert import (
     is_original,
 )
 from vprm_search.checkpoints.output import FileRecord, Manifest, check_converted
-from vprm_search.checkpoints.source import fetch
+from vprm_search.checkpoints.source import locate
 
 __all__ = [
     "ConvertOptions",
@@ -16,6 +16,6 @@ __all__ = [
     "check_converted",
     "convert_checkpoint",
     "ensure_native",
-    "fetch",
     "is_original",
+    "locate",
 ]

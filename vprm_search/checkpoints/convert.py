@@ -28,9 +28,10 @@ from vprm_search.checkpoints.source import (
     CONFIG_FILE,
     INDEX_FILE,
     SINGLE_FILE,
-    fetch,
     inside,
+    locate,
     read_json,
+    readable,
 )
 from vprm_search.checkpoints.tokenizer import TokenizerFiles, make_tokenizer
 from vprm_search.checkpoints.weights import (
@@ -140,7 +141,8 @@ def convert_checkpoint(
     chosen = options or ConvertOptions()
     if target.resolve().is_relative_to(place.resolve()):
         raise CheckpointError(f"{target} lies in the source {place}; choose another place")
-    job = _prepare(place, chosen)
+    with readable(place):
+        job = _prepare(place, chosen)
     try:
         with exclusive(target):
             existing = _existing(target, job.key)
@@ -180,19 +182,17 @@ def ensure_native(
         CheckpointError: the checkpoint is missing, damaged, unfinished, unsafe, no reward model or
             not convertible, or the cache cannot be written.
     """
-    directory = Path(path_or_repo)
-    if not directory.is_dir():
-        directory = fetch(path_or_repo, revision, local_files_only, hub_cache_dir)
-    elif revision is not None:
-        raise CheckpointError(f"{directory} is a directory; a revision belongs to a hub name")
-    if not is_original(directory):
-        check_converted(directory)
-        return directory
+    directory = locate(path_or_repo, revision, local_files_only, hub_cache_dir)
+    with readable(directory):
+        if not is_original(directory):
+            check_converted(directory)
+            return directory
     options = ConvertOptions(family=family)
-    name = f"{_readable(path_or_repo)}-{conversion_key(directory, options)[:_NAME_DIGITS]}"
+    name = f"{_plain_name(path_or_repo)}-{conversion_key(directory, options)[:_NAME_DIGITS]}"
     target = (Path(cache_dir) if cache_dir is not None else default_cache()) / name
-    if target.is_dir() and check_converted(target) is not None:
-        return target
+    with readable(target):
+        if target.is_dir() and check_converted(target) is not None:
+            return target
     convert_checkpoint(directory, target, options)
     return target
 
@@ -223,21 +223,19 @@ def conversion_key(source: Path, options: ConvertOptions) -> str:
 
     64 hex digits. Raises `CheckpointError` when a file cannot be read.
     """
-    named = [source / name for name in _READ_FILES if (source / name).is_file()]
-    files = [*named, *sorted(source.glob("*.safetensors"))]
-    for path in files:
-        inside(source, path.name)
-    try:
+    with readable(source):
+        named = [source / name for name in _READ_FILES if (source / name).is_file()]
+        files = [*named, *sorted(source.glob("*.safetensors"))]
+        for path in files:
+            inside(source, path.name)
         digests = file_digests(files)
-    except OSError as error:
-        raise CheckpointError(f"{source} cannot be read: {error}") from error
     parts = [
         part for path, found in zip(files, digests, strict=True) for part in (path.name, found)
     ]
     return digest("conversion", *parts, options.key).hex()
 
 
-def _readable(path_or_repo: str | Path) -> str:
+def _plain_name(path_or_repo: str | Path) -> str:
     """Return the last part of a path or hub name, fit for a directory's name."""
     name = Path(path_or_repo).resolve().name if Path(path_or_repo).is_dir() else str(path_or_repo)
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name.rsplit("/", 1)[-1]).strip("-.")[:64] or "model"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -274,6 +275,8 @@ def exclusive(out: Path) -> Iterator[None]:
         raise MissingDependencyError("filelock", "local") from error
     path = out.with_name(out.name + ".lock")
     out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):
+        pass  # where nothing can be written, the lock might be waited for without end
     with FileLock(path):
         try:
             yield

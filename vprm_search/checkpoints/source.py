@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,37 @@ def weight_files(directory: Path) -> tuple[list[str], dict[str, str]]:
             "or re-save the weights as safetensors in an environment you can throw away"
         )
     raise CheckpointError(f"{directory} holds no *.safetensors weights")
+
+
+@contextmanager
+def readable(directory: Path) -> Iterator[None]:
+    """Turn an `OSError` while a checkpoint is read into a `CheckpointError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be read: {error}; change its permissions or take a copy"
+        ) from error
+
+
+def locate(
+    path_or_repo: str | Path,
+    revision: str | None,
+    local_files_only: bool = False,
+    hub_cache_dir: str | Path | None = None,
+) -> Path:
+    """Return the directory of a checkpoint: itself, or the snapshot of a hub name (`fetch`).
+
+    Raises `CheckpointError` for a directory with a revision or one that cannot be read, and what
+    `fetch` raises.
+    """
+    directory = Path(path_or_repo)
+    with readable(directory):
+        if not directory.is_dir():
+            return fetch(path_or_repo, revision, local_files_only, hub_cache_dir)
+    if revision is not None:
+        raise CheckpointError(f"{directory} is a directory; a revision belongs to a hub name")
+    return directory
 
 
 def fetch(

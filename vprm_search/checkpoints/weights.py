@@ -111,22 +111,25 @@ def read_shard(path: Path) -> Shard:
 
     Raises:
         CheckpointError: the file is damaged, or holds another dtype than those of `DTYPE_BYTES`.
+        OSError: it cannot be read.
     """
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingDependencyError("safetensors", "local") from error
+    with path.open("rb"):
+        pass  # the library would not tell a file that may not be read from a damaged one
     try:
         with safe_open(path, framework="np") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
             found = [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
-        with path.open("rb") as stream:
-            prefix = stream.read(_LENGTH_BYTES)
-            head = prefix + stream.read(int.from_bytes(prefix, "little"))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); download it again"
         ) from error
+    with path.open("rb") as stream:
+        prefix = stream.read(_LENGTH_BYTES)
+        head = prefix + stream.read(int.from_bytes(prefix, "little"))
     tensors: list[Tensor] = []
     at = 0
     for name, dtype, shape in found:

@@ -44,12 +44,10 @@ def convert(
     Weights stay what they are, bit for bit. Nothing of the source is executed, pickles are refused.
     OUT appears when it is complete; its manifest (files, sizes, SHA-256) is printed.
     """
-    from vprm_search.checkpoints import ConvertOptions, convert_checkpoint, fetch
+    from vprm_search.checkpoints import ConvertOptions, convert_checkpoint, locate
 
     chosen = ConvertOptions(max_tiles, family)
-    place = Path(source)
-    if not place.is_dir():
-        place = fetch(source, revision)
+    place = locate(source, revision)
     with _progress() as on_progress:
         manifest = convert_checkpoint(place, out, chosen, on_progress=on_progress)
     if json:
