@@ -80,6 +80,16 @@ def test_dates_and_places_do_not_matter(source: Path, tmp_path: Path) -> None:
     assert ensure_native(copy, cache_dir=cache) == first
 
 
+def test_a_chat_model_needs_a_family_every_time(tmp_path: Path) -> None:
+    """Also when it was converted before, by somebody who named one."""
+    source = write_original(tmp_path / "chat", Shape(architecture="InternVLChatModel"))
+    cache = tmp_path / "cache"
+    found = ensure_native(source, cache_dir=cache, family="mm-prm")
+    assert ensure_native(source, cache_dir=cache, family="visualprm") == found
+    with pytest.raises(CheckpointError, match="chat model"):
+        ensure_native(source, cache_dir=cache)
+
+
 def test_the_cache_follows_the_environment(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,7 +174,8 @@ def ensure_native(
         path_or_repo: a directory or a hub name.
         revision: the commit of a hub name.
         cache_dir: where conversions go; `$VPRM_SEARCH_CACHE/checkpoints` or the user's cache.
-        family: the family of reward models, as in `ConvertOptions`.
+        family: the family of reward models that the caller will read the weights as. It says that
+            they are a reward model's, and changes nothing else: all families share a conversion.
         local_files_only: take a hub name from the hub's local cache only.
         hub_cache_dir: the hub's local cache, if it is not the usual one.
 
@@ -187,7 +188,9 @@ def ensure_native(
         if not is_original(directory):
             check_converted(directory)
             return directory
-    options = ConvertOptions(family=family)
+    options = ConvertOptions(family=None if family is None else native_files.DEFAULT_FAMILY)
+    config = read_original_config(read_json(inside(directory, CONFIG_FILE)))
+    _require_reward_model(directory, config, options)
     name = f"{_plain_name(path_or_repo)}-{conversion_key(directory, options)[:_NAME_DIGITS]}"
     target = (Path(cache_dir) if cache_dir is not None else default_cache()) / name
     with readable(target):
@@ -244,6 +247,16 @@ def _plain_name(path_or_repo: str | Path) -> str:
 def _prepare(place: Path, options: ConvertOptions) -> _Job:
     source = open_source(place)
     config = read_original_config(source.config)
+    _require_reward_model(place, config, options)
+    config, warnings = _with_stored_head(config, source.shards)
+    dropped = check_tensors(config, source.shards)
+    tokenizer = make_tokenizer(place, config)
+    warnings = (*tokenizer.warnings, *warnings)
+    key = conversion_key(place, options)
+    return _Job(source, config, tokenizer, dropped, warnings, options, key)
+
+
+def _require_reward_model(place: Path, config: OriginalConfig, options: ConvertOptions) -> None:
     if not config.reward_model and options.family is None:
         raise CheckpointError(
             f"{place}: config.json names {config.architecture}, a chat model, and no reward model "
@@ -251,12 +264,6 @@ def _prepare(place: Path, options: ConvertOptions) -> _Job:
             f"a process reward model, name its family: {', '.join(native_files.FAMILIES)} "
             f"(--family {native_files.DEFAULT_FAMILY}, or family=)"
         )
-    config, warnings = _with_stored_head(config, source.shards)
-    dropped = check_tensors(config, source.shards)
-    tokenizer = make_tokenizer(place, config)
-    warnings = (*tokenizer.warnings, *warnings)
-    key = conversion_key(place, options)
-    return _Job(source, config, tokenizer, dropped, warnings, options, key)
 
 
 def _with_stored_head(
