@@ -242,7 +242,7 @@ def test_bfloat16_is_close_for_every_family(folder_of: Callable[[str], Path]) ->
 
 def test_a_layout_given_by_the_caller_wins(folders: dict[str, Path]) -> None:
     layout = PrmLayout(system_prompt=None)
-    found = load_checkpoint(folders["visualprm"], layout=layout)
+    found = load_checkpoint(folders["visualprm"], family="visualprm", layout=layout)
     assert found.builder.layout == layout
 
 
