@@ -154,7 +154,9 @@ class Ours:
         self.meter = ScoringMeter()
         self.cache = PrefixCache(kept_bytes)
         self.forward = TreeForward(bench.checkpoint, self.meter, self.cache, attention)  # type: ignore[arg-type]
-        self.batcher = TokenBatcher(bench.args.batch_tokens)
+        self.batcher = TokenBatcher(
+            bench.args.batch_tokens, self.cache.give_up_half, self.forward.use_less_memory
+        )
         self.features: Tensor | None = None
 
     def __call__(self, paths: Sequence[Path]) -> list[list[float]]:
@@ -235,7 +237,9 @@ def whole_search(bench: Bench) -> dict[str, Any]:
                 "tokens_over_ideal": engine.meter.tokens_computed / ideal,
                 "peak_share": work / sum(each) / bench.found["peak"]["flops"],
                 "peak_bytes": memory[0],
+                "out_of_memory": engine.batcher.out_of_memory,
             }
+    out["kernels_compiled"] = compiled_kernels()
     each, _, theirs = bench.published(rounds[-1][0])
     sizes = [len(paths) for paths in rounds]
     steps = [sum(each[:count]) for count in range(1, len(each) + 1)]
@@ -257,6 +261,13 @@ def attentions(bench: Bench) -> list[str]:
     except Exception as error:
         bench.found["flex_error"] = str(error)[:500]
         return ["blocks"]
+
+
+def compiled_kernels() -> int:
+    """Return how often torch compiled so far: FlexAttention twice, if rounds do not recompile."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 @contextlib.contextmanager

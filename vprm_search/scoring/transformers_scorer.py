@@ -50,11 +50,25 @@ class TransformersScorer:
     the next pass waits up to `window_ms` for as many. With 0 every call is computed alone. A lone
     caller never waits. Calls may come from any thread and any event loop.
 
-    `attention` is "blocks" (dense attention in blocks, everywhere), "flex" (FlexAttention) or
-    "auto": FlexAttention on CUDA if it works there, settled when the scorer is made.
-
     A request that cannot be scored (too long, a broken image, not finite, out of memory) is a
-    failed result with a reason; the others are scored.
+    failed result with a reason; the others are scored. When memory runs out, half of the prefix
+    cache is given up, then passes get smaller, then the blocks of attention, before a path fails.
+
+    Args:
+        checkpoint: a loaded model, of `load_checkpoint`; `from_pretrained` loads one.
+        max_batch_tokens: bound of a forward pass, in tokens of its tree, at least 1 (default
+            16,384). One path is always tried, however long.
+        image_cache_tokens: bound of the image embeddings kept between calls, in image tokens
+            (default 32,768: nine images of 13 tiles); 0 keeps none.
+        prefix_cache_bytes: bound of the keys and values kept between calls, in bytes (default
+            2 GiB); 0 keeps none.
+        window_ms: how long a pass waits for as many callers as the last one had, in milliseconds
+            (default 3); 0 computes every call alone.
+        attention: "blocks" (dense attention in blocks, everywhere), "flex" (FlexAttention) or
+            "auto" (default): FlexAttention on CUDA if it works there, settled now.
+
+    Raises:
+        ConfigError: a bound is out of range, or "flex" does not work here.
     """
 
     def __init__(
@@ -105,7 +119,31 @@ class TransformersScorer:
         window_ms: float = DEFAULT_WINDOW_MS,
         attention: AttentionName = "auto",
     ) -> TransformersScorer:
-        """Load a checkpoint; see `load_checkpoint` for the options up to `orm` and the errors."""
+        """Load a checkpoint and make its scorer.
+
+        Args:
+            path: a local directory, or a repository `Owner/Name`.
+            revision: the commit of a repository, 40 hex digits.
+            family: a row of `FAMILIES`; None takes the one in `vprm.json`; without
+                that the checkpoint is refused, since it may be a chat model.
+            device: "auto" (CUDA when there is one), or a torch device such as "cuda:1".
+            dtype: of the computation; None is float32 on a CPU, bfloat16 elsewhere.
+            device_map: "auto" or a map of modules spreads the layers; needs accelerate.
+            quantization: "8bit" or "4bit"; needs bitsandbytes and a GPU.
+            layout: replaces the prompt layout in `vprm.json`.
+            system_prompt: replaces the layout's system message.
+            orm: score the answer so far as one step, as an outcome reward model.
+            max_batch_tokens: as for the class, like all that follow.
+            image_cache_tokens: bound of kept image embeddings, in image tokens.
+            prefix_cache_bytes: bound of kept keys and values, in bytes.
+            window_ms: wait for other callers, in milliseconds.
+            attention: "auto", "blocks" or "flex".
+
+        Raises:
+            CheckpointError: the directory is missing, incomplete, unsafe or of another kind.
+            ConfigError: options contradict each other, or a system prompt must be given.
+            MissingDependencyError: an option needs a library that is not installed.
+        """
         return cls(
             load_checkpoint(
                 path,
@@ -128,7 +166,7 @@ class TransformersScorer:
 
     @property
     def identity(self) -> str:
-        """A name for everything a score depends on besides the request; memo keys start with it."""
+        """A name for all a score depends on besides the request; cache keys start with it."""
         return self.checkpoint.identity
 
     @property

@@ -106,24 +106,27 @@ def load_checkpoint(
     system_prompt: str | None = None,
     orm: bool = False,
 ) -> PrmCheckpoint:
-    """Load a checkpoint for scoring: a local directory, or a repository `Owner/Name`.
+    """Load a checkpoint for scoring; an original VisualPRM one is converted on first use.
 
-    A repository needs its `revision`, the commit; an original VisualPRM checkpoint is converted on
-    first use (`checkpoints.ensure_native`).
+    Args:
+        path: a local directory, or a repository `Owner/Name`.
+        revision: the commit of a repository, 40 hex digits.
+        family: a row of `families.FAMILIES`; None takes the one in `vprm.json`;
+            without that the checkpoint is refused, since it may be a chat model.
+        device: "auto" (CUDA when there is one), or a torch device.
+        dtype: of the computation, whatever the weights are stored in; None is float32 on a CPU and
+            bfloat16 elsewhere.
+        device_map: "auto", or a map of modules, spreads the layers over several devices; needs
+            accelerate.
+        quantization: "8bit" or "4bit"; needs bitsandbytes and a GPU.
+        layout: replaces the one in `vprm.json`.
+        system_prompt: replaces the layout's system message.
+        orm: score the answer so far as one step.
 
-    `family` names a row of `families.FAMILIES`; without it the one in `vprm.json` counts, and
-    without that the checkpoint is refused: it may be a chat model. `layout` replaces the one in
-    `vprm.json`, `system_prompt` its system message. `orm=True` scores the answer so far as one
-    step.
-
-    `device="auto"` takes CUDA when there is one. Without `dtype` weights are computed in float32 on
-    a CPU and in bfloat16 elsewhere, whatever they are stored in. `device_map` ("auto", or a map of
-    modules) spreads the layers over several devices and needs accelerate; `quantization` ("8bit",
-    "4bit") needs bitsandbytes and a GPU.
-
-    Raises `CheckpointError` for a directory that is missing, incomplete, unsafe or of another
-    architecture, `ConfigError` for options that contradict each other or a family whose system
-    prompt must be given, and `MissingDependencyError`.
+    Raises:
+        CheckpointError: the directory is missing, incomplete, unsafe or of another architecture.
+        ConfigError: options contradict each other, or the family's system prompt must be given.
+        MissingDependencyError: accelerate or bitsandbytes is needed and not installed.
     """
     if device_map is not None and device != "auto":
         raise ConfigError(f"device is {device!r} and there is a device_map; give one of them")
