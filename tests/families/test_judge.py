@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from tests.scoring.test_oracle import picture
 from vprm_search.chat.calls import RetryRules
 from vprm_search.errors import ConfigError
 from vprm_search.graph.run import arun_search
+from vprm_search.scoring import judge_scorer
 from vprm_search.scoring.judge_dialogue import (
     fence_key,
     judge_messages,
@@ -209,6 +211,59 @@ async def test_equal_steps_are_asked_once_and_remembered() -> None:
     assert values(results) == [[1.0, 1.0, 1.0]]
     assert results[0].cost.tokens_sent == 10  # of the new step alone
     assert scorer.meter.input_tokens == 40
+
+
+@given(
+    rounds=st.lists(st.lists(steps, min_size=1, max_size=3), min_size=2, max_size=5),
+    most=st.integers(1, 3),
+)
+@settings(max_examples=25)
+def test_scores_that_others_evict_while_a_call_waits_are_not_lost(
+    rounds: list[list[list[str]]], most: int
+) -> None:
+    """A memory of a few steps, shared by searches at the same time, each with several rounds."""
+
+    async def search(scorer: JudgeScorer, paths: list[list[str]]) -> None:
+        for length in range(1, 5):
+            found = await scorer.score([request(*path[:length]) for path in paths])
+            expected = [[(0.2 / 0.4) if "5" in s else (0.7 / 0.9) for s in p] for p in paths]
+            for row, wanted in zip(values(found), expected, strict=True):
+                assert row == pytest.approx(wanted[:length])
+
+    async def all_at_once() -> None:
+        scorer = JudgeScorer(LogprobJudge(answer=by_probability), max_concurrency=2)
+        async with asyncio.TaskGroup() as group:
+            for paths in rounds:
+                group.create_task(search(scorer, paths))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge_scorer, "_MOST_REMEMBERED", most)
+        asyncio.run(all_at_once())
+
+
+async def test_a_cancelled_call_leaves_no_question_behind() -> None:
+    class Slow(TextJudge):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            self.running += 1
+            if self.running == 6:
+                started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(self.running):  # one call takes longer to clean up than another
+                    await asyncio.sleep(0)
+                self.running -= 1
+
+    started = asyncio.Event()
+    model = Slow(answer=None)
+    scorer = JudgeScorer(model, mode="text", samples=3)
+    task = asyncio.create_task(scorer.score([request("a", "b")]))
+    await asyncio.wait_for(started.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert model.running == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_calls_are_bounded() -> None:

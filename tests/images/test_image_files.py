@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -183,3 +184,15 @@ def test_a_link_put_in_after_the_check_is_not_followed(
         read_image_file("sub/a.png", max_bytes=100_000, image_root=str(root))
     monkeypatch.undo()
     assert (root / swapped).is_symlink()  # the swap did happen
+
+
+def test_no_file_stays_open_whatever_it_is(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(PNG)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "folder").mkdir()
+    open_before = len(os.listdir("/proc/self/fd"))
+    for name in ("good.png", "bad.png", "folder", "missing.png", "folder/../../x.png"):
+        for root in (None, tmp_path):
+            with contextlib.suppress(ImageError):
+                normalise_image(tmp_path / name if root is None else name, image_root=root)
+    assert len(os.listdir("/proc/self/fd")) == open_before

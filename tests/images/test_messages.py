@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
+from PIL import Image
 
 from tests.policy.models import BLUE, RED
 from vprm_search.errors import ImageError, InputError
-from vprm_search.images.messages import image_message, read_message
+from vprm_search.images import MemoryImageStore, image_message, reference_images
+from vprm_search.images.messages import ImageIntake, read_message
 
 B64 = base64.b64encode(RED.png).decode()
 URI = f"data:image/png;base64,{B64}"
@@ -91,7 +94,34 @@ def test_too_many_images_are_refused() -> None:
         read_message(HumanMessage(content=[GOOD[0]] * 17))
 
 
+def test_an_image_message_takes_paths_bytes_and_pictures_and_asks_last(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(RED.png)
+    picture = Image.open(path)
+    message = image_message("How many?", path, str(path), RED.png, picture, BLUE)
+    assert read_message(message) == ("How many?", [RED] * 4 + [BLUE])
+    assert [block["type"] for block in message.content_blocks] == ["image"] * 5 + ["text"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["https://127.0.0.1:9/x.png", "file:///etc/passwd", b"no image", URI, "no/such/file.png"],
+)
+def test_an_image_message_takes_no_address_and_no_rubbish(source: str | bytes) -> None:
+    with pytest.raises(ImageError):
+        image_message("How many?", source)
+
+
 def test_what_is_written_can_be_read() -> None:
     message = image_message("How many?", RED, BLUE)
     assert read_message(message) == ("How many?", [RED, BLUE])
     assert image_message("How many?").content == "How many?"
+
+
+def test_blocks_nobody_knows_stay_when_pictures_become_references() -> None:
+    unknown: list[Any] = [{"type": "cache_point"}, {"type": "x", "value": 1}]
+    for kind in (HumanMessage, AIMessage):
+        message = kind(content=[GOOD[4], *unknown])
+        [light] = reference_images([message], ImageIntake(MemoryImageStore()).name_image)
+        reference = {"type": "image", "url": f"vprm-image://{RED.digest}"}
+        assert light.content == [reference, *unknown]

@@ -252,10 +252,13 @@ def read_image_file(path: str, *, max_bytes: int, image_root: str | None = None)
     check_is_path(path)
     try:
         descriptor = _open(path) if image_root is None else _open_under(path, image_root)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageError(f"image {shown(path)} is not a regular file")
-            data = file.read(max_bytes + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(max_bytes + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise

@@ -76,6 +76,29 @@ def test_the_cause_counts_when_the_error_says_nothing() -> None:
     assert is_retryable(wrapped)
 
 
+def test_a_cancellation_is_never_a_failure_to_repeat() -> None:
+    """Not even one that comes while a timeout is handled."""
+
+    async def attempt() -> None:
+        attempts.append(1)
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        task = asyncio.create_task(BoundedCalls(RetryRules(first_wait_s=0), 1)(attempt))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    attempts: list[int] = []
+    asyncio.run(main())
+    assert len(attempts) == 1
+
+
 @given(st.integers(0, 100_000))
 def test_retry_after_in_numbers(value: int) -> None:
     assert retry_after(http_error(429, **{"retry-after": str(value)})) == value
@@ -97,7 +120,7 @@ def test_nonsense_in_retry_after_is_ignored(value: str) -> None:
     assert retry_after(ValueError()) is None
 
 
-def run(answers: list[Any], **rules: Any) -> Any:
+def run(answers: list[Any], jitter: float = 1.0, **rules: Any) -> Any:
     """Call with scripted answers; return the outcome and the pauses that were made."""
     todo = iter(answers)
     pauses: list[float] = []
@@ -114,7 +137,7 @@ def run(answers: list[Any], **rules: Any) -> Any:
         await sleep(0)
 
     async def main() -> Any:
-        return await BoundedCalls(RetryRules(**rules), 1)(attempt)
+        return await BoundedCalls(RetryRules(**rules), 1)(attempt, jitter=jitter)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio, "sleep", noted_sleep)
@@ -142,6 +165,32 @@ def test_attempts_are_limited(limit: int) -> None:
     outcome, pauses = run([http_error(503)] * 10, max_attempts=limit, first_wait_s=0)
     assert (outcome.attempts, len(pauses)) == (limit, limit - 1)
     assert outcome.error is not None
+
+
+def test_jitter_shortens_pauses_by_up_to_a_half() -> None:
+    for jitter, expected in ((0.0, [0.25, 0.5]), (0.5, [0.375, 0.75]), (1.0, [0.5, 1.0])):
+        _, pauses = run([http_error(500)] * 2 + ["ok"], jitter=jitter)
+        assert pauses == expected
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_at_most_so_many_calls_at_a_time_in_each_event_loop(calls: int) -> None:
+    running, most = 0, 0
+
+    async def attempt() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async def main() -> None:
+        await asyncio.gather(*(bounded(attempt) for _ in range(10)))
+
+    bounded = BoundedCalls(RetryRules(), calls)
+    for _ in range(2):  # in another event loop the slots are new
+        asyncio.run(main())
+    assert (running, most) == (0, calls)
 
 
 def test_failures_for_good_are_not_repeated() -> None:
