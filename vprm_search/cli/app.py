@@ -16,6 +16,7 @@ import typer
 import vprm_search
 from vprm_search.cli import console
 from vprm_search.cli.calibrate import calibrate
+from vprm_search.cli.check import check
 from vprm_search.cli.compare import compare
 from vprm_search.cli.convert import convert
 from vprm_search.cli.demo import demo
@@ -44,6 +45,7 @@ app.command()(score)
 app.command()(compare)
 app.command()(serve)
 app.command()(convert)
+app.command()(check)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
 

@@ -1,0 +1,158 @@
+"""`vprm-search check`: does a reward model score here as it does elsewhere?"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from vprm_search.cli import console, models, options
+from vprm_search.errors import ConfigError
+from vprm_search.report.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vprm_search.scoring.parity import Difference, ParityReference
+    from vprm_search.types import ScoreRequest, StepScorer
+
+_WRITE = "--write-cases"
+
+
+def check(
+    prm: Annotated[
+        str | None,
+        typer.Argument(metavar="tiny|PATH|vllm:URL", help="The reward model to check."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="File of integrations/reference: what the published code scored."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tiny|PATH|vllm:URL",
+            help="Another scorer instead of a file; a server is checked against its folder here.",
+        ),
+    ] = None,
+    write_cases: Annotated[
+        Path | None, typer.Option(_WRITE, help="Write the fixed cases, and check nothing.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest difference of a step; default: by the number type."),
+    ] = None,
+    device: options.Device = "auto",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
+    json: options.AsJson = False,
+) -> None:
+    """Score fixed problems and compare them: with a reference file, or with another scorer.
+
+    The problems: text alone, one to thirteen tiles, two pictures, long and empty steps, white
+    space, Chinese, control tokens in a step. Exits with 1 when a case differs.
+    """
+    from vprm_search.scoring.parity import ParityReference, parity_cases, read_reference
+
+    if write_cases is not None:
+        console.write_file(write_cases, ParityReference(cases=parity_cases()).dumps())
+        return
+    if prm is None or (reference is None) == (against is None):
+        raise ConfigError(
+            f"name the reward model and what to compare it with: check PRM --reference FILE, or "
+            f"check PRM --against PRM; or only {_WRITE} FILE"
+        )
+    ours = models.load_scorer(prm, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    if reference is not None:
+        held = read_reference(reference)
+    else:
+        other = models.load_scorer(against or "", device)
+        held = asyncio.run(
+            _scored(other, ParityReference(model=against or "", cases=parity_cases()))
+        )
+    allowed = _tolerance(ours, held) if tolerance is None else tolerance
+    found = asyncio.run(_differences(ours, held, allowed))
+    if json:
+        console.print_json({"tolerance": allowed, "cases": [asdict(one) for one in found]})
+    else:
+        _show(found, held, allowed)
+    if any(one.trouble for one in found):
+        raise typer.Exit(console.FAILED)
+
+
+async def _scored(scorer: StepScorer, asked: ParityReference) -> ParityReference:
+    """Return the cases with the scores of `scorer` as the reference."""
+    cases = []
+    for case in asked.cases:
+        (result,) = await scorer.score([case.request()])
+        values = [score.value for score in result.scores]
+        known = tuple(value for value in values if value is not None)
+        error = next((score.reason for score in result.scores if score.value is None), "")
+        ids = tuple(_token_ids(scorer, case.request()))
+        scored = {"scores": None if error else known, "error": error, "token_ids": ids}
+        cases.append(case.model_copy(update={**scored, "hostile": False}))
+    return asked.model_copy(update={"cases": tuple(cases), "dtype": _dtype(scorer)})
+
+
+async def _differences(
+    scorer: StepScorer, reference: ParityReference, tolerance: float
+) -> list[Difference]:
+    """Score all cases together, as a search would, and compare each."""
+    from vprm_search.scoring.parity import compare_case
+
+    requests = [case.request() for case in reference.cases]
+    results = await scorer.score(requests)
+    return [
+        compare_case(case, result, _token_ids(scorer, request), tolerance)
+        for case, request, result in zip(reference.cases, requests, results, strict=True)
+    ]
+
+
+def _token_ids(scorer: StepScorer, request: ScoreRequest) -> Sequence[int]:
+    """Return the prompt of a scorer in this process; a server does not tell its own."""
+    from vprm_search.errors import MissingDependencyError
+
+    try:
+        from vprm_search.scoring.transformers_scorer import TransformersScorer
+    except (MissingDependencyError, ModuleNotFoundError):
+        return ()
+    return scorer.prompt_ids(request) if isinstance(scorer, TransformersScorer) else ()
+
+
+def _dtype(scorer: StepScorer) -> str:
+    checkpoint = getattr(scorer, "checkpoint", None)
+    return "" if checkpoint is None else str(checkpoint.dtype).removeprefix("torch.")
+
+
+def _tolerance(scorer: StepScorer, reference: ParityReference) -> float:
+    """Return what rounding may do in the coarser of the two number types."""
+    from vprm_search.scoring.parity import TOLERANCES
+
+    coarsest = max(TOLERANCES.values())
+    types = (_dtype(scorer) or reference.dtype, reference.dtype)
+    return max(TOLERANCES.get(name, coarsest) for name in types)
+
+
+def _show(found: Sequence[Difference], reference: ParityReference, tolerance: float) -> None:
+    table = Table("case", "largest difference", "", box=None, pad_edge=False)
+    for one in found:
+        apart = "–" if one.apart is None else f"{one.apart:.2g}"
+        said = (
+            Text(printable(one.trouble), "red") if one.trouble else Text(one.note or "same", "dim")
+        )
+        table.add_row(Text(printable(one.name)), apart, said)
+    console.OUT.print(table)
+    wrong = sum(bool(one.trouble) for one in found)
+    ran_on = ", ".join(f"{name} {version}" for name, version in reference.versions.items())
+    held = (
+        f"{reference.model or 'the reference'} ({reference.dtype}{', ' if ran_on else ''}{ran_on})"
+    )
+    verdict = f"{wrong} of {len(found)} cases differ" if wrong else f"all {len(found)} cases agree"
+    console.OUT.print(
+        f"{verdict} with {printable(held)}, tolerance {tolerance:g}", markup=False, soft_wrap=True
+    )
