@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vprm_search.compare.compare import Comparison, measure_shard, open_folder
+from vprm_search.compare.comparison import Comparison, measure_shard, open_folder
 from vprm_search.compare.summary import Measured, read_cells
-from vprm_search.compare.synthetic import SyntheticProblems
-from vprm_search.compare.synthetic_world import WORLDS, WorldSettings
+from vprm_search.compare.synthetic import WORLDS, SyntheticProblems, WorldSettings
 
 HARD = WORLDS["hard"]
 ENTRANTS = (

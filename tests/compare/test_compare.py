@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vprm_search.compare.budget import CUT, Capped
 from vprm_search.compare.cell import read_cell
-from vprm_search.compare.compare import Comparison, measure_shard
+from vprm_search.compare.comparison import CUT, Capped, Comparison, measure_shard, run_comparison
 from vprm_search.compare.entrants import (
     ENTRANTS,
     REFERENCE,
@@ -26,12 +25,15 @@ from vprm_search.compare.entrants import (
 )
 from vprm_search.compare.lockstep import search_many
 from vprm_search.compare.problems import Ground, Task, is_right
-from vprm_search.compare.run import run_comparison
 from vprm_search.compare.statistics import bootstrap
 from vprm_search.compare.summary import read_cells, resampled_means, summarise
-from vprm_search.compare.synthetic import SyntheticProblems
-from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
-from vprm_search.compare.synthetic_world import SyntheticWorld, WorldSettings
+from vprm_search.compare.synthetic import (
+    SyntheticPolicy,
+    SyntheticProblems,
+    SyntheticScorer,
+    SyntheticWorld,
+    WorldSettings,
+)
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from vprm_search.compare.lockstep import search_many
 from vprm_search.compare.statistics import auc
-from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
-from vprm_search.compare.synthetic_world import (
+from vprm_search.compare.synthetic import (
     STOP_MARK,
     WORLDS,
+    SyntheticPolicy,
+    SyntheticScorer,
     SyntheticWorld,
     WorldSettings,
     problem_of,

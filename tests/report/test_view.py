@@ -10,9 +10,8 @@ from PIL import Image
 
 from tests.report.searches import child, ended, small_search, written_by
 from vprm_search.images import normalise_image
-from vprm_search.report.colours import css, score_rgb
 from vprm_search.report.picture import png_picture
-from vprm_search.report.view import SearchView, view_of
+from vprm_search.report.view import SearchView, css, score_rgb, view_of
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, SearchResult
 

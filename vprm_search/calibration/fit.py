@@ -1,8 +1,8 @@
 """How well scores can be read as probabilities, and the maps that make them so.
 
 Everything takes scores `[points]` in [0, 1] and labels `[points]` (right or wrong). Maps are fitted
-by maximum likelihood (temperature, Platt) or isotonic regression (scikit-learn, extra
-`calibration`).
+by maximum likelihood (temperature, Platt; scipy) or isotonic regression (scikit-learn): extra
+`calibration`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def fit(method: Method, scores: ArrayLike, labels: ArrayLike) -> LogitMap | Isot
 
     Raises:
         InputError: fewer than `MIN_POINTS` points, or all labels are equal.
-        MissingDependencyError: isotonic regression without scikit-learn.
+        MissingDependencyError: without scipy, or scikit-learn for isotonic regression.
     """
     values, right = _points(scores, labels)
     rights = int(right.sum())
@@ -117,7 +117,7 @@ def fit(method: Method, scores: ArrayLike, labels: ArrayLike) -> LogitMap | Isot
 
 
 def _fit_logit(values: Floats, right: Floats, *, with_bias: bool) -> LogitMap:
-    """Fit slope and bias by maximum likelihood.
+    """Fit slope and bias by maximum likelihood, the slope within [1/100, 100].
 
     The targets are Platt's, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), so that points which a threshold
     separates do not drive the slope to infinity.
@@ -127,51 +127,29 @@ def _fit_logit(values: Floats, right: Floats, *, with_bias: bool) -> LogitMap:
     many, few = right.sum(), (1 - right).sum()
     targets = np.where(right > 0, (many + 1) / (many + 2), 1 / (few + 2))
     columns = np.stack([logits, np.ones_like(logits)][: 2 if with_bias else 1], axis=1)
-    weights = _most_likely(columns, targets)
-    bias = float(weights[1]) if with_bias else 0.0
-    return LogitMap(temperature=1.0 / float(weights[0]), bias=bias)
 
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        value = columns @ weights
+        gradient = columns.T @ (_library("scipy.special").expit(value) - targets)
+        return float((np.logaddexp(0, value) - targets * value).mean()), gradient / len(targets)
 
-def _most_likely(columns: Floats, targets: Floats) -> Floats:
-    """Return the weights `[columns]` of the least loss, which is convex, by damped Newton steps.
-
-    The first weight, the slope of the logit, is kept within [1/100, 100].
-    """
-    weights = np.array([1.0, 0.0][: columns.shape[1]])
-    best = _loss(columns, weights, targets)
-    for _ in range(200):
-        predicted = 1 / (1 + np.exp(-np.clip(columns @ weights, -500, 500)))
-        gradient = columns.T @ (predicted - targets)
-        curvature = (columns * (predicted * (1 - predicted))[:, None]).T @ columns
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(weights)), gradient)
-        if not _FLATTEST < weights[0] - step[0] < _STEEPEST:  # slope at its limit: bias alone
-            step[0] = weights[0] - min(max(weights[0] - step[0], _FLATTEST), _STEEPEST)
-            step[1:] = (gradient[1:] - curvature[1:, 0] * step[0]) / np.diag(curvature)[1:]
-        for scale in 0.5 ** np.arange(30):
-            tried = weights - scale * step
-            tried[0] = min(max(tried[0], _FLATTEST), _STEEPEST)
-            loss = _loss(columns, tried, targets)
-            if loss < best:
-                weights, best = tried, loss
-                break
-        else:
-            return weights  # no step helps any more
-    return weights
-
-
-def _loss(columns: Floats, weights: Floats, targets: Floats) -> float:
-    value = columns @ weights
-    return float((np.logaddexp(0, value) - targets * value).sum())
+    found = _library("scipy.optimize").minimize(
+        loss,
+        np.array([1.0, 0.0][: columns.shape[1]]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(_FLATTEST, _STEEPEST), (None, None)][: columns.shape[1]],
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )
+    bias = float(found.x[1]) if with_bias else 0.0
+    return LogitMap(temperature=1.0 / float(found.x[0]), bias=bias)
 
 
 def _fit_isotonic(values: Floats, right: Floats) -> IsotonicMap:
     """Fit with scikit-learn; the ends stay inside Laplace's bounds, as nothing is ever certain."""
-    try:
-        isotonic: Any = importlib.import_module("sklearn.isotonic")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("scikit-learn", "calibration") from error
     edge = 1 / (values.size + 2)
-    model = isotonic.IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip")
+    isotonic = _library("sklearn.isotonic").IsotonicRegression
+    model = isotonic(y_min=edge, y_max=1 - edge, out_of_bounds="clip")
     model.fit(values, right)
     knots: dict[float, float] = {}
     for score, share in zip(model.X_thresholds_, model.y_thresholds_, strict=True):
@@ -179,6 +157,14 @@ def _fit_isotonic(values: Floats, right: Floats) -> IsotonicMap:
     ordered = sorted(knots)
     rising = np.maximum.accumulate([knots[score] for score in ordered])
     return IsotonicMap(scores=tuple(ordered), probabilities=tuple(float(v) for v in rising))
+
+
+def _library(name: str) -> Any:
+    package = {"sklearn": "scikit-learn"}.get(name.partition(".")[0], "scipy")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(package, "calibration") from error
 
 
 def _points(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:

@@ -161,9 +161,12 @@ def fit(
     except ModuleNotFoundError as error:
         raise MissingDependencyError("numpy", "calibration") from error
     from vprm_search.calibration.maps import CalibrationFile
-    from vprm_search.cli.calibrating import calibrate_policy
     from vprm_search.labelling.scored_paths import by_policy, read_scored_paths
-    from vprm_search.report.reliability import calibration_table, png_reliability
+    from vprm_search.report.reliability import (
+        calibrate_policy,
+        calibration_table,
+        png_reliability,
+    )
 
     groups = by_policy(path for file in paths for path in read_scored_paths(file))
     if not groups:
@@ -176,9 +179,10 @@ def fit(
     file = CalibrationFile(calibrations=tuple(calibration for calibration, _ in done))
     rows = [row for _, row in done]
     console.OUT.print(calibration_table(rows))
+    drawn = None if png is None else png_reliability(rows)
     console.write_file(out, file.dumps())
-    if png is not None:
-        console.write_file(png, png_reliability(rows))
+    if png is not None and drawn is not None:
+        console.write_file(png, drawn)
 
 
 def _tell(paths: Sequence[ScoredPath], out: Path) -> None:

@@ -17,7 +17,7 @@ from vprm_search.report.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vprm_search.compare.compare import Comparison
+    from vprm_search.compare.comparison import Comparison
     from vprm_search.compare.problems import World
 
 _WHAT, _ON, _OUT = "What is compared", "On what", "Output"
@@ -91,7 +91,7 @@ def compare(
     the folder; a stopped run is taken up again. `--n` and `--strategy` may be added to later.
     """
     _need("numpy")
-    from vprm_search.compare.compare import Comparison
+    from vprm_search.compare.comparison import Comparison
 
     count = None if problems is None or not problems.isdecimal() else int(problems)
     file = Path(problems) if problems is not None and count is None else None
@@ -138,8 +138,7 @@ def _file_world(
 
 def _built_in_world(name: str, given: Mapping[str, Any]) -> World:
     if name == "synthetic":
-        from vprm_search.compare.synthetic import SyntheticProblems
-        from vprm_search.compare.synthetic_world import WORLDS
+        from vprm_search.compare.synthetic import WORLDS, SyntheticProblems
 
         if given["difficulty"] not in WORLDS:
             raise ConfigError(f"--difficulty {given['difficulty']!r}: one of {', '.join(WORLDS)}")
@@ -163,12 +162,12 @@ def _built_in_world(name: str, given: Mapping[str, Any]) -> World:
 
 
 def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Path | None) -> None:
-    from vprm_search.compare.plots import comparison_png, require_matplotlib
-    from vprm_search.compare.run import run_comparison
+    from vprm_search.compare.comparison import run_comparison
+    from vprm_search.compare.plots import comparison_png, new_figure
     from vprm_search.compare.summary import read_cells, summarise
     from vprm_search.compare.table import fill_section, full_report, readme_section
 
-    require_matplotlib()  # before hours of measuring, not after
+    new_figure()  # fails without matplotlib: before hours of measuring, not after
     if readme is not None:
         _check_marks(readme)
     run_comparison(comparison, world, out, jobs=jobs, report=_tell)

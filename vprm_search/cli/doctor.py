@@ -37,7 +37,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
     "vllm": (("vllm",), "vprm-search serve: a reward model as a vLLM server"),
     "gpu": (("accelerate", "bitsandbytes"), "models over several GPUs, or in 4 or 8 bits"),
-    "calibration": (("numpy", "scikit-learn"), "vprm-search calibrate"),
+    "calibration": (("numpy", "scipy", "scikit-learn"), "vprm-search calibrate"),
 }
 VARIABLES = ("VPRM_SEARCH_CACHE", "VPRM_SEARCH_TINY_WEIGHTS", "LANGGRAPH_STRICT_MSGPACK")
 

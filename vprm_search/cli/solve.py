@@ -8,16 +8,82 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vprm_search.budget import Budget
-from vprm_search.cli import console, models, options, pricing
+from vprm_search.budget import Budget, Prices
+from vprm_search.cli import console, models, options
 from vprm_search.cli.searching import Searched, Searcher
+from vprm_search.errors import ConfigError
 from vprm_search.report.printable import printable
+from vprm_search.types import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vprm_search.budget import Prices
     from vprm_search.types import ImageData
+
+_PANEL = "Cost"
+
+PriceFile = Annotated[
+    Path | None,
+    typer.Option("--prices", help="JSON file of prices (budget.Prices).", rich_help_panel=_PANEL),
+]
+PricePrompt = Annotated[
+    float | None,
+    typer.Option(help="Per million prompt tokens of the policy.", rich_help_panel=_PANEL),
+]
+PriceGenerated = Annotated[
+    float | None,
+    typer.Option(help="Per million generated tokens.", rich_help_panel=_PANEL),
+]
+PriceScored = Annotated[
+    float | None,
+    typer.Option(help="Per million scored tokens.", rich_help_panel=_PANEL),
+]
+PriceImage = Annotated[
+    float | None,
+    typer.Option(help="Per image the scorer encodes.", rich_help_panel=_PANEL),
+]
+
+
+def read_prices(
+    file: Path | None,
+    *,
+    prompt: float | None = None,
+    generated: float | None = None,
+    scored: float | None = None,
+    image: float | None = None,
+) -> Prices | None:
+    """Return the prices of a file, those given one by one instead of them; None if there are none.
+
+    Raises `ConfigError` for a file that cannot be used or a price below 0.
+    """
+    given = {
+        "per_million_prompt_tokens": prompt,
+        "per_million_generated_tokens": generated,
+        "per_million_scored_tokens": scored,
+        "per_image": image,
+    }
+    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if file is None and not known:
+        return None
+    listed = Prices()
+    if file is not None:
+        try:
+            listed = Prices.loads(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from error
+    return options.checked(Prices, {**listed.model_dump(), **known})
+
+
+def cost_json(usage: Usage, prices: Prices) -> dict[str, Any]:
+    """Return what `usage` costs, as plain JSON."""
+    return {"amount": usage.cost(prices), "currency": prices.currency}
+
+
+def cost_line(usage: Usage, prices: Prices) -> str:
+    """Return what `usage` costs, in words."""
+    return f"Cost: {usage.cost(prices):.6g} {prices.currency}"
+
 
 _SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
 
@@ -106,11 +172,11 @@ def solve(
     max_requests: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
     max_rounds: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
     max_seconds: Annotated[float | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    prices: pricing.PriceFile = None,
-    price_prompt: pricing.PricePrompt = None,
-    price_generated: pricing.PriceGenerated = None,
-    price_scored: pricing.PriceScored = None,
-    price_image: pricing.PriceImage = None,
+    prices: PriceFile = None,
+    price_prompt: PricePrompt = None,
+    price_generated: PriceGenerated = None,
+    price_scored: PriceScored = None,
+    price_image: PriceImage = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print result and tree.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -141,7 +207,7 @@ def solve(
         "rounds": max_rounds,
         "seconds": max_seconds,
     }
-    price_list = pricing.read_prices(
+    price_list = read_prices(
         prices,
         prompt=price_prompt,
         generated=price_generated,
@@ -196,7 +262,7 @@ def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate
     usage = searched.result.usage
     if as_json:
         result, tree = searched.result.to_json(), searched.tree.to_json()
-        cost = {} if prices is None else {"cost": pricing.cost_json(usage, prices)}
+        cost = {} if prices is None else {"cost": cost_json(usage, prices)}
         console.print_json({"result": result, "tree": tree, **cost})
         return
     from vprm_search.report.terminal import answer_line, tree_view
@@ -208,7 +274,7 @@ def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate
     console.OUT.print(answer_line(view))
     console.OUT.print(f"Paths: {ends_line(searched.tree)}", markup=False, style="dim")
     if prices is not None:
-        console.OUT.print(pricing.cost_line(usage, prices), markup=False)
+        console.OUT.print(cost_line(usage, prices), markup=False)
     if searched.result.answer is None and searched.result.node is None:
         failures = sorted({r.reason for r in searched.tree if r.status == "failed" and r.reason})
         for reason in failures[:3]:

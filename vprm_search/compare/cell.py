@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vprm_search.compare.budget import CUT
+from vprm_search.compare.comparison import CUT
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.problems import Task, is_right
 from vprm_search.errors import RecordError

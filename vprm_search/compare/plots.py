@@ -37,9 +37,7 @@ def comparison_png(summary: Mapping[str, Any], title: str = "") -> bytes:
     Strategies are drawn with their headline selector, best-of-N by majority besides. Raises
     `MissingDependencyError` without matplotlib (extra `plots`).
     """
-    figure_kind = _matplotlib("matplotlib.figure").Figure
-    _matplotlib("matplotlib.backends.backend_agg")
-    figure = figure_kind(figsize=(15, 5.2), layout="constrained")
+    figure = new_figure(figsize=(15, 5.2), layout="constrained")
     lines = drawn_lines(summary["rows"])
     for place, (cost, label) in enumerate(_AXES):
         axes = figure.add_subplot(1, len(_AXES), place + 1)
@@ -57,6 +55,22 @@ def comparison_png(summary: Mapping[str, Any], title: str = "") -> bytes:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(title or f"{summary['problems']} problems, 95 % intervals", fontsize=11)
+    return png_of(figure)
+
+
+def new_figure(**options: Any) -> Any:
+    """Return a matplotlib `Figure`, without pyplot and its global state.
+
+    Raises `MissingDependencyError` without matplotlib (extra `plots`).
+    """
+    try:
+        return importlib.import_module("matplotlib.figure").Figure(**options)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("matplotlib", "plots") from error
+
+
+def png_of(figure: Any) -> bytes:
+    """Return a figure as PNG; equal figures give equal bytes."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
     return data.getvalue()
@@ -93,15 +107,3 @@ def _draw(axes: Any, name: str, rows: Sequence[Row], cost: str, number: int) -> 
         capsize=2,
         linestyle="--" if number >= len(_COLOURS) else "-",
     )
-
-
-def require_matplotlib() -> None:
-    """Raise `MissingDependencyError` if plots cannot be drawn."""
-    _matplotlib("matplotlib.figure")
-
-
-def _matplotlib(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("matplotlib", "plots") from error

@@ -1,14 +1,282 @@
-"""The synthetic world as something to compare strategies on."""
+"""A world made of hashes, in which everything about a step is known: for measuring algorithms.
+
+A problem is a number. A solution is a chain of `depth` steps, each a word drawn by the policy's
+seed. Whether a step is right is decided by a hash of the problem and the words so far, so that the
+same text is always as right; a wrong step spoils the path, but for `repair`. The reward model sees
+the truth through noise of a stated AUC. Nothing here knows a search algorithm.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any
 
 from vprm_search.compare.problems import Ground, Task
-from vprm_search.compare.synthetic_models import SyntheticPolicy, SyntheticScorer
-from vprm_search.compare.synthetic_world import WORLDS, SyntheticWorld, WorldSettings
-from vprm_search.types import Problem
+from vprm_search.types import (
+    Problem,
+    Proposal,
+    ProposeRequest,
+    ScoreCost,
+    ScoreRequest,
+    ScoreResult,
+    StepScore,
+)
+
+_NORMAL = NormalDist()
+_PROBLEM = re.compile(r"problem (\d+)")
+_WORD = re.compile(r"Step \d+: w(\d+)")
+STOP_MARK = "Answer:"
+"""Stands in the last step of every solution, before the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSettings:
+    """What makes a world. Two worlds of equal settings are equal.
+
+    Args:
+        depth: steps of every solution.
+        p_step: chance that a step is right when all before it are.
+        repair: chance that a step after a wrong one puts the path right again.
+        spread: `p_step` of a problem lies within this of the stated one, evenly.
+        auc: chance that the scorer scores a right path's step above a wrong path's.
+        correlation: of the scorer's errors at a step and at the step after it, in [0, 1).
+        sharpness: factor on the scorer's logits; 1 is calibrated for even odds, more is
+            overconfident.
+        words: different texts a step can have; few make many equal siblings.
+        wrong_answers: answers that wrong paths spread over.
+        lure: share of the wrong paths that agree on one wrong answer.
+        step_tokens: tokens of a step, for the policy and the scorer.
+        prefix_tokens: tokens of image and question in front of the steps, for the scorer.
+        seed: makes the world.
+    """
+
+    depth: int = 10
+    p_step: float = 0.72
+    repair: float = 0.02
+    spread: float = 0.0
+    auc: float = 0.73
+    correlation: float = 0.0
+    sharpness: float = 1.0
+    words: int = 10_000
+    wrong_answers: int = 4
+    lure: float = 0.0
+    step_tokens: int = 40
+    prefix_tokens: int = 1800
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for settings that are no world."""
+        chances = (self.p_step, self.repair, self.spread, self.lure, self.correlation)
+        counts = (self.depth, self.words, self.wrong_answers, self.step_tokens)
+        if not all(0 <= c <= 1 for c in chances) or self.correlation == 1 or min(counts) < 1:
+            raise ValueError(f"not a world: {self}")
+        if not 0.5 <= self.auc < 1:
+            raise ValueError(f"the AUC is {self.auc}; it must be at least .5 and below 1")
+
+
+WORLDS: Mapping[str, WorldSettings] = MappingProxyType(
+    {
+        "easy": WorldSettings(p_step=0.93, auc=0.90),
+        "medium": WorldSettings(p_step=0.85, auc=0.80),
+        "hard": WorldSettings(),
+    }
+)
+"""Worlds by name; "hard" is the one peers were measured on (ten steps, .72 a step, AUC .73)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A path: what its hash is, whether it is right, and the scorer's error at its end."""
+
+    key: bytes
+    right: bool = True
+    error: float = 0.0
+
+
+@dataclass(slots=True)
+class SyntheticWorld:
+    """The truth about every path, as functions of the problem's number and the words so far."""
+
+    settings: WorldSettings
+    _states: dict[tuple[int, tuple[int, ...]], _State] = field(default_factory=dict)
+
+    def question(self, problem: int) -> str:
+        """Return the text of a problem; the number can be read back out of it."""
+        return f"What follows from problem {problem}?"
+
+    def answer(self, problem: int) -> str:
+        """Return the right answer."""
+        return str(100 + 10 * int(90 * self._chance(b"answer", self._root(problem))))
+
+    def step(self, problem: int, words: tuple[int, ...], seed: int) -> tuple[str, int]:
+        """Return the text and the word of the step that `seed` writes after `words`."""
+        number = len(words) + 1
+        drawn = self._chance(b"word", seed.to_bytes(8, "big") + number.to_bytes(2, "big"))
+        word = int(drawn * self.settings.words)
+        text = f"Step {number}: w{word}"
+        if number == self.settings.depth:
+            text += f"\n{STOP_MARK} {self._given(problem, (*words, word))}"
+        return text, word
+
+    def is_right(self, problem: int, words: tuple[int, ...]) -> bool:
+        """Return whether the path is right so far."""
+        return self._state(problem, words).right
+
+    def score(self, problem: int, words: tuple[int, ...]) -> float:
+        """Return P('+') of the last of `words`: the truth through Gaussian noise.
+
+        With d = sqrt(2) * Phi^-1(AUC), right and wrong paths lie d apart in units of the noise;
+        the logit d * x is the log likelihood ratio (binormal ROC: Green & Swets, 1966).
+        """
+        state = self._state(problem, words)
+        apart = math.sqrt(2) * _NORMAL.inv_cdf(self.settings.auc)
+        seen = (apart if state.right else -apart) / 2 + state.error
+        return 1 / (1 + math.exp(-self.settings.sharpness * apart * seen))
+
+    def _root(self, problem: int) -> bytes:
+        return f"{self.settings.seed}|{problem}".encode()
+
+    def _state(self, problem: int, words: tuple[int, ...]) -> _State:
+        known = self._states.get((problem, words))
+        if known is None:
+            known = self._next(problem, words) if words else _State(self._root(problem))
+            self._states[problem, words] = known
+        return known
+
+    def _next(self, problem: int, words: tuple[int, ...]) -> _State:
+        before = self._state(problem, words[:-1])
+        key = hashlib.blake2b(before.key + b"|%d" % words[-1], digest_size=16).digest()
+        drawn = self._chance(b"right", key)
+        right = drawn < (self._p_step(problem) if before.right else self.settings.repair)
+        fresh = _NORMAL.inv_cdf(min(max(self._chance(b"error", key), 1e-12), 1 - 1e-12))
+        rho = self.settings.correlation if len(words) > 1 else 0.0
+        return _State(key, right, rho * before.error + math.sqrt(1 - rho * rho) * fresh)
+
+    def _p_step(self, problem: int) -> float:
+        shift = (2 * self._chance(b"hard", self._root(problem)) - 1) * self.settings.spread
+        return min(1.0, max(0.0, self.settings.p_step + shift))
+
+    def _given(self, problem: int, words: tuple[int, ...]) -> str:
+        state = self._state(problem, words)
+        right = int(self.answer(problem))
+        if state.right:
+            return str(right)
+        lured = self._chance(b"lure", state.key) < self.settings.lure
+        others = int(self._chance(b"wrong", state.key) * self.settings.wrong_answers)
+        return str(right + 1 + (0 if lured else others))
+
+    @staticmethod
+    def _chance(kind: bytes, key: bytes) -> float:
+        digest = hashlib.blake2b(key, digest_size=8, person=kind).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
+
+def problem_of(text: str) -> int:
+    """Return the number of the problem named in `text`. Raises `ValueError` if there is none."""
+    found = _PROBLEM.search(text)
+    if found is None:
+        raise ValueError(f"no problem of a synthetic world: {text[:80]!r}")
+    return int(found[1])
+
+
+def words_of(steps: Sequence[str]) -> tuple[int, ...]:
+    """Return the words of a path. Raises `ValueError` for a step that is none of this world."""
+    words = []
+    for step in steps:
+        found = _WORD.match(step)
+        if found is None:
+            raise ValueError(f"no step of a synthetic world: {step[:80]!r}")
+        words.append(int(found[1]))
+    return tuple(words)
+
+
+@dataclass(slots=True)
+class SyntheticPolicy:
+    """Writes steps, or whole solutions, word by word from the seeds it is given."""
+
+    world: SyntheticWorld
+    generated_tokens: int = 0
+    requests: int = 0
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Answer all requests: one list per request, one proposal per seed, in order."""
+        return [[self._written(request, seed) for seed in request.seeds] for request in requests]
+
+    def _written(self, request: ProposeRequest, seed: int) -> Proposal:
+        problem, words = problem_of(request.problem.question), words_of(request.steps)
+        texts: list[str] = []
+        while not texts or (request.until == "end" and STOP_MARK not in texts[-1]):
+            text, word = self.world.step(problem, words, seed)
+            texts.append(text)
+            words = (*words, word)
+        tokens = len(texts) * self.world.settings.step_tokens
+        self.generated_tokens += tokens
+        self.requests += 1
+        finish = "stop" if STOP_MARK in texts[-1] else "step"
+        return Proposal("\n\n".join(texts), finish, tokens, requests=1)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class ScorerCounts:
+    """What a scorer was asked to do.
+
+    `full_tokens` is what the requests hold, each sent whole; `new_tokens` leaves out every prefix
+    that was sent before, as an ideal cache would.
+    """
+
+    calls: int = 0
+    sequences: int = 0
+    full_tokens: int = 0
+    new_tokens: int = 0
+    _known: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
+
+    def add(self, world: SyntheticWorld, problem: int, words: tuple[int, ...]) -> int:
+        """Count one sequence and return how many of its tokens were not sent before."""
+        step, prefix = world.settings.step_tokens, world.settings.prefix_tokens
+        new = 0
+        for end in range(len(words) + 1):
+            path = (problem, words[:end])
+            if path not in self._known:
+                self._known.add(path)
+                new += step if end else prefix
+        self.sequences += 1
+        self.full_tokens += prefix + step * len(words)
+        self.new_tokens += new
+        return new
+
+
+@dataclass(slots=True)
+class SyntheticScorer:
+    """Scores every step of a path; keeps what it computed for every prefix, as a kept context."""
+
+    world: SyntheticWorld
+    counts: ScorerCounts = field(default_factory=ScorerCounts)
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Answer all requests: one result per request, in order."""
+        self.counts.calls += 1
+        return [self._scored(request) for request in requests]
+
+    def _scored(self, request: ScoreRequest) -> ScoreResult:
+        problem, words = problem_of(request.problem.question), words_of(request.steps)
+        settings = self.world.settings
+        before = self.counts.full_tokens
+        new = self.counts.add(self.world, problem, words)
+        scores = (
+            StepScore(self.world.score(problem, words[: end + 1])) for end in range(len(words))
+        )
+        return ScoreResult(
+            tuple(scores),
+            prefix_tokens=settings.prefix_tokens,
+            step_tokens=(settings.step_tokens,) * len(words),
+            cost=ScoreCost(tokens_sent=self.counts.full_tokens - before, tokens_computed=new),
+        )
 
 
 @dataclass(frozen=True, slots=True)

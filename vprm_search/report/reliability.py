@@ -1,29 +1,26 @@
-"""Reliability diagrams as a PNG, and the measures of a calibration as a table."""
+"""Fit the calibration of a policy on some problems, measure it on the others, and show it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
 from rich.table import Table
 
-from vprm_search.calibration.fit import Reliability
-from vprm_search.compare.statistics import Estimate
-from vprm_search.errors import ConfigError
-from vprm_search.report.colours import Rgb, score_rgb
+from vprm_search.calibration.fit import Method, Reliability, fit, held_out, reliability
+from vprm_search.calibration.maps import Calibration
+from vprm_search.compare.plots import new_figure, png_of
+from vprm_search.compare.statistics import Estimate, bootstrap
+from vprm_search.errors import ConfigError, InputError
+from vprm_search.labelling.scored_paths import ScoredPath, path_points, step_points
 from vprm_search.report.printable import printable, shortened
+from vprm_search.report.view import score_rgb
+
+T = TypeVar("T")
 
 MAX_ROWS = 20
-
-_INK: Rgb = (29, 35, 41)
-_SOFT: Rgb = (110, 120, 130)
-_LINE: Rgb = (200, 206, 212)
-_WHITE: Rgb = (255, 255, 255)
-_SIDE, _COUNTS = 300, 60  # the square of a diagram and the strip of counts below it, in pixels
-_LEFT, _TOP, _GAP, _BOTTOM = 64, 84, 96, 48
-_ROW = _TOP + _SIDE + 8 + _COUNTS + _BOTTOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,58 +61,111 @@ def calibration_table(rows: Sequence[Calibrated]) -> Table:
 
 
 def png_reliability(rows: Sequence[Calibrated]) -> bytes:
-    """Return a PNG: per policy one diagram before and one after the calibration.
+    """Return `reliability_figure` as a PNG; it raises the same."""
+    return png_of(reliability_figure(rows))
+
+
+def reliability_figure(rows: Sequence[Calibrated]) -> Any:
+    """Return a matplotlib figure: per policy one diagram before and one after the calibration.
 
     A bar stands over each interval of scores and is as high as the share of right points in it; the
     dot marks their mean score on the diagonal, where a calibrated score lies. The strip below shows
-    how many points lie where. Raises `ConfigError` for no policy, or for more than `MAX_ROWS`.
+    how many points lie where. Raises `ConfigError` for no policy, or for more than `MAX_ROWS`,
+    `MissingDependencyError` without matplotlib (extra `plots`).
     """
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ConfigError(
             f"{len(rows)} policies cannot be drawn; draw 1 to {MAX_ROWS} in a picture"
         )
-    width = _LEFT + 2 * _SIDE + _GAP + 32
-    canvas = Image.new("RGB", (width, len(rows) * _ROW), _WHITE)
-    draw = ImageDraw.Draw(canvas)
-    for number, row in enumerate(rows):
-        top = number * _ROW
+    figure = new_figure(figsize=(8, 4.6 * len(rows)), layout="constrained")
+    for part, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         head = f"{shortened(row.policy, 60)} ({row.method}, held-out problems)"
-        draw.text((_LEFT, top + 16), head, _INK, _font(18))
-        _diagram(draw, _LEFT, top + _TOP, row.before, "before")
-        _diagram(draw, _LEFT + _SIDE + _GAP, top + _TOP, row.after, "after")
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+        part.suptitle(head, parse_math=False)
+        axes = part.subplots(2, 2, sharex=True, height_ratios=(5, 1))
+        _diagram(axes[:, 0], row.before, "before")
+        _diagram(axes[:, 1], row.after, "after")
+    return figure
 
 
-def _diagram(
-    draw: ImageDraw.ImageDraw, left: int, top: int, measured: Reliability, title: str
-) -> None:
-    bottom = top + _SIDE
-    facts = f"{title}: ECE {measured.ece:.3f}, Brier {measured.brier:.3f}"
-    draw.text((left, top - 26), facts, _INK, _font(15))
-    for mark in range(6):
-        y = bottom - round(mark / 5 * _SIDE)
-        draw.line([(left, y), (left + _SIDE, y)], fill=_LINE, width=1)
-        draw.text((left - 8, y), f"{mark / 5:.1f}", _SOFT, _font(12), anchor="rm")
-        x = left + round(mark / 5 * _SIDE)
-        draw.text((x, bottom + 14 + _COUNTS), f"{mark / 5:.1f}", _SOFT, _font(12), anchor="mt")
-    most = max(part.count for part in measured.bins)
-    floor = bottom + 8 + _COUNTS
-    for part in measured.bins:
-        x0, x1 = left + round(part.low * _SIDE) + 1, left + round(part.high * _SIDE) - 1
-        height = round(part.right * _SIDE)
-        draw.rectangle((x0, bottom - height, x1, bottom), fill=score_rgb(part.right))
-        draw.rectangle((x0, floor - max(1, round(part.count / most * _COUNTS)), x1, floor), _SOFT)
-    draw.line([(left, bottom), (left + _SIDE, top)], fill=_INK, width=2)
-    for part in measured.bins:
-        along = round(part.mean_score * _SIDE)
-        dot = (left + along - 3, bottom - along - 3, left + along + 3, bottom - along + 3)
-        draw.ellipse(dot, fill=_WHITE, outline=_INK)
-    draw.rectangle((left, top, left + _SIDE, bottom), outline=_SOFT)
-    label = f"score; {measured.points} points, {measured.right:.2f} of them right"
-    draw.text((left, floor + 22), label, _SOFT, _font(12))
+def _diagram(axes: Sequence[Any], measured: Reliability, title: str) -> None:
+    above, below = axes
+    lows = [part.low for part in measured.bins]
+    widths = [part.high - part.low for part in measured.bins]
+    right = [part.right for part in measured.bins]
+    means = [part.mean_score for part in measured.bins]
+    colours = ["#{:02x}{:02x}{:02x}".format(*score_rgb(share)) for share in right]
+    above.bar(lows, right, widths, align="edge", color=colours, edgecolor="white")
+    above.plot([0, 1], [0, 1], color="#1d2329", linewidth=1.5)
+    above.plot(means, means, "o", color="white", markeredgecolor="#1d2329", markersize=5)
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share right")
+    above.set_title(f"{title}: ECE {measured.ece:.3f}, Brier {measured.brier:.3f}", fontsize=10)
+    counts = [part.count for part in measured.bins]
+    below.bar(lows, counts, widths, align="edge", color="#6e7882", edgecolor="white")
+    below.set(xlabel=f"score; {measured.points} points, {measured.right:.2f} of them right")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def calibrate_policy(
+    paths: Sequence[ScoredPath],
+    method: Method,
+    aggregate: str = "",
+    *,
+    share: float = 0.5,
+    seed: int = 0,
+    bins: int = 15,
+) -> tuple[Calibration, Calibrated]:
+    """Return the calibration of one policy's steps (or of its paths, with an `aggregate`).
+
+    It is fitted on whole problems and measured on the others, about a `share` of them. Raises
+    `InputError`, naming the policy, if either part has too few points.
+    """
+    policy, scorer = paths[0].policy, paths[0].scorer
+    scores, labels, problems = path_points(paths, aggregate) if aggregate else step_points(paths)
+    kept = held_out(problems, share, seed)
+    rest = [not out for out in kept]
+    try:
+        found = fit(method, _pick(scores, rest), _pick(labels, rest))
+        if not any(kept):
+            raise InputError("no problem is held out; give more problems or another --seed")
+        before = reliability(_pick(scores, kept), _pick(labels, kept), bins)
+    except InputError as error:
+        raise InputError(f"policy {policy!r}: {error}") from error
+    mapped = [found(score) for score in _pick(scores, kept)]
+    after = reliability(mapped, _pick(labels, kept), bins)
+    change = _brier_change(_pick(scores, kept), mapped, _pick(labels, kept), _pick(problems, kept))
+    calibration = Calibration(
+        policy=policy,
+        scorer=scorer,
+        target="path" if aggregate else "step",
+        aggregate=aggregate,
+        method=method,
+        map=found,
+        fitted_on=_facts(rest, problems, before.points, before.ece, after.ece),
+    )
+    return calibration, Calibrated(policy, method, before, after, change)
+
+
+def _facts(
+    rest: Sequence[bool], problems: Sequence[str], held: int, before: float, after: float
+) -> dict[str, int | float]:
+    return {
+        "points": sum(rest),
+        "problems": len(set(_pick(problems, rest))),
+        "held_out_points": held,
+        "held_out_ece_before": before,
+        "held_out_ece_after": after,
+    }
+
+
+def _brier_change(
+    scores: Sequence[float], mapped: Sequence[float], labels: Sequence[bool], owners: Sequence[str]
+) -> Estimate:
+    """Return the change of the Brier score per problem, with a bootstrap over problems."""
+    truth = np.asarray(labels, dtype=np.float64)
+    change = (np.asarray(mapped) - truth) ** 2 - (np.asarray(scores) - truth) ** 2
+    _, place = np.unique(np.asarray(owners), return_inverse=True)
+    per_problem = np.bincount(place, weights=change) / np.bincount(place)
+    return bootstrap(per_problem, resamples=2000)
+
+
+def _pick(items: Sequence[T], chosen: Sequence[bool]) -> list[T]:
+    return [item for item, wanted in zip(items, chosen, strict=True) if wanted]

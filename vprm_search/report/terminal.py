@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from vprm_search.report.colours import css, score_rgb
 from vprm_search.report.printable import printable, shortened
-from vprm_search.report.view import NodeView, SearchView
+from vprm_search.report.view import NodeView, SearchView, css, score_rgb
 from vprm_search.types import NodeId, StepScore
 
 _MARKS = {"open": "·", "finished": "●", "truncated": "…", "pruned": "✂", "failed": "✗"}

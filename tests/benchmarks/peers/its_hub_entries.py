@@ -25,8 +25,13 @@ from typing import Any
 import numpy as np
 
 from vprm_search.compare.cell import Row
-from vprm_search.compare.synthetic_models import ScorerCounts
-from vprm_search.compare.synthetic_world import STOP_MARK, SyntheticWorld, problem_of, words_of
+from vprm_search.compare.synthetic import (
+    STOP_MARK,
+    ScorerCounts,
+    SyntheticWorld,
+    problem_of,
+    words_of,
+)
 
 STEP = "\n\n"
 Aggregate = Callable[[Sequence[float]], float]
@@ -63,7 +68,7 @@ class Answered:
 
 
 def measure(world: SyntheticWorld, problems: range, name: str, size: int, run_seed: int = 0) -> Row:
-    """Run one entry on all problems; returns a cell like those of `vprm_search.compare.compare`."""
+    """Run one entry on all problems; returns a cell like those of a comparison."""
     algorithm, aggregate = entries()[name]
     row: dict[str, Any] = {key: [] for key in _LISTS}
     right: dict[str, list[int]] = {"own choice": [], "weighted vote": []}

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vprm_search.compare.budget import Capped
 from vprm_search.compare.cell import (
     Cell,
     Row,
@@ -39,9 +43,45 @@ from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
-from vprm_search.search import BestScore, Strategy
+from vprm_search.search import BestScore, Plan, Strategy
 from vprm_search.tree import SearchTree
-from vprm_search.types import StepScorer
+from vprm_search.types import NodeId, StepScorer
+
+CUT = "budget: generated_tokens"
+"""How the reason begins for which a search ends that has used up its tokens."""
+
+
+@dataclass(frozen=True)
+class Capped:
+    """Another strategy's plan, cut to the children that a token budget still has room for.
+
+    `tokens` maps the root of a search to its budget. A child is expected to cost the mean of the
+    children proposed so far in this search, so a round is cut, or not begun, before the budget is
+    exceeded; what a search spends beyond it is the error of that one estimate. A function of the
+    tree alone, as every strategy is.
+    """
+
+    strategy: Strategy
+    tokens: Mapping[NodeId, int]
+
+    @property
+    def aggregates(self) -> Sequence[str]:
+        """The path scores that the strategy reads."""
+        return self.strategy.aggregates
+
+    def plan(self, tree: SearchTree) -> Plan:
+        """Return the strategy's plan as far as the tokens go."""
+        plan = self.strategy.plan(tree)
+        spent, proposed = tree.totals.generated_tokens, tree.totals.candidates
+        if plan.finish or not proposed:
+            return plan
+        budget = self.tokens[tree.root_id]
+        each = max(1.0, spent / proposed)
+        room = math.floor((budget - spent) / each + 1e-9)
+        if room < 1:
+            return Plan(close=plan.close, finish=f"{CUT} {spent} of {budget}")
+        return replace(plan.limited_to(room), cut=plan.cut)
+
 
 Report = Callable[[str], None]
 
@@ -213,3 +253,62 @@ class _Shard:
 
 def _job(task: Task, run_seed: int) -> Job:
     return Job(SearchTree(task.problem, run_seed), task.images)
+
+
+def run_comparison(
+    comparison: Comparison, world: World, out: Path, *, jobs: int = 1, report: Report
+) -> None:
+    """Measure every cell that is not in `out` yet; `report` gets a line as each one ends.
+
+    With `jobs` above 1 the shards are measured by that many processes of one thread each, which
+    write their lines to stderr. Raises what the models raise; what was measured stays.
+    """
+    open_folder(comparison, world, out)
+    shards = comparison.shards(world)
+    progress = _Progress(comparison, out, shards, report)
+    if jobs == 1 or len(shards) == 1:
+        for start, stop in shards:
+            measure_shard(comparison, world, out, start, stop, progress)
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(min(jobs, len(shards)), mp_context=context) as pool:
+        waiting = [
+            pool.submit(_measure, comparison, world, out, start, stop) for start, stop in shards
+        ]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Progress:
+    """Puts the number of measured cells before every line."""
+
+    def __init__(
+        self, comparison: Comparison, out: Path, shards: list[tuple[int, int]], report: Report
+    ) -> None:
+        names = [entrant.name for entrant in entrants_of(comparison.entrants)]
+        self._paths = [
+            cell_path(out, start, stop, name, size)
+            for start, stop in shards
+            for name in names
+            for size in sorted(set(comparison.sizes))
+        ]
+        self._report = report
+
+    def __call__(self, line: str) -> None:
+        done = sum(path.exists() for path in self._paths)
+        self._report(f"[{done}/{len(self._paths)}] {line}")
+
+
+def _measure(comparison: Comparison, world: World, out: Path, start: int, stop: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the world loads torch
+    progress = _Progress(comparison, out, comparison.shards(world), _to_stderr)
+    measure_shard(comparison, world, out, start, stop, progress)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
