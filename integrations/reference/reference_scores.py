@@ -99,17 +99,17 @@ def score_case(model: Any, tokenizer: Any, case: dict[str, Any], most: int) -> d
 
 
 def reference(
-    model: Any, tokenizer: Any, cases: list[dict[str, Any]], **said: Any
+    prm: Any, tokenizer: Any, cases: list[dict[str, Any]], **said: Any
 ) -> dict[str, Any]:
     """Return the reference file of a loaded model: all cases, scored."""
     scored = []
     for number, case in enumerate(cases, 1):
         started = time.perf_counter()
-        scored.append(score_case(model, tokenizer, case, most=12))
+        scored.append(score_case(prm, tokenizer, case, most=12))
         outcome = scored[-1]["error"] or f"{len(scored[-1]['scores'])} scores"
         seconds = time.perf_counter() - started
         print(f"{number}/{len(cases)} {case['name']}: {outcome} ({seconds:.1f} s)", file=sys.stderr)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(next(prm.parameters()).dtype).removeprefix("torch.")
     return {
         "format": "vprm-search reference",
         "version": 1,

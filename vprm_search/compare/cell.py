@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vprm_search.compare.comparison import CUT
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.problems import Task, is_right
 from vprm_search.errors import RecordError
 from vprm_search.graph.run import SearchRun
+
+CUT = "budget: generated_tokens"
+"""How the reason begins for which a search ends that has used up its tokens."""
 
 Row = dict[str, Any]
 """A cell as plain JSON: who, what it is, and one value per problem in every list."""

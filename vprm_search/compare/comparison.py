@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vprm_search.compare.cell import (
+    CUT,
     Cell,
     Row,
     Spent,
@@ -46,9 +47,6 @@ from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import BestScore, Plan, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, StepScorer
-
-CUT = "budget: generated_tokens"
-"""How the reason begins for which a search ends that has used up its tokens."""
 
 
 @dataclass(frozen=True)

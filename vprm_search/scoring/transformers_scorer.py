@@ -189,6 +189,13 @@ class TransformersScorer:
         """The attention in use: "blocks" or "flex"."""
         return self._engine.forward.attention
 
+    def prompt_ids(self, request: ScoreRequest) -> list[int]:
+        """Return the tokens of a request up to its last score, `[tokens]`, for looking at them.
+
+        Empty if it cannot be scored. Encodes the images; not to be called while `score` runs.
+        """
+        return self._engine.prompt_ids(request)
+
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests without blocking the event loop: same length, same order."""
         results = await asyncio.wrap_future(self._queue.submit(self._asked(requests)))

@@ -103,6 +103,11 @@ class ScoringEngine:
             for number in numbers:
                 yield number, [next(results) for _ in asked[number]]
 
+    def prompt_ids(self, request: ScoreRequest) -> list[int]:
+        """Return the tokens of a request up to its last score, none if it cannot be scored."""
+        prompt = self._prompt(request).prompt
+        return [] if isinstance(prompt, str) else list(prompt.scored_ids)
+
     def _prompt(self, request: ScoreRequest) -> _Asked:
         """Write the prompt of a request, or the reason why it cannot be scored."""
         if tuple(image.digest for image in request.images) != request.problem.images:
