@@ -126,7 +126,7 @@ def _token_ids(scorer: StepScorer, request: ScoreRequest) -> Sequence[int]:
 
 def _dtype(scorer: StepScorer) -> str:
     checkpoint = getattr(scorer, "checkpoint", None)
-    return "" if checkpoint is None else str(checkpoint.dtype).removeprefix("torch.")
+    return "" if checkpoint is None else str(checkpoint.model.dtype).removeprefix("torch.")
 
 
 def _tolerance(scorer: StepScorer, reference: ParityReference) -> float:

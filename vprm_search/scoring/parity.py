@@ -178,7 +178,7 @@ def parity_cases() -> tuple[ParityCase, ...]:
     )
     square, wide, large = _picture(448, 448), _picture(896, 448), _picture(1792, 1344)
     paragraphs = tuple(
-        f"Step {n}: {n} times {n} is {n * n}, " + "so the sum grows by that much. " * 12
+        f"Step {n}: {n} times {n} is {n * n}, " + "so the sum grows by that much. " * 3
         for n in range(1, 13)
     )
     return (
