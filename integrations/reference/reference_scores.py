@@ -98,9 +98,7 @@ def score_case(model: Any, tokenizer: Any, case: dict[str, Any], most: int) -> d
     return {**case, "scores": scores, "token_ids": max(seen, key=len, default=[]), "error": ""}
 
 
-def reference(
-    prm: Any, tokenizer: Any, cases: list[dict[str, Any]], **said: Any
-) -> dict[str, Any]:
+def reference(prm: Any, tokenizer: Any, cases: list[dict[str, Any]], **said: Any) -> dict[str, Any]:
     """Return the reference file of a loaded model: all cases, scored."""
     scored = []
     for number, case in enumerate(cases, 1):
