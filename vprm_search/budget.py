@@ -7,6 +7,7 @@ seconds come from outside, because a clock would make two equal searches differ.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -112,18 +113,4 @@ class Prices(BaseModel):
 
 def usage_of(tree: SearchTree, seconds: float = 0.0) -> Usage:
     """Return what the search recorded in `tree` has spent."""
-    totals = tree.totals
-    return Usage(
-        candidates=totals.candidates,
-        generated_tokens=totals.generated_tokens,
-        prompt_tokens=totals.prompt_tokens,
-        scored_tokens=totals.scored_tokens,
-        scored_steps=totals.scored_steps,
-        requests=totals.requests,
-        rounds=totals.rounds,
-        seconds=seconds,
-        tokens_sent=totals.tokens_sent,
-        tokens_computed=totals.tokens_computed,
-        images_encoded=totals.images_encoded,
-        forward_passes=totals.forward_passes,
-    )
+    return replace(tree.totals, seconds=seconds)

@@ -9,30 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vprm_search import ids
 from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.errors import RecordError
-from vprm_search.types import NODE_STATUSES, Json, NodeId, NodeRecord, Problem
+from vprm_search.types import COUNTED, NODE_STATUSES, Json, NodeId, NodeRecord, Problem, Usage
 
 if TYPE_CHECKING:
     import networkx
 
 FORMAT_VERSION = 1
 _RANK = {status: rank for rank, status in enumerate(NODE_STATUSES)}
-_COUNTED = (
-    "generated_tokens",
-    "prompt_tokens",
-    "scored_tokens",
-    "requests",
-    "tokens_sent",
-    "tokens_computed",
-    "images_encoded",
-    "forward_passes",
-)
 
 
 def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
@@ -66,35 +56,8 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
         policy=max(a.policy, b.policy),
         role=max(a.role, b.role),
         round=max(a.round, b.round),
-        **{name: max(getattr(a, name), getattr(b, name)) for name in _COUNTED},
+        **{name: max(getattr(a, name), getattr(b, name)) for name in COUNTED},
     )
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums over all records of a tree."""
-
-    candidates: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    scored_tokens: int = 0
-    scored_steps: int = 0
-    requests: int = 0
-    tokens_sent: int = 0
-    tokens_computed: int = 0
-    images_encoded: int = 0
-    forward_passes: float = 0.0
-    rounds: int = 0
-
-    def add(self, record: NodeRecord, sign: int) -> None:
-        """Add (`sign` 1) or take back (`sign` -1) what one record spent."""
-        if record.parent is not None and record.seed:
-            self.candidates += sign
-        if record.scored_tokens and record.parent is not None:
-            self.scored_steps += sign
-        for name in _COUNTED:
-            setattr(self, name, getattr(self, name) + sign * getattr(record, name))
-        self.rounds = max(self.rounds, record.round)
 
 
 class SearchTree:
@@ -103,7 +66,9 @@ class SearchTree:
     def __init__(self, problem: Problem, run_seed: int = 0) -> None:
         self.problem = problem
         self.run_seed = run_seed
-        self.totals = Totals()
+        self._totals = Usage()
+        self._uncounted: list[tuple[NodeRecord, int]] = []
+        self._rounds = 0
         self._records: dict[NodeId, NodeRecord] = {}
         self._children: dict[NodeId, dict[int, NodeId]] = {}
         self._by_round: dict[int, dict[NodeId, None]] = {}
@@ -151,9 +116,10 @@ class SearchTree:
     def _put(self, record: NodeRecord) -> None:
         old = self._records.get(record.id)
         if old is not None:
-            self.totals.add(old, -1)
+            self._uncounted.append((old, -1))
             self._by_round[old.round].pop(record.id)  # the join may know a later round
-        self.totals.add(record, 1)
+        self._uncounted.append((record, 1))
+        self._rounds = max(self._rounds, record.round)
         self._records[record.id] = record
         self._by_round.setdefault(record.round, {})[record.id] = None
         if old is None and record.parent is not None:
@@ -200,9 +166,24 @@ class SearchTree:
         return MappingProxyType(self._records)
 
     @property
+    def totals(self) -> Usage:
+        """What all records together have spent, without seconds."""
+        if self._uncounted:
+            sums = {entry.name: getattr(self._totals, entry.name) for entry in fields(Usage)}
+            for record, sign in self._uncounted:
+                if record.parent is not None:
+                    sums["candidates"] += sign * bool(record.seed)
+                    sums["scored_steps"] += sign * bool(record.scored_tokens)
+                for name in COUNTED:
+                    sums[name] += sign * getattr(record, name)
+            self._totals = Usage(**{**sums, "rounds": self._rounds})
+            self._uncounted.clear()
+        return self._totals
+
+    @property
     def rounds(self) -> int:
         """The number of the last round in which something was proposed (0: none yet)."""
-        return self.totals.rounds
+        return self._rounds
 
     def children(self, node: NodeId) -> list[NodeRecord]:
         """Return the children of a node, by index."""
@@ -367,7 +348,7 @@ class SearchTree:
 
         graph: networkx.DiGraph[NodeId] = networkx.DiGraph()
         for record in sorted(self._records.values(), key=lambda r: r.id):
-            graph.add_node(record.id, **{k: getattr(record, k) for k in NodeRecord.__slots__})
+            graph.add_node(record.id, **{e.name: getattr(record, e.name) for e in fields(record)})
         graph.add_edges_from(
             (record.parent, record.id) for record in self._records.values() if record.parent
         )

@@ -6,10 +6,12 @@ seams (policy and scorer), and the *records* a search leaves behind (nodes, usag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from vprm_search.errors import RecordError
 
@@ -47,14 +49,57 @@ it, ended without it; "budget": a limit ended the search; "failed": the policy's
 gave nothing usable; "": none of these, such as a rule of your own.
 """
 
-NODE_STATUSES: tuple[NodeStatus, ...] = ("open", "finished", "truncated", "pruned", "failed")
-ROLES: tuple[Role, ...] = ("", "redo", "lookahead")
-CAUSES: tuple[Cause, ...] = get_args(Cause)
+NODE_STATUSES: tuple[NodeStatus, ...] = get_args(NodeStatus)
+
+# What stored records must look like is said by their types; pydantic checks it when one is read.
+# Numbers are strict: no text, no bool, no 1.0 for 1; and a float is one, since the canonical JSON
+# of 1 and 1.0 differs.
+_Count = Annotated[int, Field(ge=0, strict=True)]
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+_Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
+_Flag = Annotated[bool, Field(strict=True)]
+_stored = with_config(ConfigDict(extra="forbid"))
+
+
+@_stored
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What something cost, wherever it is counted: one call, one score, one node, one search.
+
+    `generated_tokens`, `prompt_tokens` and `requests` are the policy's. `scored_tokens` counts
+    what was scored as if every shared prefix were computed once. The others are the scorer's work
+    as far as it can tell: `tokens_sent` is what one forward pass over every path asked for would
+    compute, `tokens_computed` what was computed. What several requests share counts for one of
+    them; a forward pass is divided evenly among the requests it computed for, so that sums over
+    requests are sums of work done.
+    """
+
+    generated_tokens: _Count = 0
+    prompt_tokens: _Count = 0
+    scored_tokens: _Count = 0
+    requests: _Count = 0
+    tokens_sent: _Count = 0
+    tokens_computed: _Count = 0
+    images_encoded: _Count = 0
+    forward_passes: _Amount = 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts by name, as records store them, and nothing else."""
+        return {name: getattr(self, name) for name in COUNTED}
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the sums, as plain `Counts`."""
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTED})
+
+
+COUNTED: tuple[str, ...] = tuple(entry.name for entry in fields(Counts))
+"""The names of the counts."""
 
 
 # --- the problem -------------------------------------------------------------------------------
 
 
+@with_config(ConfigDict(extra="ignore"))
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A question and the images it is about.
@@ -74,14 +119,7 @@ class Problem:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Problem:
         """Read a problem written by `to_json`. Raises `RecordError` on a wrong shape."""
-        try:
-            return cls(
-                str(data["question"]),
-                tuple(str(d) for d in data.get("images", ())),
-                str(data.get("system", "")),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"not a problem record: {error!r}; expected 'question'") from error
+        return _read(cls, data, "not a problem record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +155,6 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreCost:
-    """What one request took, as far as the scorer can tell.
-
-    `tokens_sent` is what one forward pass over the request's whole path would compute,
-    `tokens_computed` what was computed for it. What several requests share counts for one of
-    them; a forward pass is divided evenly among the requests it computed for, so that sums over
-    requests are sums of work done.
-    """
-
-    tokens_sent: int = 0
-    tokens_computed: int = 0
-    images_encoded: int = 0
-    forward_passes: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class ScoreResult:
     """The scores of one request, one per step, in order.
 
@@ -145,7 +167,7 @@ class ScoreResult:
     scores: tuple[StepScore, ...]
     prefix_tokens: int = 0
     step_tokens: tuple[int, ...] = ()
-    cost: ScoreCost = field(default=ScoreCost(), compare=False)
+    cost: Counts = field(default=Counts(), compare=False)
 
     @classmethod
     def failed(cls, steps: int, reason: str) -> ScoreResult:
@@ -187,20 +209,18 @@ class ProposeRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(Counts):
     """One continuation.
 
     `finish`: "step" (cut at the step separator), "stop" (the policy ended its answer itself),
     "length" (cut by the token limit: not finished) or "error" (`error` says why, `text` is empty).
+    Of the counts, `generated_tokens`, `prompt_tokens` and `requests` are the policy's to fill in;
     `prompt_tokens` is counted once per call, on the first child of the call. `out_of_time` marks
     an error that is the search's own: its time was over before the call had answered.
     """
 
     text: str
     finish: Finish
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    requests: int = 0
     error: str = ""
     out_of_time: bool = False
 
@@ -220,27 +240,19 @@ class Policy(Protocol):
 # --- what a search leaves behind ---------------------------------------------------------------
 
 
+@_stored
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What was spent.
+class Usage(Counts):
+    """What a search has spent: the counts, and candidates, scored steps, rounds and seconds.
 
-    `scored_tokens` counts as if every shared prefix were computed once: it depends on the search
-    alone. `tokens_sent`, `tokens_computed`, `images_encoded` and `forward_passes` are what the
-    scorer reports of its work (`ScoreCost`): zeros if it reports nothing.
+    `scored_tokens` depends on the search alone. `tokens_sent`, `tokens_computed`, `images_encoded`
+    and `forward_passes` are what the scorer reports of its work: zeros if it reports nothing.
     """
 
-    candidates: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    scored_tokens: int = 0
-    scored_steps: int = 0
-    requests: int = 0
-    rounds: int = 0
-    seconds: float = 0.0
-    tokens_sent: int = 0
-    tokens_computed: int = 0
-    images_encoded: int = 0
-    forward_passes: float = 0.0
+    candidates: _Count = 0
+    scored_steps: _Count = 0
+    rounds: _Count = 0
+    seconds: _Amount = 0.0
 
     def work(self) -> str:
         """Return what the scorer reported of its work in a few words, "" if it reported nothing."""
@@ -257,12 +269,12 @@ class Usage:
 
     def to_json(self) -> dict[str, Json]:
         """Return the usage as plain JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Usage:
         """Read a usage written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _from_json(cls, data)
+        return _read(cls, data, "not a usage record")
 
 
 class PriceList(Protocol):
@@ -273,8 +285,9 @@ class PriceList(Protocol):
         ...
 
 
+@_stored
 @dataclass(frozen=True, slots=True)
-class NodeRecord:
+class NodeRecord(Counts):
     """One step in the tree. The root has no parent, no text and index 0.
 
     `path_scores` maps an aggregation's name to the aggregate of the step scores root → node.
@@ -287,24 +300,16 @@ class NodeRecord:
 
     id: NodeId
     parent: NodeId | None
-    index: int
+    index: _Count
     text: str = ""
     status: NodeStatus = "open"
     reason: str = ""
-    score: float | None = None
+    score: _Probability | None = None
     score_reason: str = ""
-    path_scores: Mapping[str, float] = field(default_factory=dict)
+    path_scores: Mapping[str, _Probability] = field(default_factory=dict)
     answer: str | None = None
-    seed: int = 0
-    round: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    scored_tokens: int = 0
-    requests: int = 0
-    tokens_sent: int = 0
-    tokens_computed: int = 0
-    images_encoded: int = 0
-    forward_passes: float = 0.0
+    seed: _Count = 0
+    round: _Count = 0
     policy: str = ""
     role: Role = ""
     cause: Cause = ""
@@ -316,7 +321,7 @@ class NodeRecord:
         Except the cause of a reason: a record with a reason and no cause is one of version 0.1.
         """
         data: dict[str, Json] = {"id": self.id, "parent": self.parent, "index": self.index}
-        for name, default in _OPTIONAL_FIELDS.items():
+        for name, default in _OPTIONAL.items():
             value = getattr(self, name)
             if value != default:
                 data[name] = dict(value) if name == "path_scores" else value
@@ -329,30 +334,9 @@ class NodeRecord:
         """Read a record written by `to_json`. Raises `RecordError` on a wrong shape or value."""
         if not isinstance(data, Mapping) or not isinstance(data.get("id"), str):
             raise RecordError(f"not a node record: {str(data)[:80]!r}")
-        where = f"node {data['id']}"
-        unknown = set(data) - _NODE_FIELDS
-        missing = {"parent", "index"} - set(data)
-        if unknown or missing:
-            raise RecordError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
-        if data.get("status", "open") not in NODE_STATUSES:
-            raise RecordError(f"{where}: status {data.get('status')!r} is not known")
-        if data.get("role", "") not in ROLES:
-            raise RecordError(f"{where}: role {data.get('role')!r} is not known")
-        if data.get("cause", "") not in CAUSES:
-            raise RecordError(f"{where}: cause {data.get('cause')!r} is not known")
-        for name, value in data.items():
-            if type(value) not in _FIELD_TYPES[name]:
-                raise RecordError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
-            number = name != "score" and type(value) in (int, float)
-            if number and not 0 <= value < math.inf:
-                raise RecordError(f"{where}: {name} is {value}, it cannot be negative or infinite")
-        scores = {name: _probability(where, v) for name, v in data.get("path_scores", {}).items()}
-        score = data.get("score")
-        score = None if score is None else _probability(where, score)
-        passes = float(data.get("forward_passes", 0.0))
         if data.get("reason") and "cause" not in data:
             data = with_cause(data)
-        return cls(**{**data, "score": score, "path_scores": scores, "forward_passes": passes})
+        return _read(cls, data, f"node {data['id']}")
 
 
 def with_cause(record: Mapping[str, Json]) -> dict[str, Json]:
@@ -365,47 +349,10 @@ def with_cause(record: Mapping[str, Json]) -> dict[str, Json]:
     return {**record, "cause": cause}
 
 
-def _probability(where: str, value: Json) -> float:
-    # One type of number only: 1 and 1.0 are equal, but their canonical JSON is not.
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise RecordError(f"{where}: score {value!r} is not a probability")
-    return float(value)
-
-
-_NODE_FIELDS = frozenset(NodeRecord.__slots__)
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("id", "text", "status", "reason", "score_reason"), (str,)),
-    **dict.fromkeys(("policy", "role", "cause"), (str,)),
-    **dict.fromkeys(("parent", "answer", "merged_into"), (str, type(None))),
-    **dict.fromkeys(("index", "seed", "round"), (int,)),
-    **dict.fromkeys(("generated_tokens", "prompt_tokens", "scored_tokens", "requests"), (int,)),
-    **dict.fromkeys(("tokens_sent", "tokens_computed", "images_encoded"), (int,)),
-    "forward_passes": (float, int),
-    "score": (float, int, type(None)),
-    "path_scores": (dict,),
-}
-_OPTIONAL_FIELDS: dict[str, Json] = {
-    "text": "",
-    "status": "open",
-    "reason": "",
-    "score": None,
-    "score_reason": "",
-    "path_scores": {},
-    "answer": None,
-    "seed": 0,
-    "round": 0,
-    "generated_tokens": 0,
-    "prompt_tokens": 0,
-    "scored_tokens": 0,
-    "requests": 0,
-    "tokens_sent": 0,
-    "tokens_computed": 0,
-    "images_encoded": 0,
-    "forward_passes": 0.0,
-    "policy": "",
-    "role": "",
-    "cause": "",
-    "merged_into": None,
+_OPTIONAL: dict[str, Json] = {
+    entry.name: {} if entry.default is MISSING else entry.default
+    for entry in fields(NodeRecord)
+    if entry.name not in ("id", "parent", "index")
 }
 _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
     "failed": (("cut by budget", "budget"), ("", "failed")),
@@ -430,17 +377,18 @@ _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
 }
 
 
+@_stored
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A path that may be the answer, with the scores of its steps."""
 
     node: NodeId
     steps: tuple[str, ...]
-    step_scores: tuple[float | None, ...]
+    step_scores: tuple[_Probability | None, ...]
     status: NodeStatus
     answer: str | None
-    score: float | None
-    votes: float = 0.0
+    score: _Probability | None
+    votes: _Amount = 0.0
 
     def to_json(self) -> dict[str, Json]:
         """Return the candidate as plain JSON."""
@@ -457,10 +405,10 @@ class Candidate:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Candidate:
         """Read a candidate written by `to_json`. Raises `RecordError` on a wrong shape."""
-        lists = {name: _items(data, name) for name in ("steps", "step_scores")}
-        return _from_json(cls, {**data, **lists})
+        return _read(cls, data, "not a candidate record")
 
 
+@_stored
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """The outcome of a search.
@@ -472,10 +420,10 @@ class SearchResult:
 
     answer: str | None
     text: str
-    score: float | None
+    score: _Probability | None
     node: NodeId | None
     ended_by: str
-    fallback: bool
+    fallback: _Flag
     candidates: tuple[Candidate, ...]
     usage: Usage
 
@@ -495,20 +443,25 @@ class SearchResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
         """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
-        candidates = tuple(Candidate.from_json(item) for item in _items(data, "candidates"))
-        usage = Usage.from_json(data.get("usage", {}))
-        return _from_json(cls, {**data, "candidates": candidates, "usage": usage})
+        return _read(cls, data, "not a result record")
 
 
-def _items(data: Mapping[str, Json], name: str) -> tuple[Json, ...]:
-    items = data.get(name, ()) if isinstance(data, Mapping) else None
-    if not isinstance(items, list | tuple):
-        raise RecordError(f"not a record: expected a JSON object with a list {name!r}")
-    return tuple(items)
+@cache
+def _reader(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _from_json(kind: type[T], data: Mapping[str, Json]) -> T:
+def _read(kind: type[T], data: Json, where: str) -> T:
+    """Return a record from plain JSON. Raises `RecordError` that says where and what is wrong."""
+    if not isinstance(data, Mapping):
+        raise RecordError(f"{where}: expected a JSON object, got {type(data).__name__}")
     try:
-        return kind(**data)
-    except TypeError as error:
-        raise RecordError(f"not a {kind.__name__} record: {error}") from error
+        read: Any = kind  # mypy does not take a type variable for hashable
+        record: T = _reader(read).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        got = "" if first["type"] == "missing" else f" is {first['input']!r:.80}"
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        raise RecordError(f"{where}: {name}{got}: {said}") from error
+    return record

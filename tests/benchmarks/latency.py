@@ -30,10 +30,10 @@ from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import DVTS, BeamSearch, BestOfN, BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
+    Counts,
     Problem,
     Proposal,
     ProposeRequest,
-    ScoreCost,
     ScoreRequest,
     ScoreResult,
 )
@@ -81,7 +81,7 @@ class TimedScorer:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Answer after the time of a call."""
         await asyncio.sleep(self.seconds)
-        return [replace(r, cost=ScoreCost()) for r in await self.inner.score(requests)]
+        return [replace(r, cost=Counts()) for r in await self.inner.score(requests)]
 
 
 def timed_run(

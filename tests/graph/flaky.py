@@ -75,7 +75,7 @@ class FlakyPolicy:
         texts = self._steps(request, seed, fault)
         finish = "length" if fault == "cut" else "stop" if "Answer" in texts[-1] else "step"
         text = "\n\n".join(texts)
-        return Proposal(text, finish, len(text), prompt_tokens=3, requests=1)  # type: ignore[arg-type]
+        return Proposal(text, finish, generated_tokens=len(text), prompt_tokens=3, requests=1)  # type: ignore[arg-type]
 
     def _steps(self, request: ProposeRequest, seed: int, fault: Fault) -> list[str]:
         done = len(request.steps)

@@ -19,7 +19,7 @@ from vprm_search.report.view import view_of
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BeamSearch
 from vprm_search.tree import SearchTree
-from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
 
 BEAM = BeamSearch(width=2, expand=3, stop=None)
 
@@ -91,7 +91,12 @@ def test_a_scorer_that_says_nothing_costs_nothing() -> None:
 def test_a_round_that_is_replayed_counts_once() -> None:
     class Costly(Silent):
         async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-            cost = ScoreCost(10, 4, 1, 1 / len(requests))
+            cost = Counts(
+                tokens_sent=10,
+                tokens_computed=4,
+                images_encoded=1,
+                forward_passes=1 / len(requests),
+            )
             return [replace(r, cost=cost) for r in await super().score(requests)]
 
     run = run_search(QUESTION, policy=HashChatModel(), scorer=Costly(), strategy=BEAM)

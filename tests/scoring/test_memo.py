@@ -22,7 +22,7 @@ from vprm_search.scoring import (
     step_keys,
 )
 from vprm_search.scoring.score_cache import MemoEntry
-from vprm_search.types import Problem, ScoreCost, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Counts, Problem, ScoreRequest, ScoreResult, StepScore
 
 
 class TextLengthScorer:
@@ -73,7 +73,7 @@ async def test_a_memo_changes_no_result(rounds: list[list[ScoreRequest]]) -> Non
 async def test_equal_requests_and_remembered_ones_cost_nothing() -> None:
     class Costly(TextLengthScorer):
         async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-            cost = ScoreCost(5, 3, 1, 1.0)
+            cost = Counts(tokens_sent=5, tokens_computed=3, images_encoded=1, forward_passes=1.0)
             return [replace(result, cost=cost) for result in await super().score(requests)]
 
     memo = CachedScorer(Costly())

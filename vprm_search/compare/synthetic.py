@@ -19,10 +19,10 @@ from typing import Any
 
 from vprm_search.compare.problems import Ground, Task
 from vprm_search.types import (
+    Counts,
     Problem,
     Proposal,
     ProposeRequest,
-    ScoreCost,
     ScoreRequest,
     ScoreResult,
     StepScore,
@@ -219,7 +219,12 @@ class SyntheticPolicy:
         self.generated_tokens += tokens
         self.requests += 1
         finish = "stop" if STOP_MARK in texts[-1] else "step"
-        return Proposal("\n\n".join(texts), finish, tokens, requests=1)  # type: ignore[arg-type]
+        return Proposal(
+            "\n\n".join(texts),
+            finish,  # type: ignore[arg-type]
+            generated_tokens=tokens,
+            requests=1,
+        )
 
 
 @dataclass(slots=True)
@@ -275,7 +280,7 @@ class SyntheticScorer:
             tuple(scores),
             prefix_tokens=settings.prefix_tokens,
             step_tokens=(settings.step_tokens,) * len(words),
-            cost=ScoreCost(tokens_sent=self.counts.full_tokens - before, tokens_computed=new),
+            cost=Counts(tokens_sent=self.counts.full_tokens - before, tokens_computed=new),
         )
 
 

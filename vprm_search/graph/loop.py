@@ -23,6 +23,7 @@ from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Cause,
+    Counts,
     ImageData,
     NodeId,
     NodeRecord,
@@ -30,7 +31,6 @@ from vprm_search.types import (
     Policy,
     Proposal,
     ProposeRequest,
-    ScoreCost,
     ScoreRequest,
     ScoreResult,
     StepScore,
@@ -240,9 +240,7 @@ def proposed_nodes(
         index=index,
         seed=ids.child_seed(expand.node, index),
         round=number,
-        generated_tokens=proposal.generated_tokens,
-        prompt_tokens=proposal.prompt_tokens,
-        requests=proposal.requests,
+        **proposal.counts(),
         policy=expand.policy,
         role=expand.role,
     )
@@ -314,7 +312,7 @@ async def score(
     results = await scorer.score(requests) if requests else []
     if len(results) != len(requests):
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
-    costs: dict[int, list[ScoreCost]] = {id(job): [] for job in jobs}
+    costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
     for (job, node), result in zip(asked, results, strict=True):
         _store(job.tree, node, result)
         costs[id(job)].append(result.cost)
@@ -352,7 +350,7 @@ def _store(tree: SearchTree, node: NodeId, result: ScoreResult) -> None:
     tree.merge([*changed, replace(root, scored_tokens=int(result.prefix_tokens))])
 
 
-def _note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[ScoreCost]) -> None:
+def _note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[Counts]) -> None:
     """Write what the scorer spent on `nodes` onto the first of them.
 
     The join keeps the larger of two deliveries, so a round that is replayed counts once. Shares of
@@ -361,15 +359,9 @@ def _note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[ScoreC
     if not costs:
         return
     first = tree[min(nodes)]
-    passes = round(sum(cost.forward_passes for cost in costs) * 4096) / 4096
-    spent = replace(
-        first,
-        tokens_sent=first.tokens_sent + sum(cost.tokens_sent for cost in costs),
-        tokens_computed=first.tokens_computed + sum(cost.tokens_computed for cost in costs),
-        images_encoded=first.images_encoded + sum(cost.images_encoded for cost in costs),
-        forward_passes=first.forward_passes + passes,
-    )
-    tree.merge([spent])
+    spent = sum(costs, Counts())
+    spent = replace(spent, forward_passes=round(spent.forward_passes * 4096) / 4096)
+    tree.merge([replace(first, **(first + spent).counts())])
 
 
 def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:

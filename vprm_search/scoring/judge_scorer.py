@@ -37,7 +37,7 @@ from vprm_search.scoring.judge_dialogue import (
 from vprm_search.scoring.reasons import BAD_REPLY, IMAGE_MISSING, NO_SERVER, REFUSED, SERVER_ERROR
 from vprm_search.scoring.score_cache import step_keys
 from vprm_search.scoring.wrappers import step_results, whole_answers
-from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
 
 JudgeMode = Literal["auto", "logprobs", "verdict", "text"]
 
@@ -62,7 +62,7 @@ class JudgeMeter:
 @dataclass(frozen=True, slots=True)
 class _Judged:
     score: StepScore
-    cost: ScoreCost
+    cost: Counts
 
 
 class _Unsupported(Exception):
@@ -146,9 +146,7 @@ class JudgeScorer:
         results = []
         for chain in chains:
             spent = [costs.pop(key) for key in chain if key in costs]  # by the first who asked
-            cost = ScoreCost(
-                sum(c.tokens_sent for c in spent), sum(c.tokens_computed for c in spent)
-            )
+            cost = sum(spent, Counts())
             step_scores = tuple(scores[key] for key in chain)
             results.append(ScoreResult(step_scores, 0, (0,) * len(chain), cost))
         self.meter.remembered_steps += sum(map(len, chains)) - len(wanted)
@@ -172,7 +170,7 @@ class JudgeScorer:
         """Return the mean of all samples of one step."""
         if tuple(image.digest for image in request.images) != request.problem.images:
             reason = f"{IMAGE_MISSING}: the request does not hold the problem's images"
-            return _Judged(StepScore(None, reason), ScoreCost())
+            return _Judged(StepScore(None, reason), Counts())
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._sample(request, number)) for _ in range(self.samples)]
         answers = [task.result() for task in tasks]
@@ -184,7 +182,7 @@ class JudgeScorer:
         values = [answer for answer, _ in answers if isinstance(answer, float)]
         reasons = [answer for answer, _ in answers if isinstance(answer, str)]
         score = StepScore(sum(values) / len(values)) if values else StepScore(None, reasons[0])
-        return _Judged(score, ScoreCost(sent, sent + written))
+        return _Judged(score, Counts(tokens_sent=sent, tokens_computed=sent + written))
 
     async def _sample(self, request: ScoreRequest, number: int) -> tuple[float | str, Any]:
         """Ask once; return P(yes), or why there is none, and the message."""

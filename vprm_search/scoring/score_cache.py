@@ -20,7 +20,7 @@ from vprm_search.scoring.prompt.layout import IMAGE_TAG
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import is_permanent
 from vprm_search.scoring.wrappers import ScorerWrapper, name_of
-from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, StepScorer
+from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore, StepScorer
 
 DEFAULT_ENTRIES = 200_000
 _KEY_VERSION = 1
@@ -208,7 +208,7 @@ class CachedScorer(ScorerWrapper):
         for number, (chain, found) in enumerate(zip(chains, recalled, strict=True)):
             result = fresh[chain[-1]] if found is None else found
             first = found is not None or wanted[chain[-1]] == number
-            results.append(result if first else replace(result, cost=ScoreCost()))
+            results.append(result if first else replace(result, cost=Counts()))
         return results
 
     def _recall(self, chain: Sequence[str]) -> ScoreResult | None:

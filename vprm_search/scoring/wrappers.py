@@ -13,7 +13,7 @@ from vprm_search.calibration.maps import Calibration, CalibrationFile
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
 from vprm_search.steps import STEP_SEPARATOR
-from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore, StepScorer
+from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore, StepScorer
 
 MAX_FILE_BYTES = 16_000_000
 
@@ -115,17 +115,11 @@ def step_results(
 def _together(answers: list[ScoreResult]) -> ScoreResult:
     """Return one result; a step's tokens are those its answer has more than the one before."""
     totals = [0, *(sum(answer.step_tokens) for answer in answers)]
-    costs = [answer.cost for answer in answers]
     return ScoreResult(
         tuple(score for answer in answers for score in answer.scores),
         answers[0].prefix_tokens if answers else 0,
         tuple(max(0, b - a) for a, b in pairwise(totals)),
-        ScoreCost(
-            sum(cost.tokens_sent for cost in costs),
-            sum(cost.tokens_computed for cost in costs),
-            sum(cost.images_encoded for cost in costs),
-            sum(cost.forward_passes for cost in costs),
-        ),
+        sum((answer.cost for answer in answers), Counts()),
     )
 
 

@@ -31,7 +31,7 @@ from vprm_search.scoring.reasons import (
     OUT_OF_MEMORY,
     TOO_LONG,
 )
-from vprm_search.types import ScoreCost, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
 
 Call = Sequence[ScoreRequest]
 _FAILED = PathScores([], 0, 0.0)
@@ -210,7 +210,7 @@ class ScoringEngine:
         images = self.images.take_encoded(item.request.images)
         if isinstance(item.prompt, str):
             failed = ScoreResult.failed(steps, item.prompt)
-            return replace(failed, cost=ScoreCost(images_encoded=images))
+            return replace(failed, cost=Counts(images_encoded=images))
         path = TokenPath(item.request.problem.images, item.prompt.scored_ids)
         found = scores[path]
         size = len(path.ids)
@@ -221,7 +221,12 @@ class ScoringEngine:
         else:
             values = tuple(_step_score(value) for value in found.values)
             scores[path] = replace(found, computed=0, passes=0.0)
-        cost = ScoreCost(size, found.computed, images, found.passes)
+        cost = Counts(
+            tokens_sent=size,
+            tokens_computed=found.computed,
+            images_encoded=images,
+            forward_passes=found.passes,
+        )
         return ScoreResult(values, item.prompt.prefix_tokens, item.prompt.step_tokens, cost)
 
 
