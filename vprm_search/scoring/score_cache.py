@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
 import os
+import sqlite3
 import tempfile
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from vprm_search.errors import ConfigError
+from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
 from vprm_search.scoring.prompt.layout import IMAGE_TAG
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
@@ -31,7 +33,7 @@ _CHECK_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class MemoEntry:
+class StoredScore:
     """What is remembered of one step: P('+') in [0, 1], or why there will never be one."""
 
     value: float | None
@@ -43,11 +45,11 @@ class MemoEntry:
 class ScoreStore(Protocol):
     """Maps step keys to entries; it may forget, but never change what it was given."""
 
-    def get(self, key: str) -> MemoEntry | None:
+    def get(self, key: str) -> StoredScore | None:
         """Return the entry of `key`, or None."""
         ...
 
-    def put(self, key: str, entry: MemoEntry) -> None:
+    def put(self, key: str, entry: StoredScore) -> None:
         """Remember `entry` under `key`."""
         ...
 
@@ -59,114 +61,232 @@ class MemoryScoreStore:
         if max_entries < 1:
             raise ConfigError(f"max_entries is {max_entries}; it must be at least 1")
         self.max_entries = max_entries
-        self._entries: OrderedDict[str, MemoEntry] = OrderedDict()
+        self._entries: OrderedDict[str, StoredScore] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: str) -> MemoEntry | None:
+    def get(self, key: str) -> StoredScore | None:
         """Return the entry of `key` and count it as used."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: str, entry: MemoEntry) -> None:
+    def put(self, key: str, entry: StoredScore) -> None:
         """Remember an entry; the one used longest ago makes room for it."""
         self._entries[key] = entry
         self._entries.move_to_end(key)
         if len(self._entries) > self.max_entries:
             self._entries.popitem(last=False)
 
-    def items(self) -> list[tuple[str, MemoEntry]]:
+    def items(self) -> list[tuple[str, StoredScore]]:
         """Return all entries, the one used longest ago first."""
         return list(self._entries.items())
 
 
 class FileScoreStore:
-    """Keeps scores in a file of JSON lines, one appended per score, readable by its owner only.
+    """Keeps scores in a SQLite file that survives the process, readable by its owner only.
 
-    Every line carries a checksum: a line that is cut off or damaged is a score not remembered,
-    never a wrong one. A file with many more lines than `max_entries` is rewritten when opened.
+    Several processes may use one file at a time. Every entry carries a checksum: one that is
+    damaged is a score not remembered, never a wrong one. A file of JSON lines, as version 0.1
+    wrote it, is taken over when it is opened and stays beside the new one under the name
+    `<name>.v0.1.jsonl`.
+
+    Args:
+        path: the file; made if it is not there.
+        max_entries: the most scores to keep, at least 1; the oldest make room. The file may hold
+            one in a hundred more.
+
+    Raises:
+        ConfigError: `max_entries` is below 1.
+        RecordError: the file is damaged, of another kind or of a later version, or cannot be
+            opened. It is left as it is. Later calls raise it too when the file cannot be used.
     """
 
     def __init__(self, path: str | Path, max_entries: int = DEFAULT_ENTRIES) -> None:
+        if max_entries < 1:
+            raise ConfigError(f"max_entries is {max_entries}; it must be at least 1")
         self.path = Path(path)
-        self._memory = MemoryScoreStore(max_entries)
-        lines = self._load()
-        if lines > 2 * max_entries:
-            self._rewrite()
-        self._ends_mid_line = lines > 0 and not _ends_with_newline(self.path)
+        self.max_entries = max_entries
+        self._lock = threading.Lock()
+        self._puts = 0
+        self._inherited: list[sqlite3.Connection] = []
+        with self._told():
+            if not _is_sqlite(self.path):
+                self._take_over()
+            self._open()
 
     def __len__(self) -> int:
-        return len(self._memory)
+        return int(self._run("SELECT count(*) FROM scores")[0][0])
 
-    def get(self, key: str) -> MemoEntry | None:
-        """Return the entry of `key` and count it as used."""
-        return self._memory.get(key)
+    def get(self, key: str) -> StoredScore | None:
+        """Return the entry of `key`, or None."""
+        rows = self._run(_GET, (key,))
+        return _checked(*rows[0]) if rows else None
 
-    def put(self, key: str, entry: MemoEntry) -> None:
-        """Remember an entry and append it to the file; a known one is not written again."""
-        known = self._memory.get(key) == entry
-        self._memory.put(key, entry)
-        if known:
+    def put(self, key: str, entry: StoredScore) -> None:
+        """Remember an entry; one that is there already is replaced."""
+        self._run(_PUT, _row(key, entry))
+        self._puts += 1
+        if self._puts % max(1, self.max_entries // 100) == 0:
+            self._run(_DROP, (self.max_entries,))
+
+    def close(self) -> None:
+        """Close the file; a closed store cannot be used any more."""
+        with self._lock:
+            self._db.close()
+
+    def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock, self._told():
+            if self._pid != os.getpid():  # a connection must neither cross a fork nor be closed
+                self._inherited.append(self._db)
+                self._open()
+            return self._db.execute(statement, values).fetchall()
+
+    def _open(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        self._pid = os.getpid()
+        self._db = _connect(self.path)
+        version, kind = (
+            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("user_version", "application_id")
+        )
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and kind != _APPLICATION:
+            raise RecordError(f"{self.path} is a database of another program; {_ELSEWHERE}")
+        if version > _SCHEMA:
+            raise RecordError(
+                f"{self.path} has schema {version} of a later version, this one knows {_SCHEMA}; "
+                f"use that version, or {_ELSEWHERE}"
+            )
+        with contextlib.suppress(sqlite3.OperationalError):  # another process may be at it
+            self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            self._db.executescript(_MAKE)
+        self._db.execute(_DROP, (self.max_entries,))
+
+    def _take_over(self) -> None:
+        """Turn a file of version 0.1 into a database, one process at a time."""
+        if not self.path.exists() or not self.path.stat().st_size:
             return
-        line = ("\n" if self._ends_mid_line else "") + _line(key, entry)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        with os.fdopen(os.open(self.path, flags, 0o600), "a", encoding="utf-8") as stream:
-            stream.write(line)  # one write in append mode: other processes' lines stay whole
-        self._ends_mid_line = False
+        side = self.path.with_name(self.path.name + ".migrating")
+        lock = _connect(side)
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+            if not _is_sqlite(self.path):
+                self._migrate()
+        finally:
+            lock.close()
+            side.unlink(missing_ok=True)
 
-    def _load(self) -> int:
-        if not self.path.exists():
-            return 0
-        lines = 0
+    def _migrate(self) -> None:
         with self.path.open("rb") as stream:
-            for line in stream:
-                lines += 1
-                found = _parse(line)
-                if found is not None:
-                    self._memory.put(*found)
-        return lines
-
-    def _rewrite(self) -> None:
+            found = dict(entry for line in stream if (entry := _parse(line)) is not None)
+        if not found:
+            raise RecordError(f"{self.path} holds no scores and is no store of them; {_ELSEWHERE}")
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines(_line(key, entry) for key, entry in self._memory.items())
+        os.close(handle)
+        db = _connect(Path(name))
+        db.executescript(_MAKE)
+        db.execute("BEGIN")
+        db.executemany(_PUT, (_row(key, entry) for key, entry in found.items()))
+        db.execute("COMMIT")
+        db.close()
+        kept = self.path.with_name(self.path.name + ".v0.1.jsonl")
+        with open(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copy:
+            copy.write(self.path.read_bytes())
         Path(name).replace(self.path)
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise RecordError(
+                f"the score store {self.path} cannot be used ({error}); nothing in it was "
+                f"changed: {_ELSEWHERE}"
+            ) from error
 
-def _line(key: str, entry: MemoEntry) -> str:
-    body = [key, entry.value, entry.reason, entry.prefix_tokens, entry.step_tokens]
-    text = json.dumps(body, allow_nan=False)
-    return f"{_checksum(text)} {text}\n"
+
+_APPLICATION = 0x7670_726D  # "vprm"
+_SCHEMA = 1
+_BUSY_S = 30.0
+_ELSEWHERE = "give another path, or move the file away to begin a new one"
+_COLUMNS = "key, value, reason, prefix_tokens, step_tokens, checksum"
+_MAKE = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_SCHEMA};
+CREATE TABLE IF NOT EXISTS scores (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, value REAL,
+    reason TEXT NOT NULL, prefix_tokens INTEGER NOT NULL, step_tokens INTEGER NOT NULL,
+    checksum TEXT NOT NULL
+);
+"""
+_GET = f"SELECT {_COLUMNS} FROM scores WHERE key = ?"  # noqa: S608 - constants
+_PUT = f"""
+INSERT INTO scores ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, reason = excluded.reason,
+    prefix_tokens = excluded.prefix_tokens, step_tokens = excluded.step_tokens,
+    checksum = excluded.checksum
+"""  # noqa: S608 - constants
+_DROP = """
+DELETE FROM scores WHERE number <=
+    (SELECT number FROM scores ORDER BY number DESC LIMIT 1 OFFSET ?)
+"""
 
 
-def _parse(line: bytes) -> tuple[str, MemoEntry] | None:
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    db.text_factory = lambda data: data.decode("utf-8", "replace")  # the checksum tells of damage
+    return db
+
+
+def _is_sqlite(path: Path) -> bool:
+    magic = b"SQLite format 3\0"
+    if not path.exists():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(magic)) == magic
+
+
+def _row(key: str, entry: StoredScore) -> tuple[Any, ...]:
+    value = None if entry.value is None else float(entry.value)
+    row = (key, value, entry.reason, entry.prefix_tokens, entry.step_tokens)
+    return (*row, _checksum(json.dumps(row, allow_nan=False)))
+
+
+def _checked(key: Any, *rest: Any) -> StoredScore | None:
+    """Return the entry of a row that is as it was written."""
+    *fields, checksum = rest
+    if _checksum(json.dumps([key, *fields])) != checksum:
+        return None
+    return _sensible(StoredScore(*fields))
+
+
+def _parse(line: bytes) -> tuple[str, StoredScore] | None:
+    """Read a line of version 0.1: a checksum and a JSON list."""
     try:
         check, text = line.decode("utf-8").rstrip("\n").split(" ", 1)
-        if check != _checksum(text):
-            return None
-        key, value, reason, prefix_tokens, step_tokens = json.loads(text)
-        if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
-            return None
+        key, *fields = json.loads(text)
+        entry = _sensible(StoredScore(*fields))
     except (ValueError, TypeError):
         return None
-    return key, MemoEntry(value, reason, prefix_tokens, step_tokens)
+    return None if entry is None or check != _checksum(text) else (key, entry)
+
+
+def _sensible(entry: StoredScore) -> StoredScore | None:
+    return entry if entry.value is None or 0 <= entry.value <= 1 else None
 
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_CHECK_CHARS]
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"
-
-
 @dataclass(slots=True)
-class MemoMeter:
+class CacheMeter:
     """Steps served from memory (`hits`) and steps that had to be computed (`misses`)."""
 
     hits: int = 0
@@ -188,7 +308,7 @@ class CachedScorer(ScorerWrapper):
         super().__init__(inner)
         self.identity = name_of(inner, identity)
         self.store = MemoryScoreStore() if store is None else store
-        self.meter = MemoMeter()
+        self.meter = CacheMeter()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; equal requests are computed once."""
@@ -234,10 +354,10 @@ class CachedScorer(ScorerWrapper):
         triples = zip(chain, result.scores, result.step_tokens, strict=True)
         for key, score, tokens in triples:
             if score.value is not None:
-                self.store.put(key, MemoEntry(score.value, "", result.prefix_tokens, tokens))
+                self.store.put(key, StoredScore(score.value, "", result.prefix_tokens, tokens))
         if result.scores and is_permanent(result.scores[-1].reason):
             # the whole path fails, but shorter paths through these steps do not
-            self.store.put(chain[-1], MemoEntry(None, result.scores[-1].reason, 0, 0))
+            self.store.put(chain[-1], StoredScore(None, result.scores[-1].reason, 0, 0))
 
 
 def step_keys(identity: str, request: ScoreRequest) -> list[str]:

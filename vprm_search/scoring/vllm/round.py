@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vprm_search.scoring.reasons import NO_SCORE
-from vprm_search.scoring.score_cache import MemoEntry, MemoryScoreStore, step_keys
+from vprm_search.scoring.score_cache import MemoryScoreStore, StoredScore, step_keys
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScore
 
 Path = tuple[str, ...]
@@ -113,7 +113,7 @@ class StepMemory:
                 with self._lock:
                     for key, value in zip(keys, state.values, strict=True):
                         if value is not None:
-                            self._store.put(key, MemoEntry(value, "", 0, 0))
+                            self._store.put(key, StoredScore(value, "", 0, 0))
 
     def fill(self, identity: str, round_: ProblemRound) -> int:
         """Fill missing values of the open paths; return how many."""
