@@ -1,4 +1,6 @@
-"""Why a step has no score: the first word of every `StepScore.reason`, and what it means.
+"""Why a step has no score: the code before the colon of every `StepScore.reason`.
+
+Programs look at the code alone (`code_of`); what follows it is for people and may change.
 
 too_long        problem and solution exceed the model's context; final
 bad_input       a text cannot be encoded safely, or there is no step
@@ -26,8 +28,21 @@ SERVER_ERROR = "server_error"
 REFUSED = "refused"
 BAD_REPLY = "bad_reply"
 NO_SCORE = "no_score"
+CODES = frozenset(
+    {
+        *(TOO_LONG, BAD_INPUT, IMAGE_MISSING, BAD_IMAGE, OUT_OF_MEMORY, NOT_FINITE),
+        *(NO_SERVER, SERVER_ERROR, REFUSED, BAD_REPLY, NO_SCORE),
+    }
+)
+"""All of them."""
+
+
+def code_of(reason: str) -> str:
+    """Return the code of a reason, "" if it has none."""
+    code = reason.split(":", 1)[0]
+    return code if code in CODES else ""
 
 
 def is_permanent(reason: str) -> bool:
     """Whether asking again can never give a score: only then may the failure be remembered."""
-    return reason.split(":", 1)[0] == TOO_LONG
+    return code_of(reason) == TOO_LONG

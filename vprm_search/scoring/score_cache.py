@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import sys
 import tempfile
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
@@ -23,6 +24,9 @@ from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import is_permanent
 from vprm_search.scoring.wrappers import ScorerWrapper, name_of
 from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore, StepScorer
+
+if sys.platform != "win32":
+    import fcntl
 
 DEFAULT_ENTRIES = 200_000
 _KEY_VERSION = 1
@@ -170,21 +174,19 @@ class FileScoreStore:
 
     def _take_over(self) -> None:
         """Turn a file of version 0.1 into a database, one process at a time."""
-        if not self.path.exists() or not self.path.stat().st_size:
-            return
-        side = self.path.with_name(self.path.name + ".migrating")
-        lock = _connect(side)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-            if not _is_sqlite(self.path):
-                self._migrate()
-        finally:
-            lock.close()
-            side.unlink(missing_ok=True)
+        while self.path.exists() and self.path.stat().st_size and not _is_sqlite(self.path):
+            with self.path.open("rb") as stream:
+                _wait_for(stream)
+                if self._is_at(stream):
+                    self._migrate(stream)
 
-    def _migrate(self) -> None:
-        with self.path.open("rb") as stream:
-            found = dict(entry for line in stream if (entry := _parse(line)) is not None)
+    def _is_at(self, stream: IO[bytes]) -> bool:
+        """Whether an open file still has its place: another process may have put its own there."""
+        return os.path.samestat(os.fstat(stream.fileno()), self.path.stat())
+
+    def _migrate(self, stream: IO[bytes]) -> None:
+        lines = stream.read()
+        found = dict(entry for line in lines.split(b"\n") if (entry := _parse(line)) is not None)
         if not found:
             raise RecordError(f"{self.path} holds no scores and is no store of them; {_ELSEWHERE}")
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
@@ -197,7 +199,7 @@ class FileScoreStore:
         db.close()
         kept = self.path.with_name(self.path.name + ".v0.1.jsonl")
         with open(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copy:
-            copy.write(self.path.read_bytes())
+            copy.write(lines)
         Path(name).replace(self.path)
 
     @contextlib.contextmanager
@@ -242,6 +244,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     db.text_factory = lambda data: data.decode("utf-8", "replace")  # the checksum tells of damage
     return db
+
+
+def _wait_for(stream: IO[bytes]) -> None:
+    """Lock an open file for this process; on Windows, which has no such lock, do nothing."""
+    if sys.platform != "win32":
+        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -103,7 +103,7 @@ class VllmScorer:
 
     @property
     def identity(self) -> str:
-        """A name for everything a score depends on besides the request; keys of score caches start with it.
+        """A name for everything a score depends on besides the request, as score caches use it.
 
         Asks the server, blocking, if it was not asked before. On a stock server the name covers
         the model's name, the tokenizer and the layout, but not the weights.
