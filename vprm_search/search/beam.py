@@ -24,19 +24,18 @@ class BeamSearch(StepwiseSearch):
     PRM-BAS (arXiv 2504.10222: wide at first, narrower as context accumulates; the linear schedule
     is ours).
 
+    The options not listed are those of `StepwiseSearch`.
+
     Args:
-        width: open paths kept after each level.
-        expand: children proposed per kept path.
-        max_depth: steps after which an open path is cut ("truncated").
-        pruning: what is put aside besides what the width leaves out.
-        aggregate: name of the aggregation of the path score.
-        dedup: merge identical siblings.
-        refill: how often the slots of merged or failed siblings are asked for again.
-        same_step: tells which siblings are the same (see `StepwiseSearch`).
-        stop: end once this many finished paths score at least as high as every open path
-            ("width": as many as the beam is wide; None: go on until no path is open).
-        anneal: paths by which the beam narrows with every level; 0: never.
-        min_width: the narrowest an annealed beam becomes.
+        width: open paths kept after each level. Default: 4.
+        expand: children proposed per kept path. Default: 4.
+        max_depth: steps after which an open path is cut ("truncated"). Default: 32.
+        pruning: what is put aside besides what the width leaves out. Default: nothing.
+        aggregate: name of the aggregation of the path score. Default: "mean".
+        stop: end once this many finished paths score at least as high as every open path ("width":
+            as many as the beam is wide; None: go on until no path is open). Default: "width".
+        anneal: paths by which the beam narrows with every level; 0: never. Default: 0.
+        min_width: the narrowest an annealed beam becomes. Default: 1.
     """
 
     width: int = Field(default=4, ge=1, le=256)

@@ -36,12 +36,16 @@ class BestFirst(StepwiseSearch):
     expansions of 5 children, one at a time). The path score should not fall with depth alone,
     or shallow paths win for ever; the mean of the step scores does not.
 
+    The options not listed are those of `StepwiseSearch`.
+
     Args:
-        pruning: compares the children of one node: there are no levels.
+        pruning: compares the children of one node: there are no levels. Default: nothing.
         batch: paths expanded per round; 1 is the textbook search, more use the policy better.
-        expand: children proposed per path; the root gets `batch * expand`.
-        expansions: paths expanded in all, at most.
+            Default: 4.
+        expand: children proposed per path; the root gets `batch * expand`. Default: 4.
+        expansions: paths expanded in all, at most. Default: 64.
         stop: end once this many finished paths score at least as high as the best open one.
+            Default: 4.
     """
 
     batch: int = Field(default=4, ge=1, le=256)

@@ -30,12 +30,12 @@ class BestOfN(BaseModel):
       that are calibrated for the policy.
 
     Args:
-        n: the most solutions.
-        confidence: see above; None: off.
-        good_enough: see above; None: off.
-        min_n: solutions of the first wave (at most `n`).
-        wave: solutions of every later wave.
-        aggregate: name of the aggregation that `good_enough` reads.
+        n: the most solutions. Default: 8.
+        confidence: see above; None: off. Default: None.
+        good_enough: see above; None: off. Default: None.
+        min_n: solutions of the first wave (at most `n`). Default: 4.
+        wave: solutions of every later wave. Default: 4.
+        aggregate: name of the aggregation that `good_enough` reads. Default: "mean".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -30,10 +30,11 @@ class Cascade(BaseModel):
     With a single policy a weak step is sampled once more from it.
 
     Args:
-        strategy: what searches among the steps that stand.
-        threshold: score below which a drafted step is redone.
-        draft: name of the cheap policy.
-        strong: name of the strong policy.
+        strategy: what searches among the steps that stand. Default: a beam of one path
+            (`BeamSearch(width=1, expand=1)`).
+        threshold: score below which a drafted step is redone. Default: 0.7.
+        draft: name of the cheap policy. Default: "draft".
+        strong: name of the strong policy. Default: "strong".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

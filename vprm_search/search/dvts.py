@@ -29,9 +29,11 @@ class DVTS(BeamSearch):
     `width` is 1 and `expand` 4; wider subtrees as in arXiv 2505.17373 (value-guided search, 2 paths
     in each of 16 subtrees).
 
+    The options not listed are those of `BeamSearch`.
+
     Args:
-        subtrees: independent beams.
-        width: open paths kept in each subtree.
+        subtrees: independent beams. Default: 4.
+        width: open paths kept in each subtree. Default: 1.
     """
 
     subtrees: int = Field(default=4, ge=1, le=256)

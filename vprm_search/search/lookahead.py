@@ -28,8 +28,8 @@ class Lookahead(BaseModel):
 
     Args:
         strategy: what decides.
-        steps: length of a rollout.
-        rollouts: rollouts per candidate.
+        steps: length of a rollout. Default: 1.
+        rollouts: rollouts per candidate. Default: 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

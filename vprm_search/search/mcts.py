@@ -135,17 +135,20 @@ class MCTS(StepwiseSearch):
 
     The statistics are no state of their own: they are replayed from the tree.
 
+    The options not listed are those of `StepwiseSearch`.
+
     Args:
-        simulations: walks in all.
-        batch: walks under way at a time; 1 is the textbook search.
-        expand: children proposed per step.
-        root_expand: children of the root.
-        to_end: walk to the end of a solution instead of one new step.
-        c_init: exploration (1.25 in AlphaZero and OpenR; 2 in rStar-Math).
-        c_base: visits at which exploration begins to grow (19652 in AlphaZero).
-        prior_temperature: priors are softmax(own score / this); None: all equal.
+        simulations: walks in all. Default: 16.
+        batch: walks under way at a time; 1 is the textbook search. Default: 4.
+        expand: children proposed per step. Default: 4.
+        root_expand: children of the root. Default: 8.
+        to_end: walk to the end of a solution instead of one new step. Default: True.
+        c_init: exploration (1.25 in AlphaZero and OpenR; 2 in rStar-Math). Default: 1.25.
+        c_base: visits at which exploration begins to grow (19652 in AlphaZero). Default: 19652.
+        prior_temperature: priors are softmax(own score / this); None: all equal. Default: None.
         qtransform: how values are scaled (`puct.by_min_max`, `puct.by_parent_and_siblings`).
-        pruning: compares the children of one node: there are no levels.
+            Default: `as_is`.
+        pruning: compares the children of one node: there are no levels. Default: nothing.
     """
 
     simulations: int = Field(default=16, ge=1)

@@ -56,10 +56,13 @@ class ParticleFilter(StepwiseSearch):
     no path is there twice. A finished path keeps its place and its weight; a failed, cut or
     unscored one loses it.
 
+    The options not listed are those of `StepwiseSearch`.
+
     Args:
-        particles: partial solutions kept.
-        weight: g, see above.
-        ess_threshold: share of `particles` below which they are resampled.
+        aggregate: name of the aggregation of the path score. Default: "last".
+        particles: partial solutions kept. Default: 16.
+        weight: g, see above. Default: "odds".
+        ess_threshold: share of `particles` below which they are resampled. Default: 1.
     """
 
     aggregate: str = "last"

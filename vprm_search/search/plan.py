@@ -142,10 +142,11 @@ class Pruning(BaseModel):
     `keep_at_least` best, so that a hard problem does not lose every path; `top_k` is a hard width.
 
     Args:
-        below: a path with a lower score is pruned.
+        below: a path with a lower score is pruned. Default: None.
         margin: a path whose score is lower than the best one's by more than this is pruned.
-        top_k: paths after the first so many are pruned.
-        keep_at_least: so many of the best are never pruned by `below` or `margin`.
+            Default: None.
+        top_k: paths after the first so many are pruned. Default: None.
+        keep_at_least: so many of the best are never pruned by `below` or `margin`. Default: 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

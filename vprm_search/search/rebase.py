@@ -33,14 +33,17 @@ class REBASE(StepwiseSearch):
     the end many right paths are needed to outvote the wrong ones. The schedule is ours; over
     `levels` levels it costs what an even width costs.
 
+    The options not listed are those of `StepwiseSearch`.
+
     Args:
-        width: steps proposed per level, and finished paths wanted.
+        aggregate: name of the aggregation of the path score. Default: "last".
+        width: steps proposed per level, and finished paths wanted. Default: 16.
         temperature: low values give most steps to the best path, high values equal shares; None
-            chooses it by `effective_share`.
-        effective_share: between 0 (all to the best path) and 1 (equal shares).
-        start: share of the width at the first level.
+            chooses it by `effective_share`. Default: None.
+        effective_share: between 0 (all to the best path) and 1 (equal shares). Default: 0.25.
+        start: share of the width at the first level. Default: 1.
         levels: levels over which the width grows, about the steps of a solution; after them it is
-            `width` again. Needed by a `start` below 1.
+            `width` again. Needed by a `start` below 1. Default: None.
     """
 
     aggregate: str = "last"

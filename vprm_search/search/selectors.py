@@ -184,6 +184,10 @@ class BestScore(Voting):
     """Naive argmax: the path with the highest path score.
 
     This is best-of-N as VisualPRM reports it (mean of the step scores, arXiv 2503.10291 §4).
+
+    Args:
+        aggregate: name of the aggregation that makes a path's score of its step scores. Default:
+            "mean".
     """
 
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
@@ -197,6 +201,9 @@ class MajorityVote(Voting):
     """Self-consistency: the answer given most often; the scores only break ties.
 
     Wang et al., arXiv 2203.11171. Works without any scorer.
+
+    Args:
+        aggregate: name of the aggregation whose path score breaks ties. Default: "mean".
     """
 
     needs_scores: ClassVar[bool] = False
@@ -214,6 +221,11 @@ class WeightedVote(Voting):
     answer of the best path, `weigh="mean"` the answer whose paths are best on average: how often
     an answer was given then counts for nothing. A path weighs its last score: means of good and bad
     paths differ too little to outweigh a frequent wrong answer (docs/selection.md).
+
+    Args:
+        aggregate: name of the aggregation that makes a path's score. Default: "last".
+        weigh: how the path scores of an answer make its weight: "sum", "mean" or "max". Default:
+            "sum".
     """
 
     aggregate: str = "last"
@@ -234,6 +246,12 @@ class HybridVote(Voting):
     among answers with a scored path. With `weigh="mean"` and `agreement=0.5` the answers rank as
     in `WeightedVote` when every path has a score. The product is a logarithmic opinion pool of two
     judges (Genest & Zidek, Statistical Science 1(1), 1986).
+
+    Args:
+        aggregate: name of the aggregation that makes a path's score. Default: "last".
+        agreement: the exponent of the agreement, in [0, 1]; the rest is that of the score. Default:
+            0.5.
+        weigh: how the path scores of an answer make its score: "max" or "mean". Default: "max".
     """
 
     aggregate: str = "last"
@@ -279,6 +297,13 @@ class Knockout(Voting):
     the best meets the worst, so the bracket does not depend on the order of the candidates. A
     class that wins against every other one always wins the tournament; with `aggregate` as the
     only juror this is `WeightedVote`.
+
+    Args:
+        aggregate: name of the aggregation that seeds the answers and breaks ties. Default: "mean".
+        jury: names of the aggregations that compare each pair, each one juror. Default: "mean",
+            "min", "last".
+        weigh: how the path scores of an answer make its weight: "sum", "mean" or "max". Default:
+            "sum".
     """
 
     jury: tuple[str, ...] = Field(default=("mean", "min", "last"), min_length=1)

@@ -45,15 +45,15 @@ class StepwiseSearch(BaseModel):
     """The options of every strategy that goes step by step.
 
     Args:
-        max_depth: steps after which an open path is cut ("truncated").
-        aggregate: name of the aggregation of the path score.
-        dedup: merge identical siblings.
-        refill: how often the slots of merged or failed siblings are asked for again.
-        refill_temperature_scale: factor on the policy's temperature then, so that it repeats
-            itself less.
+        max_depth: steps after which an open path is cut ("truncated"). Default: 32.
+        aggregate: name of the aggregation of the path score. Default: "mean".
+        dedup: merge identical siblings. Default: True.
+        refill: how often the slots of merged or failed siblings are asked for again. Default: 1.
+        refill_temperature_scale: factor on the policy's temperature then, so that it repeats itself
+            less. Default: 1.
         same_step: tells which siblings are the same; `exact_step`, `loose_step` or your own
-            function from a step's text to a key (near-duplicates share one).
-        pruning: what is put aside besides the strategy's own rule.
+            function from a step's text to a key (near-duplicates share one). Default: `exact_step`.
+        pruning: what is put aside besides the strategy's own rule. Default: nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
