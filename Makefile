@@ -82,6 +82,7 @@ lint: $(STAMP)  ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict vprm_search
+	$(BIN)/mypy --strict --explicit-package-bases -p examples.tiny_models
 	$(BIN)/lint-imports --no-cache
 
 format: $(STAMP)  ## Write the code in the project's style
