@@ -245,12 +245,13 @@ async def test_a_cancelled_call_leaves_no_question_behind() -> None:
     class Slow(TextJudge):
         async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
             self.running += 1
-            if self.running == 6:
+            place = self.running
+            if place == 6:
                 started.set()
             try:
                 await asyncio.Event().wait()
             finally:
-                for _ in range(self.running):  # one call takes longer to clean up than another
+                for _ in range(10 * place):  # one call takes longer to clean up than another
                     await asyncio.sleep(0)
                 self.running -= 1
 

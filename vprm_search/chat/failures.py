@@ -1,9 +1,8 @@
 """Which failed calls to a model are worth another try, how long to wait, and what may be said.
 
 LangGraph's default retry rule skips timeouts and "429 Too Many Requests", which are what a search
-meets most, so the classification is ours, and the only one. Policies and judges ask it about
-exceptions (`is_retryable`, `retry_after`, `explain`), clients of scoring servers about statuses,
-headers and texts (`is_retryable_status`, `seconds_asked`, `without_secrets`, `one_line`).
+meets most, so the classification is ours, and the only one: policies, judges and the clients of
+scoring servers ask it.
 """
 
 from __future__ import annotations
