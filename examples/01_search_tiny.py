@@ -6,16 +6,14 @@ Run: python examples/01_search_tiny.py
 from vprm_search import (
     BeamSearch,
     Budget,
+    Pruning,
     SearchTree,
     TransformersScorer,
     create_search_graph,
+    image_message,
     tree_of_state,
 )
-from vprm_search.images import image_message
-from vprm_search.search import Pruning
-from vprm_search.tiny.chat_model import TinyChatModel
-from vprm_search.tiny.weights import weights_path
-from vprm_search.tiny.world import generate, render
+from vprm_search.tiny import TinyChatModel, generate, render, weights_path
 
 
 def search() -> SearchTree:

@@ -15,12 +15,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
 
-from vprm_search import TransformersScorer, create_verifier_node
-from vprm_search.graph import VerifierState
-from vprm_search.images import image_message
-from vprm_search.tiny.chat_model import TinyChatModel
-from vprm_search.tiny.weights import weights_path
-from vprm_search.tiny.world import generate, render
+from vprm_search import TransformersScorer, VerifierState, create_verifier_node, image_message
+from vprm_search.tiny import TinyChatModel, generate, render, weights_path
 
 
 class AgentState(VerifierState):

@@ -20,12 +20,10 @@ from vprm_search import (
     DiskImageStore,
     TransformersScorer,
     create_search_graph,
+    image_message,
     tree_of_state,
 )
-from vprm_search.images import image_message
-from vprm_search.tiny.chat_model import TinyChatModel
-from vprm_search.tiny.weights import weights_path
-from vprm_search.tiny.world import generate, render
+from vprm_search.tiny import TinyChatModel, generate, render, weights_path
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "one"}}
 

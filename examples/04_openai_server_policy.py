@@ -11,10 +11,16 @@ import os
 
 from langchain_openai import ChatOpenAI
 
-from vprm_search import BeamSearch, Budget, ChatModelPolicy, TransformersScorer, create_search_graph
+from vprm_search import (
+    BeamSearch,
+    Budget,
+    ChatModelPolicy,
+    TransformersScorer,
+    create_search_graph,
+    image_message,
+)
 from vprm_search.graph import CompiledSearchGraph
-from vprm_search.images import image_message
-from vprm_search.tiny.weights import weights_path
+from vprm_search.tiny import weights_path
 
 
 def build() -> CompiledSearchGraph:

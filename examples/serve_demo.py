@@ -24,7 +24,14 @@ from pathlib import Path
 
 from langchain_openai import ChatOpenAI
 
-from vprm_search import BeamSearch, BestScore, ChatModelPolicy, VllmScorer
+from vprm_search import (
+    BeamSearch,
+    BestScore,
+    ChatModelPolicy,
+    VllmScorer,
+    arun_search,
+    image_message,
+)
 from vprm_search.cli.vllm_server import (
     ARCHITECTURE,
     ServeCommand,
@@ -32,8 +39,6 @@ from vprm_search.cli.vllm_server import (
     ServerProcess,
     serve_command,
 )
-from vprm_search.graph import arun_search
-from vprm_search.images import normalise_image
 from vprm_search.tiny.weights import weights_path
 from vprm_search.tiny.world import FAMILIES, TinyProblem, generate, render
 
@@ -109,10 +114,9 @@ async def search_all(problems: list[TinyProblem], policy_url: str, prm_url: str)
         nonlocal right
         async with turn:
             run = await arun_search(
-                problem.question,
+                image_message(problem.question, render(problem)),
                 policy=policy,
                 scorer=scorer,
-                images=[normalise_image(render(problem))],
                 strategy=BeamSearch(width=2, expand=3, max_depth=13),
                 selector=BestScore(),
             )

@@ -41,9 +41,21 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_public_names_are_few_and_an_unknown_one_is_an_attribute_error() -> None:
-    assert len(vprm_search.__all__) <= 24
+    assert len(vprm_search.__all__) <= 40
     with pytest.raises(AttributeError, match="no attribute 'beam_search'"):
         _ = vprm_search.beam_search
+
+
+def test_every_strategy_and_selector_is_public() -> None:
+    from vprm_search import search
+
+    rules = {
+        name
+        for name, kind in vars(search).items()
+        if isinstance(kind, type) and (hasattr(kind, "plan") or hasattr(kind, "select"))
+    }
+    assert rules <= set(vprm_search.__all__)
+    assert {"BeamSearch", "MCTS", "Knockout", "Strategy"} <= rules
 
 
 def test_type_checkers_see_the_names_that_exist_at_run_time() -> None:

@@ -13,21 +13,36 @@ if TYPE_CHECKING:
     from vprm_search.budget import Budget
     from vprm_search.errors import VprmError
     from vprm_search.graph import (
+        VerifierState,
+        arun_search,
         create_search_graph,
         create_verifier_node,
         run_search,
         tree_of_state,
     )
-    from vprm_search.images.store import DiskImageStore
+    from vprm_search.images import DiskImageStore, image_message
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
     from vprm_search.scoring.judge_scorer import JudgeScorer
+    from vprm_search.scoring.score_cache import CachedScorer
     from vprm_search.scoring.transformers_scorer import TransformersScorer
+    from vprm_search.scoring.vllm.options import VllmOptions
     from vprm_search.scoring.vllm_scorer import VllmScorer
+    from vprm_search.scoring.wrappers import OutcomeScorer
     from vprm_search.search import (
+        DVTS,
+        MCTS,
+        REBASE,
         BeamSearch,
+        BestFirst,
         BestOfN,
         BestScore,
+        Cascade,
+        HybridVote,
+        Knockout,
+        Lookahead,
         MajorityVote,
+        ParticleFilter,
+        Pruning,
         Selector,
         Strategy,
         WeightedVote,
@@ -38,23 +53,42 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    # LangGraph
+    # LangGraph, and searches without a graph
     "create_search_graph",
     "create_verifier_node",
     "run_search",
+    "arun_search",
     "tree_of_state",
-    # how to search, and how to choose
+    "VerifierState",
+    # how to search
     "BeamSearch",
+    "BestFirst",
     "BestOfN",
+    "Cascade",
+    "DVTS",
+    "Lookahead",
+    "MCTS",
+    "ParticleFilter",
+    "REBASE",
+    "Pruning",
+    # how to choose
     "BestScore",
+    "HybridVote",
+    "Knockout",
     "MajorityVote",
     "WeightedVote",
+    # when to stop
     "Budget",
-    # models and images
+    # models
     "ChatModelPolicy",
     "TransformersScorer",
     "VllmScorer",
+    "VllmOptions",
     "JudgeScorer",
+    "OutcomeScorer",
+    "CachedScorer",
+    # images
+    "image_message",
     "DiskImageStore",
     # data
     "Problem",
@@ -73,18 +107,34 @@ _HOMES = {
     "create_search_graph": "vprm_search.graph",
     "create_verifier_node": "vprm_search.graph",
     "run_search": "vprm_search.graph",
+    "arun_search": "vprm_search.graph",
     "tree_of_state": "vprm_search.graph",
+    "VerifierState": "vprm_search.graph",
     "BeamSearch": "vprm_search.search",
+    "BestFirst": "vprm_search.search",
     "BestOfN": "vprm_search.search",
+    "Cascade": "vprm_search.search",
+    "DVTS": "vprm_search.search",
+    "Lookahead": "vprm_search.search",
+    "MCTS": "vprm_search.search",
+    "ParticleFilter": "vprm_search.search",
+    "REBASE": "vprm_search.search",
+    "Pruning": "vprm_search.search",
     "BestScore": "vprm_search.search",
+    "HybridVote": "vprm_search.search",
+    "Knockout": "vprm_search.search",
     "MajorityVote": "vprm_search.search",
     "WeightedVote": "vprm_search.search",
     "Budget": "vprm_search.budget",
     "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
     "VllmScorer": "vprm_search.scoring.vllm_scorer",
+    "VllmOptions": "vprm_search.scoring.vllm.options",
     "JudgeScorer": "vprm_search.scoring.judge_scorer",
-    "DiskImageStore": "vprm_search.images.store",
+    "OutcomeScorer": "vprm_search.scoring.wrappers",
+    "CachedScorer": "vprm_search.scoring.score_cache",
+    "image_message": "vprm_search.images",
+    "DiskImageStore": "vprm_search.images",
     "Problem": "vprm_search.types",
     "SearchResult": "vprm_search.types",
     "SearchTree": "vprm_search.tree",

@@ -48,6 +48,7 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
         reason=top.reason,
         cause=top.cause,
         merged_into=top.merged_into,
+        blank=a.blank or b.blank,
         score=max(scores, default=None),
         score_reason="" if scores else max(a.score_reason, b.score_reason),
         path_scores=paths,
@@ -136,7 +137,7 @@ class SearchTree:
         _keep(self._ended, node, record.status in ("finished", "truncated"))
         waits = record.parent is not None and not scored and not record.score_reason
         _keep(self._unscored, node, waits and record.status != "failed")
-        if scored and record.text:
+        if scored and record.is_step:
             self._new_scores.append(node)
 
     # --- reading -------------------------------------------------------------------------------
@@ -232,12 +233,12 @@ class SearchTree:
         return len(self.path(node))
 
     def steps(self, node: NodeId) -> tuple[str, ...]:
-        """Return the texts of the path's steps; an empty text is an end marker, not a step."""
-        return tuple(record.text for record in self.path(node) if record.text)
+        """Return the texts of the path's steps; an end marker is not a step."""
+        return tuple(record.text for record in self.path(node) if record.is_step)
 
     def step_scores(self, node: NodeId) -> tuple[float | None, ...]:
         """Return the scores of the path's steps, as long as `steps(node)`."""
-        return tuple(record.score for record in self.path(node) if record.text)
+        return tuple(record.score for record in self.path(node) if record.is_step)
 
     def path_score(self, node: NodeId, aggregate: str) -> float | None:
         """Return the aggregated score of the path; None if a step has no score.

@@ -147,11 +147,16 @@ class StepScore:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Score every step of one path. `images` are the problem's images, in the problem's order."""
+    """Score every step of one path. `images` are the problem's images, in the problem's order.
+
+    `recompute` asks for the computation itself: what only remembers scores must not answer. A
+    scorer that always computes ignores it.
+    """
 
     problem: Problem
     steps: tuple[str, ...]
     images: tuple[ImageData, ...] = ()
+    recompute: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +299,9 @@ class NodeRecord(Counts):
     `policy` names the policy that proposed the step, where there are several. `role` says why it
     was proposed: "" as a candidate, "redo" in place of a rejected draft, "lookahead" only to score
     the candidate above it. `reason` says in words, and `cause` for programs, why a path ends here;
-    a "duplicate" names the sibling it was `merged_into`. What the scorer reports of its work
-    (`tokens_sent` and what follows) stands on one record of a round, for the whole round.
+    a "duplicate" names the sibling it was `merged_into`. A record without text is an end marker
+    (the answer ended at the step before), or, if `blank`, an empty step. What the scorer reports of
+    its work (`tokens_sent` and what follows) stands on one record of a round, for the whole round.
     """
 
     id: NodeId
@@ -314,6 +320,12 @@ class NodeRecord(Counts):
     role: Role = ""
     cause: Cause = ""
     merged_into: NodeId | None = None
+    blank: _Flag = False
+
+    @property
+    def is_step(self) -> bool:
+        """Whether this is a step, which has a score of its own: not the root, no end marker."""
+        return bool(self.text) or self.blank
 
     def to_json(self) -> dict[str, Json]:
         """Return the record as plain JSON; fields at their default are left out.

@@ -22,6 +22,7 @@ from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
+from vprm_search.steps import split_steps
 from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer
 from vprm_search.tiny.scored import sample_leaves
 from vprm_search.tiny.world import FAMILIES, SPLITS, generate, render
@@ -252,7 +253,9 @@ async def _measure(
 
 
 def _rules(strategy: Any, selector: Selector) -> SearchRules:
-    return SearchRules(strategy=strategy, selector=selector, extract=parse_answer)
+    return SearchRules(
+        strategy=strategy, selector=selector, extract=parse_answer, split=split_steps
+    )
 
 
 async def _all_scores(

@@ -20,7 +20,7 @@ from vprm_search.errors import PolicyError
 from vprm_search.graph import create_search_graph, run_jobs, tree_of_state
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.session import CallKey, CallsInFlight, run_blocking
+from vprm_search.graph.session import CallsInFlight, run_blocking
 from vprm_search.search import DVTS, BeamSearch, BestScore
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
@@ -194,9 +194,7 @@ async def test_an_error_cancels_what_is_under_way() -> None:
 
     calls = CallsInFlight(Failing(World(), random.Random(0)))
     before = asyncio.all_tasks()
-    requests = {
-        CallKey("a", Expand(str(seed), 1)): ProposeRequest(PROBLEM, (), (seed,)) for seed in (1, 2)
-    }
+    requests = {Expand(str(seed), 1): ProposeRequest(PROBLEM, (), (seed,)) for seed in (1, 2)}
     with pytest.raises(PolicyError, match="no"):
         await calls.replies(requests)
     for _ in range(3):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import concurrent.futures
 import contextvars
+import inspect
+import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +16,22 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, SystemMessage
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
-from vprm_search.errors import ConfigError, ScorerError, SearchError
-from vprm_search.graph import arun_search, run_jobs, run_search
+from vprm_search.errors import ConfigError, ImageError, ScorerError, SearchError
+from vprm_search.graph import (
+    arun_search,
+    create_search_graph,
+    run_jobs,
+    run_search,
+    tree_of_state,
+)
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy
 from vprm_search.graph.session import run_blocking
-from vprm_search.images import normalise_image
-from vprm_search.search import BeamSearch, BestOfN, Strategy, WeightedVote
+from vprm_search.images import MemoryImageStore, image_message, normalise_image
+from vprm_search.search import BeamSearch, BestOfN, MajorityVote, Strategy, WeightedVote
 from vprm_search.tree import SearchTree
 from vprm_search.types import Policy, Problem, Proposal, ProposeRequest
 
@@ -42,6 +53,61 @@ def test_images_come_as_bytes_or_normalised() -> None:
     assert search(problem, images=[image]).tree.dumps() == trees[0].dumps()
     with pytest.raises(SearchError, match="names 1 images and 0"):
         search(problem)
+
+
+def test_a_question_may_be_a_message_or_a_conversation_as_in_the_graph() -> None:
+    wanted = search(images=[PNG]).tree.dumps()
+    message = image_message(QUESTION, PNG)
+    data = base64.b64encode(PNG).decode()
+    blocks = [
+        {"type": "image", "base64": data, "mime_type": "image/png"},
+        {"type": "text", "text": QUESTION},
+    ]
+    plain = {"role": "user", "content": blocks}
+    for question in (message, [message], plain, [plain], [AIMessage("Ask!"), plain]):
+        assert search(question).tree.dumps() == wanted
+    graph = create_search_graph(
+        policy=HashChatModel(), scorer=HashScorer(), strategy=BEAM, image_store=MemoryImageStore()
+    )
+    state = graph.compile().invoke({"messages": [plain]})
+    assert tree_of_state(state).dumps() == wanted
+    system = search([SystemMessage("Be short."), message]).tree.problem
+    assert system.system == "Be short."
+    with pytest.raises(SearchError, match="beside a message"):
+        search(message, images=[PNG])
+    with pytest.raises(ImageError, match="give the picture"):
+        search({"role": "user", "content": [{"type": "image", "url": "vprm-image://x"}, *blocks]})
+
+
+def test_no_scorer_is_needed_where_no_rule_reads_scores() -> None:
+    run = search(scorer=None, strategy=BestOfN(8), selector=MajorityVote())
+    assert run.result.answer is not None
+    assert run.result.score is None
+    assert {r.score_reason for r in run.tree if r.is_step} == {"the search has no scorer"}
+    with pytest.raises(ConfigError, match="WeightedVote reads scores, and scorer is None"):
+        search(scorer=None, strategy=BestOfN(8))
+    with pytest.raises(ConfigError, match="BeamSearch reads scores"):
+        create_search_graph(policy=HashChatModel(), scorer=None, selector=MajorityVote())
+
+
+def test_the_graph_and_the_function_take_the_same_options() -> None:
+    graph_only = {
+        "image_store",
+        "messages_key",
+        "state_schema",
+        "context_schema",
+        "retry_policy",
+        "delta_checkpoints",
+    }
+    of_graph = inspect.signature(create_search_graph).parameters
+    for function in (run_search, arun_search):
+        own = inspect.signature(function).parameters
+        assert set(own) - {"question", "images", "on_event"} == set(of_graph) - graph_only
+        for name in set(own) & set(of_graph):
+            assert own[name].default == of_graph[name].default
+    for function in (create_search_graph, arun_search):
+        told = function.__doc__ or ""
+        assert all(f"        {name}: " in told for name in inspect.signature(function).parameters)
 
 
 async def test_synchronous_and_asynchronous_searches_are_equal() -> None:
@@ -186,6 +252,43 @@ async def test_it_works_inside_a_running_loop_and_inside_itself() -> None:
         return run_blocking(answer(3))[0] + 1
 
     assert run_blocking(outer()) == 4
+
+
+def test_no_thread_is_left_behind() -> None:
+    async def outer() -> int:
+        return run_blocking(answer(3))[0]
+
+    run_blocking(outer())
+    before = set(threading.enumerate())
+    for _ in range(5):
+        run_blocking(outer())
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_caller_that_is_interrupted_leaves_no_work_behind() -> None:
+    ended, main = threading.Event(), threading.main_thread().ident or 0
+
+    async def work() -> None:
+        while sys._current_frames()[main].f_code.co_name != "wait":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        try:
+            signal.pthread_kill(main, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_blocking(work())
+    assert ended.wait(30)
+
+
+def test_an_exit_is_the_callers_and_does_not_end_the_shared_loop() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        run_blocking(leave())
+    assert run_blocking(answer(5)) == (5, "vprm-search-loop")
 
 
 def test_context_variables_come_along() -> None:

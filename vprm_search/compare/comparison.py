@@ -45,6 +45,7 @@ from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import BestScore, Plan, Strategy
+from vprm_search.steps import split_steps
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, StepScorer
 
@@ -237,7 +238,7 @@ class _Shard:
     async def _run(
         self, jobs: Sequence[Job], scorer: StepScorer, strategy: Strategy
     ) -> list[SearchRun]:
-        rules = SearchRules(strategy, BestScore(), extract=self.ground.extract)
+        rules = SearchRules(strategy, BestScore(), extract=self.ground.extract, split=split_steps)
         return await run_jobs(jobs, self.ground.policy, scorer, rules)
 
     def _write(self, cell: Cell, entrant: Entrant, budgets: Sequence[int]) -> None:

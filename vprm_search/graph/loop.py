@@ -1,56 +1,184 @@
-"""What a round does, for one search or for many: plan, check, propose, score.
+"""The one loop: what a round does, said once, for one search or for many.
 
-The LangGraph nodes call these phases with one tree; `run_jobs` and the benchmarks call them with
-many, so that one request to the policy or the scorer carries the work of all searches. Every phase
-merges what it did into the tree and returns the changed records, which is what a checkpoint has to
-hold.
+`Loop` reads from top to bottom: plan, propose, score, plan …, conclude. The nodes of the graph
+call its phases with one search and keep what they return in LangGraph's state; `run_jobs` calls
+them with many, so that one request to the policy or the scorer carries the work of all. Every
+phase merges what it did into the tree and returns the records it changed, which is what a
+checkpoint has to hold, and the events that tell of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from vprm_search import ids
-from vprm_search.aggregate import path_score
 from vprm_search.budget import usage_of
-from vprm_search.errors import InputError, PolicyError, ScorerError, SearchError
+from vprm_search.errors import PolicyError, ScorerError, SearchError
+from vprm_search.graph import events
 from vprm_search.graph.parts import SearchRules
-from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED
+from vprm_search.graph.records import (
+    copy_twins,
+    note_cost,
+    paths_to_score,
+    settle,
+    store_scores,
+    take_replies,
+)
+from vprm_search.graph.session import CallsInFlight, ScoredRounds
+from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, OnNoAnswer, conclude
 from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
-from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
-    Cause,
     Counts,
     ImageData,
     NodeId,
     NodeRecord,
-    NodeStatus,
     Policy,
     Proposal,
     ProposeRequest,
     ScoreRequest,
-    ScoreResult,
-    StepScore,
+    SearchResult,
     StepScorer,
     Usage,
 )
 
-_STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
+_RECURSION_LIMIT = "recursion_limit of the graph's config reached"
+
+Told = tuple[list[NodeRecord], list[events.Event]]
+"""What a phase did to one tree: the changed records, and the events that tell of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """One search in a batch: its tree, its problem's images, and the seconds spent so far."""
+    """One search: its tree, its problem's images, the seconds spent so far, the round under way."""
 
     tree: SearchTree
     images: tuple[ImageData, ...] = ()
     seconds: float = 0.0
+    plan: Plan = field(default_factory=Plan)
 
 
-# --- plan --------------------------------------------------------------------------------------
+class Loop:
+    """The phases of a round, in their order. A search has ended when its plan has a `finish`.
+
+    Args:
+        policy: what proposes steps.
+        scorer: what scores them.
+        rules: the pure rules of the search.
+        waits: whether a round waits for every reply of the policy; else the parts of a
+            `PartwiseStrategy` go on by themselves (`SearchRules.waits_for_all`).
+        on_no_answer: what `conclude` does when no path finished.
+        scored: which rounds the scorer of this process has seen, where a search may have begun
+            in another process; None where it cannot.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        scorer: StepScorer,
+        rules: SearchRules,
+        *,
+        waits: bool = True,
+        on_no_answer: OnNoAnswer = "best_truncated",
+        scored: ScoredRounds | None = None,
+    ) -> None:
+        self.policy = policy
+        self.scorer = scorer
+        self.rules = rules
+        self.waits = waits
+        self.on_no_answer = on_no_answer
+        self.calls = CallsInFlight(policy)
+        self._scored = scored
+
+    def plan(self, job: Job, *, out_of_steps: bool = False) -> Told:
+        """Ask the strategy what to do next, check it, and close what it puts aside.
+
+        Raises `SearchError` for a plan that would go on for ever (`check_plan`).
+        """
+        tree, rules = job.tree, self.rules
+        known = () if self.waits else job.plan.expand
+        plan = next_plan(tree, rules, seconds=job.seconds, was_cut=job.plan.cut, under_way=known)
+        if out_of_steps and not plan.finish:
+            plan = ended(plan, tree, rules, _RECURSION_LIMIT, cut_short=True)
+        check_plan(plan, tree, rules)
+        closed = close_nodes(tree, plan)
+        job.plan = plan
+        if plan.finish:
+            self.calls.end_run()
+        if self._scored is not None and tree.rounds == 0:
+            self._scored.begin(tree.root_id)
+        return closed, events.planned(tree, plan, closed, known=known)
+
+    async def propose(self, jobs: Sequence[Job]) -> list[Told]:
+        """Ask the policy for all children of this round, or for the first that are there.
+
+        Then `job.plan` holds what is still being asked. Raises what the policy raises, and
+        `PolicyError` if it breaks its contract.
+        """
+        if self.waits:
+            plans = [job.plan for job in jobs]
+            records = await propose(jobs, plans, self.policy, self.rules)
+        else:
+            records = [await self._propose_some(job) for job in jobs]
+        return [(new, events.expanded(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
+
+    async def _propose_some(self, job: Job) -> list[NodeRecord]:
+        requests = {e: propose_request(job, e, self.rules) for e in job.plan.expand}
+        replies = await self.calls.replies(requests)
+        left = tuple(expand for expand in job.plan.expand if expand not in replies)
+        job.plan = replace(job.plan, expand=left)
+        return take_replies(job.tree, replies, self.rules)
+
+    async def score(self, jobs: Sequence[Job]) -> list[Told]:
+        """Score all new steps of this round in one batch.
+
+        Raises what the scorer raises, and `ScorerError` if it breaks its contract.
+        """
+        taken_over = [await self._catch_up(job) for job in jobs]
+        records = await score(jobs, self.scorer, self.rules, recompute=any(taken_over))
+        return [(new, events.scored(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
+
+    async def _catch_up(self, job: Job) -> bool:
+        """Bring the scorer's prefix cache to where another process left it; tell if it was needed.
+
+        A scorer that keeps keys and values between rounds computes a new step on top of what the
+        earlier rounds left behind. Computed in one piece, the same prefix gives scores that differ
+        in their last bits. Asking for the earlier rounds again, in their order, makes the very
+        same passes, so the search goes on byte for byte as if it had never stopped. The replies
+        are thrown away: the records hold the scores already. A cache of scores must answer neither
+        for those rounds nor for the present one, which may have been scored and not recorded.
+        """
+        if self._scored is None or not getattr(self.scorer, "has_prefix_cache", False):
+            return False
+        root, last = job.tree.root_id, job.tree.rounds
+        taken_over = self._scored.misses(root, last)
+        if taken_over:
+            copy = SearchTree(job.tree.problem, job.tree.run_seed)
+            for number in range(1, last):
+                copy.merge(
+                    replace(r, score=None, score_reason="", path_scores={}, scored_tokens=0)
+                    for r in job.tree.round_nodes(number)
+                )
+                replayed = [Job(copy, job.images)]
+                await score(replayed, self.scorer, self.rules, recompute=True)
+        self._scored.note(root, last)
+        return taken_over
+
+    def conclude(self, job: Job) -> tuple[SearchResult, list[events.Event]]:
+        """Choose the answer. Raises `NoAnswerError` if there is none and it was asked to."""
+        result = conclude(
+            job.tree,
+            self.rules.selector,
+            usage=usage_of(job.tree, job.seconds),
+            ended_by=job.plan.finish,
+            on_no_answer=self.on_no_answer,
+        )
+        return result, events.answered(job.tree, result)
+
+
+# --- plan ----------------------------------------------------------------------------------------
 
 
 def next_plan(
@@ -161,10 +289,11 @@ def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
 
 def close_nodes(tree: SearchTree, plan: Plan) -> list[NodeRecord]:
     """Close the nodes the plan puts aside; return the changed records."""
-    return _merged(tree, (close.closed(tree[close.node]) for close in plan.close))
+    closed = (close.closed(tree[close.node]) for close in plan.close)
+    return [tree[node] for node in tree.merge(closed)]
 
 
-# --- propose -----------------------------------------------------------------------------------
+# --- propose -------------------------------------------------------------------------------------
 
 
 async def propose(
@@ -182,28 +311,7 @@ async def propose(
     answered: dict[int, dict[Expand, list[Proposal]]] = {id(job): {} for job in jobs}
     for (job, expand), reply in zip(todo, replies, strict=True):
         answered[id(job)][expand] = reply
-    return [take_replies(job, answered[id(job)], rules) for job in jobs]
-
-
-def take_replies(
-    job: Job, replies: Mapping[Expand, Sequence[Proposal]], rules: SearchRules
-) -> list[NodeRecord]:
-    """Merge what the policy proposed into the tree; return the new records.
-
-    Raises `PolicyError` for a wrong number of proposals.
-    """
-    number = job.tree.rounds + 1
-    new: list[NodeRecord] = []
-    for expand, reply in replies.items():
-        if len(reply) != expand.count:
-            raise PolicyError(
-                f"the policy was asked for {expand.count} continuations of {expand.node} and "
-                f"returned {len(reply)}"
-            )
-        for offset, proposal in enumerate(reply):
-            index, at = expand.first_index + offset, expand.round or number
-            new += proposed_nodes(job.tree, expand, index, proposal, at, rules)
-    return _merged(job.tree, new)
+    return [take_replies(job.tree, answered[id(job)], rules) for job in jobs]
 
 
 def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequest:
@@ -221,187 +329,36 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
     )
 
 
-def _merged(tree: SearchTree, records: Iterable[NodeRecord]) -> list[NodeRecord]:
-    return [tree[node] for node in tree.merge(records)]
-
-
-def proposed_nodes(
-    tree: SearchTree,
-    expand: Expand,
-    index: int,
-    proposal: Proposal,
-    number: int,
-    rules: SearchRules,
-) -> list[NodeRecord]:
-    """Return the records of one proposal: one step, or the chain of steps of a whole solution."""
-    first = NodeRecord(
-        id="",
-        parent=expand.node,
-        index=index,
-        seed=ids.child_seed(expand.node, index),
-        round=number,
-        **proposal.counts(),
-        policy=expand.policy,
-        role=expand.role,
-    )
-    if proposal.finish == "error":
-        cause: Cause = "budget" if proposal.out_of_time else "failed"
-        return [_failed(first, proposal.error or "the policy gave no reason", cause)]
-    try:
-        texts = _step_texts(expand, proposal, rules)
-    except InputError as error:
-        return [_failed(first, str(error))]
-    if not texts:
-        if proposal.finish != "stop" or expand.node == tree.root_id:
-            return [_failed(first, "empty step")]
-        texts = [""]  # the policy ended its answer at the step before: an end marker
-    so_far = list(tree.steps(expand.node))
-    chain: list[NodeRecord] = []
-    for position, text in enumerate(texts):
-        parent = chain[-1].id if chain else expand.node
-        at = index if position == 0 else 0
-        record = first if position == 0 else _later(expand, parent)
-        node = ids.child_id(parent, at, text)
-        chain.append(replace(record, id=node, parent=parent, text=text, round=number))
-        so_far += [text] if text else []
-    status = _STATUS[proposal.finish]
-    answer = rules.extract(join_steps(so_far)) if status != "open" else None
-    chain[-1] = replace(chain[-1], status=status, answer=answer)
-    return chain
-
-
-def _later(expand: Expand, parent: NodeId) -> NodeRecord:
-    """Return the record of a further step of one proposal; what it cost stands on the first."""
-    return NodeRecord(id="", parent=parent, index=0, policy=expand.policy, role=expand.role)
-
-
-def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:
-    if expand.until == "end":
-        rules.limits.check_text(proposal.text, "the proposed solution")
-        return [text for step in rules.split(proposal.text) if (text := step.strip())]
-    text = normalise_text(proposal.text).strip()
-    rules.limits.check_steps([text])
-    return [text] if text else []
-
-
-def _failed(record: NodeRecord, reason: str, cause: Cause = "failed") -> NodeRecord:
-    node = ids.child_id(record.parent or "", record.index, "")
-    reason = normalise_text(reason)[:500]
-    return replace(record, id=node, status="failed", reason=reason, cause=cause)
-
-
-# --- score --------------------------------------------------------------------------------------
+# --- score ---------------------------------------------------------------------------------------
 
 
 async def score(
-    jobs: Sequence[Job], scorer: StepScorer, rules: SearchRules
+    jobs: Sequence[Job], scorer: StepScorer, rules: SearchRules, *, recompute: bool = False
 ) -> list[list[NodeRecord]]:
     """Score all new steps of this round in one batch; return the changed records per job.
 
     A step whose very text path was scored before (two samples that begin alike) takes that score
-    and costs nothing. Raises `ScorerError` if the scorer breaks its contract.
+    and costs nothing. `recompute` asks caches not to answer. Raises `ScorerError` if the scorer
+    breaks its contract.
     """
     asked: list[tuple[Job, NodeId]] = []
     waiting = [[record.id for record in job.tree.unscored()] for job in jobs]
     for job in jobs:
-        _copy_twins(job.tree)
-        asked += [(job, node) for node in _paths_to_score(job.tree)]
+        copy_twins(job.tree)
+        asked += [(job, node) for node in paths_to_score(job.tree)]
     requests = [
-        ScoreRequest(job.tree.problem, job.tree.steps(node), job.images) for job, node in asked
+        ScoreRequest(job.tree.problem, job.tree.steps(node), job.images, recompute=recompute)
+        for job, node in asked
     ]
     results = await scorer.score(requests) if requests else []
     if len(results) != len(requests):
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
     costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
     for (job, node), result in zip(asked, results, strict=True):
-        _store(job.tree, node, result)
+        store_scores(job.tree, node, result)
         costs[id(job)].append(result.cost)
     for job, nodes in zip(jobs, waiting, strict=True):
-        _note_cost(job.tree, nodes, costs[id(job)])
+        note_cost(job.tree, nodes, costs[id(job)])
     return [
-        _settle(job.tree, nodes, rules.aggregates) for job, nodes in zip(jobs, waiting, strict=True)
+        settle(job.tree, nodes, rules.aggregates) for job, nodes in zip(jobs, waiting, strict=True)
     ]
-
-
-def _paths_to_score(tree: SearchTree) -> list[NodeId]:
-    """Return the deepest unscored nodes, one for each distinct text path."""
-    waiting = [record for record in tree.unscored() if record.text]
-    inner = {record.parent for record in waiting}
-    paths = {tree.steps(record.id): record.id for record in reversed(waiting)}
-    chosen = set(paths.values())
-    return [r.id for r in waiting if r.id in chosen and r.id not in inner]
-
-
-def _store(tree: SearchTree, node: NodeId, result: ScoreResult) -> None:
-    path = [record for record in tree.path(node) if record.text]
-    if len(result.scores) != len(path):
-        raise ScorerError(
-            f"the scorer was given {len(path)} steps and returned {len(result.scores)} scores"
-        )
-    tokens = result.step_tokens or (0,) * len(path)
-    if len(tokens) != len(path):
-        raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {len(path)}")
-    changed = [
-        _with_score(record, step, spent)
-        for record, step, spent in zip(path, result.scores, tokens, strict=True)
-        if record.score is None and not record.score_reason and not tree.scored_twin(record.id)
-    ]
-    root = tree[tree.root_id]
-    tree.merge([*changed, replace(root, scored_tokens=int(result.prefix_tokens))])
-
-
-def _note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[Counts]) -> None:
-    """Write what the scorer spent on `nodes` onto the first of them.
-
-    The join keeps the larger of two deliveries, so a round that is replayed counts once. Shares of
-    forward passes become multiples of 1/4096, whose sums do not depend on their order.
-    """
-    if not costs:
-        return
-    first = tree[min(nodes)]
-    spent = sum(costs, Counts())
-    spent = replace(spent, forward_passes=round(spent.forward_passes * 4096) / 4096)
-    tree.merge([replace(first, **(first + spent).counts())])
-
-
-def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:
-    if step.value is None:
-        reason = normalise_text(step.reason)[:500] or "the scorer gave no reason"
-        return replace(record, score_reason=reason)
-    if not 0.0 <= step.value <= 1.0:
-        return replace(record, score_reason=f"score {step.value!r} is not a probability")
-    return replace(record, score=float(step.value), scored_tokens=int(tokens))
-
-
-def _copy_twins(tree: SearchTree) -> None:
-    for record in tree.unscored():
-        twin = tree.scored_twin(record.id) if record.text else None
-        if twin is not None:
-            tree.merge([replace(record, score=twin.score)])
-
-
-def _settle(
-    tree: SearchTree, nodes: Sequence[NodeId], aggregates: Sequence[str]
-) -> list[NodeRecord]:
-    """Score twins and end markers, add path scores; return the root and the records of `nodes`."""
-    _copy_twins(tree)
-    for record in tree.unscored():
-        tree.merge([_inherited(tree, record)])
-    fresh = []
-    for node in nodes:
-        scores = tree.counted_scores(node)
-        paths = {name: path_score(name, scores) for name in aggregates}
-        known = {name: value for name, value in paths.items() if value is not None}
-        fresh.append(replace(tree[node], path_scores=known))
-    tree.merge(fresh)
-    return [tree[tree.root_id], *(tree[node] for node in nodes)]
-
-
-def _inherited(tree: SearchTree, record: NodeRecord) -> NodeRecord:
-    """Return an end marker with its parent's score; any other node was left without one."""
-    parent = tree[record.parent or tree.root_id]
-    if record.text:
-        return replace(record, score_reason="a twin of this step has no score")
-    if parent.score is None:
-        return replace(record, score_reason=parent.score_reason or "no step before it")
-    return replace(record, score=parent.score)

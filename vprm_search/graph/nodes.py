@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
@@ -23,24 +22,14 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
 
 from vprm_search import ids
-from vprm_search.budget import usage_of
-from vprm_search.graph import events, loop
-from vprm_search.graph.loop import Job, score
-from vprm_search.graph.parts import SearchRules
+from vprm_search.graph import events
+from vprm_search.graph.loop import Job, Loop
 from vprm_search.graph.questions import question_of, read_problem
-from vprm_search.graph.session import (
-    CallsInFlight,
-    LiveTrees,
-    ScorerMemory,
-    propose_some,
-    run_blocking,
-)
+from vprm_search.graph.session import LiveTrees, run_blocking
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.images.messages import ImageIntake, reference_images
-from vprm_search.search.outcome import OnNoAnswer, conclude
 from vprm_search.search.plan import Plan
-from vprm_search.tree import SearchTree
-from vprm_search.types import NodeRecord, Policy, Problem, SearchResult, StepScorer
+from vprm_search.types import ImageData, NodeRecord, Problem, SearchResult
 
 State = Mapping[str, Any]
 Update = dict[str, Any]
@@ -48,52 +37,47 @@ Outcome = tuple[Update, list[events.Event]]
 
 _STEPS_PER_ROUND = 3  # plan, propose, score; then plan and answer once more
 _STEPS_TO_END = 2
-_RECURSION_LIMIT = "recursion_limit of the graph's config reached"
-
-
-@dataclass(frozen=True, slots=True)
-class SearchParts:
-    """What a search graph is made of."""
-
-    policy: Policy
-    scorer: StepScorer
-    rules: SearchRules
-    intake: ImageIntake
-    messages_key: str = "messages"
-    run_seed: int = 0
-    on_no_answer: OnNoAnswer = "best_truncated"
-    trees: LiveTrees = field(default_factory=LiveTrees)
 
 
 class SearchNodes:
-    """The nodes of one search graph, each for synchronous and asynchronous use."""
+    """The nodes of one search graph, each for synchronous and asynchronous use.
 
-    def __init__(self, parts: SearchParts) -> None:
-        self._parts = parts
-        self._memory = ScorerMemory(parts.scorer)
-        self._calls = CallsInFlight(parts.policy)
-        self._waits = parts.rules.waits_for_all(parts.policy)
+    Args:
+        loop: the loop whose phases the nodes are.
+        intake: takes pictures out of messages, and brings them back for a round.
+        messages_key: the key of the conversation.
+        run_seed: makes the seeds of all candidates.
+    """
+
+    def __init__(
+        self, loop: Loop, intake: ImageIntake, messages_key: str = "messages", run_seed: int = 0
+    ) -> None:
+        self.loop = loop
+        self.intake = intake
+        self.messages_key = messages_key
+        self._run_seed = run_seed
+        self._trees = LiveTrees()
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
         """Return the nodes by name, in the order of the loop."""
-        phases_by_name = {
+        phases = {
             "ingest": self._ingest,
             "plan": self._plan,
             "propose": self._propose,
             "score": self._score,
             "answer": self._answer,
         }
-        return {name: _node(name, phase) for name, phase in phases_by_name.items()}
+        return {name: _node(name, phase) for name, phase in phases.items()}
 
     async def _ingest(self, state: State) -> Outcome:
         """Read the question, move its pictures out of the state, and start a new search."""
-        key = self._parts.messages_key
+        key = self.messages_key
         given: Sequence[AnyMessage] = state.get(key) or []
-        name_image = self._parts.intake.name_image
+        name_image = self.intake.name_image
         messages = await asyncio.to_thread(reference_images, given, name_image)
         update: Update = {
             "search_problem": read_problem(messages, name_image).to_json(),
-            "search_run_seed": self._parts.run_seed,
+            "search_run_seed": self._run_seed,
             "search_nodes": Overwrite({}),
             "search_plan": plan_to_json(Plan()),
             "search_seconds": 0.0,
@@ -104,80 +88,48 @@ class SearchNodes:
 
     async def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
-        tree = self._take(state)
-        last = plan_from_json(state["search_plan"])
-        plan = loop.next_plan(
-            tree,
-            self._parts.rules,
-            seconds=state["search_seconds"],
-            was_cut=last.cut,
-            under_way=() if self._waits else last.expand,
-        )
-        if _out_of_steps(plan, state.get("search_steps_left")):
-            plan = loop.ended(plan, tree, self._parts.rules, _RECURSION_LIMIT, cut_short=True)
-        loop.check_plan(plan, tree, self._parts.rules)
-        closed = loop.close_nodes(tree, plan)
-        update = self._give(state, tree, closed)
-        if plan.finish:
-            self._calls.cancel(_owner(tree))
-        told = events.planned(tree, plan, closed, known=() if self._waits else last.expand)
-        return {**update, "search_plan": plan_to_json(plan)}, told
+        job = self._job(state)
+        records, told = self.loop.plan(job, out_of_steps=_out_of_steps(state))
+        return self._update(state, job, records) | _planned(job), told
 
     async def _propose(self, state: State) -> Outcome:
         """Ask the policy for all children of this round, or wait for the first that are there."""
         started = time.monotonic()
-        tree, job = await self._job(state)
-        plan = plan_from_json(state["search_plan"])
-        rules = self._parts.rules
-        left: Update = {}
+        job = self._job(state, await self._images(state))
         with unstreamed():
-            if self._waits:
-                (records,) = await loop.propose([job], [plan], self._parts.policy, rules)
-            else:
-                owner = _owner(tree)
-                records, plan = await propose_some(job, plan, self._calls, rules, owner)
-                left = {"search_plan": plan_to_json(plan)}
-        update = self._give(state, tree, records) | _seconds(state, started) | left
-        return update, events.expanded(tree, records)
+            ((records, told),) = await self.loop.propose([job])
+        left = {} if self.loop.waits else _planned(job)
+        return self._update(state, job, records) | _seconds(state, started) | left, told
 
     async def _score(self, state: State) -> Outcome:
         """Score all new steps of this round in one batch."""
         started = time.monotonic()
-        tree, job = await self._job(state)
+        job = self._job(state, await self._images(state))
         with unstreamed():
-            await self._memory.restore(job, self._parts.rules)
-            (records,) = await score([job], self._parts.scorer, self._parts.rules)
-        update = self._give(state, tree, records) | _seconds(state, started)
-        return update, events.scored(tree, records)
+            ((records, told),) = await self.loop.score([job])
+        return self._update(state, job, records) | _seconds(state, started), told
 
     async def _answer(self, state: State) -> Outcome:
         """Choose the answer and say it."""
-        tree = self._take(state)
-        result = conclude(
-            tree,
-            self._parts.rules.selector,
-            usage=usage_of(tree, state["search_seconds"]),
-            ended_by=state["search_plan"]["finish"],
-            on_no_answer=self._parts.on_no_answer,
-        )
-        key = self._parts.messages_key
+        job = self._job(state)
+        result, told = self.loop.conclude(job)
+        key = self.messages_key
         asked = question_of(state[key]).id or ""
-        message = answer_message(result, f"vprm-{ids.digest(tree.root_id, asked)[:12].hex()}")
-        return {key: [message], "search_result": result.to_json()}, events.answered(tree, result)
+        name = f"vprm-{ids.digest(job.tree.root_id, asked)[:12].hex()}"
+        return {key: [answer_message(result, name)], "search_result": result.to_json()}, told
 
-    async def _job(self, state: State) -> tuple[SearchTree, Job]:
+    async def _images(self, state: State) -> tuple[ImageData, ...]:
         problem = Problem.from_json(state["search_problem"])
-        read = self._parts.intake.images  # from disk, as a rule
-        images = await asyncio.to_thread(read, problem) if problem.images else ()
-        tree = self._take(state)
-        return tree, Job(tree, images, state["search_seconds"])
+        read = self.intake.images  # from disk, as a rule
+        return await asyncio.to_thread(read, problem) if problem.images else ()
 
-    def _take(self, state: State) -> SearchTree:
-        return self._parts.trees.take(state, _thread())
+    def _job(self, state: State, images: tuple[ImageData, ...] = ()) -> Job:
+        tree = self._trees.take(state, _thread())
+        return Job(tree, images, state["search_seconds"], plan_from_json(state["search_plan"]))
 
-    def _give(self, state: State, tree: SearchTree, records: Sequence[NodeRecord]) -> Update:
+    def _update(self, state: State, job: Job, records: Sequence[NodeRecord]) -> Update:
         table = record_table(records)
-        self._parts.trees.give(state, _thread(), table, tree)
+        self._trees.give(state, _thread(), table, job.tree)
         return {"search_nodes": table}
 
 
@@ -228,19 +180,18 @@ def _tell(told: Sequence[events.Event]) -> None:
         write(event)
 
 
-def _out_of_steps(plan: Plan, steps_left: int | None) -> bool:
+def _out_of_steps(state: State) -> bool:
     """Tell whether LangGraph's recursion limit leaves room for an answer and no further round."""
-    if plan.finish or steps_left is None:
-        return False
-    return steps_left <= _STEPS_PER_ROUND + _STEPS_TO_END
+    left = state.get("search_steps_left")
+    return left is not None and left <= _STEPS_PER_ROUND + _STEPS_TO_END
+
+
+def _planned(job: Job) -> Update:
+    return {"search_plan": plan_to_json(job.plan)}
 
 
 def _seconds(state: State, started: float) -> Update:
     return {"search_seconds": state["search_seconds"] + time.monotonic() - started}
-
-
-def _owner(tree: SearchTree) -> str:
-    return f"{_thread()} {tree.root_id}"
 
 
 def _thread() -> str:

@@ -1,4 +1,4 @@
-"""What a search is made of: its pure rules, and what may be given as a policy."""
+"""What a search is made of: its pure rules, and what may be given as a policy and a scorer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
-from vprm_search.search.plan import PartwiseStrategy, Strategy
+from vprm_search.search.plan import PartwiseStrategy, Strategy, needs_scores
 from vprm_search.search.selectors import Selector
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_steps
-from vprm_search.types import Policy, Proposal, ProposeRequest
+from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
+from vprm_search.types import (
+    Policy,
+    Proposal,
+    ProposeRequest,
+    ScoreRequest,
+    ScoreResult,
+    StepScorer,
+)
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -33,7 +40,7 @@ class SearchRules:
     selector: Selector
     budget: Budget = field(default_factory=Budget)
     extract: Callable[[str], str | None] = extract_answer
-    split: Callable[[str], list[str]] = split_steps
+    split: Callable[[str], list[str]] = split_solution
     limits: StepLimits = DEFAULT_LIMITS
 
     def waits_for_all(self, policy: Policy) -> bool:
@@ -52,6 +59,30 @@ class SearchRules:
     def aggregates(self) -> tuple[str, ...]:
         """The path scores to store: those the strategy and the selector read."""
         return tuple(dict.fromkeys((*self.strategy.aggregates, self.selector.aggregate)))
+
+
+def as_scorer(scorer: StepScorer | None, rules: SearchRules) -> StepScorer:
+    """Return `scorer`, or one that scores nothing if there is none and `rules` need none.
+
+    Raises `ConfigError` if the strategy or the selector reads scores.
+    """
+    if scorer is not None:
+        return scorer
+    for rule in (rules.strategy, rules.selector):
+        if needs_scores(rule):
+            raise ConfigError(
+                f"{type(rule).__name__} reads scores, and scorer is None: give a scorer, or take "
+                "rules that need none, such as BestOfN(8) with MajorityVote()"
+            )
+    return NoScorer()
+
+
+class NoScorer:
+    """Gives no step a score; implements `StepScorer`."""
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Say of every step that there is no scorer."""
+        return [ScoreResult.failed(len(r.steps), "the search has no scorer") for r in requests]
 
 
 def as_policy(policy: OnePolicy | Mapping[str, OnePolicy]) -> Policy:

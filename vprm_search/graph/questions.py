@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    convert_to_messages,
+)
 
-from vprm_search.errors import InputError
-from vprm_search.images.messages import NameImage, content_blocks, has_image, is_image
+from vprm_search.errors import ImageError, InputError
+from vprm_search.images.messages import (
+    NameImage,
+    content_blocks,
+    has_image,
+    image_of_block,
+    is_image,
+    referenced_digest,
+)
+from vprm_search.images.store import ImageStore
 from vprm_search.steps import DEFAULT_LIMITS, normalise_text
-from vprm_search.types import Problem
+from vprm_search.types import ImageData, Problem
 
 FEEDBACK_NAME = "vprm_feedback"
 """Name of the human messages that carry a verifier's feedback; they are not questions."""
@@ -49,6 +63,38 @@ def read_problem(messages: Sequence[BaseMessage], name_image: NameImage) -> Prob
         raise InputError(f"the question has {len(digests)} images, the limit is {MAX_IMAGES}")
     system = [message_text(m) for m in messages if isinstance(m, SystemMessage)]
     return Problem(text, tuple(digests), normalise_text("\n\n".join(system)).strip())
+
+
+def read_problem_and_images(
+    messages: Sequence[BaseMessage], store: ImageStore | None = None
+) -> tuple[Problem, tuple[ImageData, ...]]:
+    """Return the problem a conversation ends with, and its pictures in their order.
+
+    References to pictures are looked up in `store`. Raises what `read_problem` raises, and
+    `ImageError` for a picture that cannot be used.
+    """
+    found: dict[str, ImageData] = {}
+
+    def name_image(block: Mapping[str, Any]) -> str:
+        digest = referenced_digest(block)
+        if digest is not None and store is None:
+            raise ImageError(
+                f"image {digest[:80]} is a reference into a search graph's store; give the picture"
+            )
+        image = image_of_block(block) if digest is None or store is None else store.get(digest)
+        found[image.digest] = image
+        return image.digest
+
+    problem = read_problem(messages, name_image)
+    return problem, tuple(found[digest] for digest in problem.images)
+
+
+def read_asked(
+    asked: BaseMessage | Mapping[str, Any] | Sequence[BaseMessage | Mapping[str, Any]],
+) -> tuple[Problem, tuple[ImageData, ...]]:
+    """Return what one message or a conversation asks, in any of LangChain's notations."""
+    listed: list[Any] = [asked] if isinstance(asked, BaseMessage | Mapping) else list(asked)
+    return read_problem_and_images(convert_to_messages(listed))
 
 
 def message_text(message: BaseMessage) -> str:

@@ -1,35 +1,39 @@
-"""`run_search`: a search without a graph's checkpoints, for scripts and benchmarks."""
+"""Searches without a graph, through the same loop: for scripts and benchmarks."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vprm_search.budget import Budget, usage_of
+from vprm_search.answers import extract_answer
+from vprm_search.budget import Budget
 from vprm_search.errors import SearchError
-from vprm_search.graph import events, loop
-from vprm_search.graph.loop import Job, score
-from vprm_search.graph.parts import SearchRules, as_policy
-from vprm_search.graph.session import CallsInFlight, propose_some, run_blocking
+from vprm_search.graph import events
+from vprm_search.graph.loop import Job, Loop, Told
+from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
+from vprm_search.graph.session import in_run, new_run, run_blocking
 from vprm_search.images.normalise import normalise_image
 from vprm_search.search.beam import BeamSearch
-from vprm_search.search.outcome import OnNoAnswer, conclude
+from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Plan, Strategy
 from vprm_search.search.selectors import Selector, WeightedVote
-from vprm_search.steps import normalise_text
+from vprm_search.steps import DEFAULT_LIMITS, StepLimits, normalise_text, split_solution
 from vprm_search.tree import SearchTree
-from vprm_search.types import ImageData, NodeRecord, Policy, Problem, SearchResult, StepScorer
+from vprm_search.types import ImageData, Policy, Problem, SearchResult, StepScorer
 
 if TYPE_CHECKING:
     import os
 
     from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import BaseMessage
     from PIL.Image import Image
 
     ImageSource = ImageData | bytes | str | os.PathLike[str] | Image
+    Message = BaseMessage | Mapping[str, Any]
+    Question = str | Problem | Message | Sequence[Message]
 
 OnEvent = Callable[[events.Event], None]
 
@@ -42,58 +46,104 @@ class SearchRun:
     tree: SearchTree
 
 
-@dataclass(slots=True)
-class _Running:
-    """One search among several: its job, the time spent, and why it ended."""
-
-    job: Job
-    seconds: float = 0.0
-    ended_by: str = ""
-    plan: Plan = field(default_factory=Plan)
-
-
-@dataclass(frozen=True, slots=True)
-class _Means:
-    """What searches are run with; `calls` if their parts do not wait for one another."""
-
-    policy: Policy
-    scorer: StepScorer
-    rules: SearchRules
-    tell: OnEvent
-    calls: CallsInFlight | None = None
-
-
-def run_search(question: str | Problem, **options: Any) -> SearchRun:
-    """Search for the answer to one question; `arun_search` for synchronous code."""
-    return run_blocking(arun_search(question, **options))
-
-
-async def arun_search(
-    question: str | Problem,
+def run_search(
+    question: Question,
     *,
     policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
-    scorer: StepScorer,
+    scorer: StepScorer | None,
     images: Sequence[ImageSource] = (),
     strategy: Strategy | None = None,
     selector: Selector | None = None,
     budget: Budget | None = None,
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
+    extract: Callable[[str], str | None] = extract_answer,
+    split: Callable[[str], list[str]] = split_solution,
+    limits: StepLimits = DEFAULT_LIMITS,
+    on_event: OnEvent | None = None,
+) -> SearchRun:
+    """Search for the answer to one question: `arun_search`, which see, for synchronous code."""
+    return run_blocking(
+        arun_search(
+            question,
+            policy=policy,
+            scorer=scorer,
+            images=images,
+            strategy=strategy,
+            selector=selector,
+            budget=budget,
+            run_seed=run_seed,
+            on_no_answer=on_no_answer,
+            extract=extract,
+            split=split,
+            limits=limits,
+            on_event=on_event,
+        )
+    )
+
+
+async def arun_search(
+    question: Question,
+    *,
+    policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
+    scorer: StepScorer | None,
+    images: Sequence[ImageSource] = (),
+    strategy: Strategy | None = None,
+    selector: Selector | None = None,
+    budget: Budget | None = None,
+    run_seed: int = 0,
+    on_no_answer: OnNoAnswer = "best_truncated",
+    extract: Callable[[str], str | None] = extract_answer,
+    split: Callable[[str], list[str]] = split_solution,
+    limits: StepLimits = DEFAULT_LIMITS,
     on_event: OnEvent | None = None,
 ) -> SearchRun:
     """Search for the answer to one question, in memory.
 
-    The tree is the one the search graph grows from the same question, images and options; nothing
-    is checkpointed. `images` are bytes, paths, PIL images or `ImageData`. `on_event` gets the
-    events of the graph's `custom` stream. Raises what the policy or the scorer raises, and
-    `ImageError` for an image that cannot be used.
+    The tree is the one the search graph (`create_search_graph`) grows from the same question,
+    images and options; nothing is checkpointed.
+
+    Args:
+        question: its text; or a message, or a conversation, as a search graph takes it: with its
+            images inside (`image_message`, or `{"role": "user", "content": [...]}`); or a
+            `Problem`, whose images are then given as `images`.
+        policy: what proposes steps: any LangChain chat model, or a `Policy`; or several by name.
+        scorer: what gives each step P('+'); None if neither strategy nor selector reads scores.
+        images: the images of a question given as text: bytes, paths, PIL images or `ImageData`.
+        strategy: which paths to go on with. Default: `BeamSearch()`.
+        selector: which finished path is the answer. Default: `WeightedVote()`.
+        budget: limits that end the search with the best answer so far. Default: none.
+        run_seed: makes the seeds of all candidates; equal searches draw equally.
+        on_no_answer: when no path finished, take the best unfinished one ("best_truncated") or
+            raise `NoAnswerError` ("error").
+        extract: reads the final answer out of a solution, None if there is none.
+        split: cuts a whole solution into steps; what it returns is scored as it is.
+        limits: what a step (characters) and a solution (bytes, steps) may measure.
+        on_event: gets the events of the graph's `custom` stream (`graph/events.py`).
+
+    Raises:
+        ConfigError: `policy` is none, or there is no scorer where one is needed.
+        ImageError: an image cannot be used.
+        SearchError: images are given twice, or are not those of the problem.
+        VprmError: what the policy or the scorer raises.
     """
-    rules = SearchRules(strategy or BeamSearch(), selector or WeightedVote(), budget or Budget())
-    taken = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
-    problem = _problem(question, taken)
+    rules = SearchRules(
+        strategy or BeamSearch(),
+        selector or WeightedVote(),
+        budget or Budget(),
+        extract=extract,
+        split=split,
+        limits=limits,
+    )
+    problem, taken = _read(question, images)
     job = Job(SearchTree(problem, run_seed), taken)
     runs = await run_jobs(
-        [job], as_policy(policy), scorer, rules, on_no_answer=on_no_answer, on_event=on_event
+        [job],
+        as_policy(policy),
+        as_scorer(scorer, rules),
+        rules,
+        on_no_answer=on_no_answer,
+        on_event=on_event,
     )
     return runs[0]
 
@@ -113,23 +163,37 @@ async def run_jobs(
     In lockstep, all searches make their rounds together, with one request to the policy and one to
     the scorer: best for models in this process, which then compute one large batch. Otherwise each
     search goes on as soon as its own replies are there, so that a slow reply holds up no other
-    search: best for servers. The default asks the policy's `batches` (lockstep if it has none).
-    The trees are the same either way. The time of a shared round counts for each search in it.
+    search: best for servers. The trees are the same either way. The time of a shared round counts
+    for each search in it.
+
+    Args:
+        jobs: the searches; their trees grow, and may hold steps already.
+        policy: what proposes steps.
+        scorer: what scores them.
+        rules: strategy, selector, budget and how texts are read.
+        on_no_answer: see `arun_search`.
+        on_event: see `arun_search`.
+        lockstep: see above. Default: the policy's `batches`, True if it has none.
     """
-    running = [_Running(job) for job in jobs]
+    begun = [replace(job, seconds=0.0, plan=Plan()) for job in jobs]
+    together = getattr(policy, "batches", True) if lockstep is None else lockstep
+    waits = together or rules.waits_for_all(policy)
+    loop = Loop(policy, scorer, rules, waits=waits, on_no_answer=on_no_answer)
     tell: OnEvent = on_event or (lambda event: None)
-    means = _Means(policy, scorer, rules, tell)
-    if getattr(policy, "batches", True) if lockstep is None else lockstep:
-        await _run(running, means)
-        return [_concluded(search, rules, on_no_answer, tell) for search in running]
-    if not rules.waits_for_all(policy):
-        means = replace(means, calls=CallsInFlight(policy))
+    if together:
+        await _search(loop, begun, tell)
+        return [_concluded(loop, job, tell) for job in begun]
 
-    async def alone(number: int, search: _Running) -> SearchRun:
-        await _run([search], means, str(number))
-        return _concluded(search, rules, on_no_answer, tell)
+    async def alone(job: Job) -> SearchRun:
+        run = new_run()
+        try:
+            with in_run(run):
+                await _search(loop, [job], tell)
+        finally:
+            loop.calls.end_run(run)
+        return _concluded(loop, job, tell)
 
-    tasks = [asyncio.ensure_future(alone(*item)) for item in enumerate(running)]
+    tasks = [asyncio.ensure_future(alone(job)) for job in begun]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -137,85 +201,51 @@ async def run_jobs(
             task.cancel()
 
 
-async def _run(running: Sequence[_Running], means: _Means, owner: str = "") -> None:
+async def _search(loop: Loop, jobs: Sequence[Job], tell: OnEvent) -> None:
     """Make rounds until every search has ended; one that has ended leaves the round."""
-    try:
-        while active := [search for search in running if not search.ended_by]:
-            started = time.monotonic()
-            for search in active:
-                _plan(search, means.rules, means.tell)
-            active = [search for search in active if not search.ended_by]
-            await _round(active, means, owner)
-            for search in active:
-                search.seconds += time.monotonic() - started
-    finally:
-        if means.calls is not None:
-            means.calls.cancel(owner)
+    while active := [job for job in jobs if not job.plan.finish]:
+        started = time.monotonic()
+        _tell(tell, [loop.plan(job) for job in active])
+        left = [job for job in active if not job.plan.finish]
+        if left:
+            _tell(tell, await loop.propose(left))
+            _tell(tell, await loop.score(left))
+        for job in active:
+            job.seconds += time.monotonic() - started
 
 
-def _problem(question: str | Problem, images: tuple[ImageData, ...]) -> Problem:
-    digests = tuple(image.digest for image in images)
+def _concluded(loop: Loop, job: Job, tell: OnEvent) -> SearchRun:
+    result, told = loop.conclude(job)
+    _tell(tell, [([], told)])
+    return SearchRun(result, job.tree)
+
+
+def _tell(tell: OnEvent, phases: Sequence[Told]) -> None:
+    for _, told in phases:
+        for event in told:
+            tell(event)
+
+
+def _read(
+    question: Question, images: Sequence[ImageSource]
+) -> tuple[Problem, tuple[ImageData, ...]]:
+    """Return the problem that is asked, and its images in their order."""
+    given = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
+    digests = tuple(image.digest for image in given)
     if isinstance(question, str):
-        return Problem(normalise_text(question).strip(), digests)
-    if question.images != digests:
+        return Problem(normalise_text(question).strip(), digests), given
+    if isinstance(question, Problem):
+        if question.images != digests:
+            raise SearchError(
+                f"the problem names {len(question.images)} images and {len(digests)} were given, "
+                "or they differ; pass the problem's images in its order"
+            )
+        return question, given
+    if given:
         raise SearchError(
-            f"the problem names {len(question.images)} images and {len(digests)} were given, or "
-            "they differ; pass the problem's images in its order"
+            f"{len(given)} images were given beside a message; put them into the message "
+            "(image_message), or ask with a text"
         )
-    return question
+    from vprm_search.graph.questions import read_asked  # loads LangChain
 
-
-def _plan(search: _Running, rules: SearchRules, tell: OnEvent) -> None:
-    tree = search.job.tree
-    known = search.plan.expand
-    search.plan = loop.next_plan(
-        tree, rules, seconds=search.seconds, was_cut=search.plan.cut, under_way=known
-    )
-    closed = loop.close_nodes(tree, search.plan)
-    search.ended_by = search.plan.finish
-    _tell(tell, events.planned(tree, search.plan, closed, known=known))
-    loop.check_plan(search.plan, tree, rules)
-
-
-async def _round(active: Sequence[_Running], means: _Means, owner: str) -> None:
-    jobs = [replace(search.job, seconds=search.seconds) for search in active]
-    proposed = await _propose(active, jobs, means, owner)
-    for job, records in zip(jobs, proposed, strict=True):
-        _tell(means.tell, events.expanded(job.tree, records))
-    scored: list[list[NodeRecord]] = await score(jobs, means.scorer, means.rules)
-    for job, records in zip(jobs, scored, strict=True):
-        _tell(means.tell, events.scored(job.tree, records))
-
-
-async def _propose(
-    active: Sequence[_Running], jobs: Sequence[Job], means: _Means, owner: str
-) -> list[list[NodeRecord]]:
-    """Ask for this round's children; a search's plan then holds what is still under way."""
-    if means.calls is None:
-        plans = [search.plan for search in active]
-        proposed = await loop.propose(jobs, plans, means.policy, means.rules)
-        for search in active:
-            search.plan = replace(search.plan, expand=())
-        return proposed
-    proposed = []
-    for search, job in zip(active, jobs, strict=True):  # one search: each has its own loop
-        records, search.plan = await propose_some(job, search.plan, means.calls, means.rules, owner)
-        proposed.append(records)
-    return proposed
-
-
-def _concluded(
-    search: _Running, rules: SearchRules, on_no_answer: OnNoAnswer, tell: OnEvent
-) -> SearchRun:
-    tree = search.job.tree
-    usage = usage_of(tree, search.seconds)
-    result = conclude(
-        tree, rules.selector, usage=usage, ended_by=search.ended_by, on_no_answer=on_no_answer
-    )
-    _tell(tell, events.answered(tree, result))
-    return SearchRun(result, tree)
-
-
-def _tell(tell: OnEvent, told: Sequence[events.Event]) -> None:
-    for event in told:
-        tell(event)
+    return read_asked(question)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 from langchain_core.messages import AnyMessage
@@ -18,8 +18,10 @@ from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
-from vprm_search.graph.nodes import SearchNodes, SearchParts, next_node
-from vprm_search.graph.parts import SearchRules, as_policy
+from vprm_search.graph.loop import Loop
+from vprm_search.graph.nodes import SearchNodes, next_node
+from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
+from vprm_search.graph.session import ScoredRounds, in_run, new_run
 from vprm_search.graph.state import SearchState, channels, plan_channels
 from vprm_search.images.messages import ImageIntake, reference_images
 from vprm_search.images.store import DiskImageStore, ImageStore
@@ -27,7 +29,7 @@ from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Strategy
 from vprm_search.search.selectors import Selector, WeightedVote
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_steps
+from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
 from vprm_search.types import Policy, StepScorer
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
 RETRY = RetryPolicy(initial_interval=0.5, max_interval=8.0, max_attempts=3, retry_on=is_retryable)
 """Three attempts for passing troubles; LangGraph's default skips timeouts and HTTP 429."""
 
+_END = object()
+
 
 def create_search_graph(
     *,
     policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
-    scorer: StepScorer,
+    scorer: StepScorer | None,
     strategy: Strategy | None = None,
     selector: Selector | None = None,
     budget: Budget | None = None,
@@ -49,7 +53,7 @@ def create_search_graph(
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_steps,
+    split: Callable[[str], list[str]] = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
     state_schema: type[Any] | None = None,
     context_schema: type[Any] | None = None,
@@ -71,11 +75,13 @@ def create_search_graph(
     Args:
         policy: what proposes steps: any LangChain chat model, or a `Policy`; or several by name,
             for a strategy that names them (`Cascade`).
-        scorer: what gives each step P('+').
+        scorer: what gives each step P('+'); None if neither strategy nor selector reads scores
+            (best-of-N with a majority vote).
         strategy: which paths to go on with. Default: `BeamSearch()`.
         selector: which finished path is the answer. Default: `WeightedVote()`, which is
             `BestScore("last")` when no two answers agree.
-        budget: limits that end a search with the best answer so far. Default: none.
+        budget: limits (candidates, tokens, requests, seconds) that end a search with the best
+            answer so far. Default: none.
         image_store: where pictures are kept. Default: `DiskImageStore()`, so that a search can be
             resumed in another process.
         messages_key: the key of the conversation; its reducer must be `add_messages`.
@@ -83,19 +89,23 @@ def create_search_graph(
         on_no_answer: what to do when no path finished: take the best unfinished one
             ("best_truncated", with `fallback` set) or raise `NoAnswerError` ("error").
         extract: reads the final answer out of a solution, None if there is none.
-        split: cuts a whole solution into steps.
-        limits: what a step and a solution may measure.
+        split: cuts a whole solution into steps, which are scored as they are returned. Default:
+            `split_solution`, as VisualPRM's own code does it (at every blank line, at most 12).
+        limits: what a step (characters) and a solution (bytes, steps) may measure. Default: 8,000
+            characters, 200,000 bytes and 128 steps.
         state_schema: a state of your own that has `messages_key`; the search's keys are added.
             Inherit `SearchState` to have them in the output, too.
         context_schema: passed on to the `StateGraph`.
-        retry_policy: when a node whose policy or scorer raised is tried again.
+        retry_policy: when a node whose policy or scorer raised is tried again. Default: `RETRY`,
+            three attempts, .5 s and more apart, for passing troubles only.
         delta_checkpoints: store only what changed in each checkpoint, not the whole tree
             (LangGraph's `DeltaChannel`, still in beta): for long searches (a tree of 242 nodes
             over 23 rounds left 4.1 MB in SQLite, and 1.0 MB so). Old checkpoints of the thread
             must then be kept.
 
     Raises:
-        ConfigError: the policy is neither, or `state_schema` does not fit the other options.
+        ConfigError: the policy is neither, there is no scorer where one is needed, or
+            `state_schema` does not fit the other options.
     """
     rules = SearchRules(
         strategy=strategy or BeamSearch(),
@@ -105,18 +115,20 @@ def create_search_graph(
         split=split,
         limits=limits,
     )
-    parts = SearchParts(
-        policy=as_policy(policy),
-        scorer=scorer,
-        rules=rules,
-        intake=ImageIntake(DiskImageStore() if image_store is None else image_store),
-        messages_key=messages_key,
-        run_seed=run_seed,
+    proposer = as_policy(policy)
+    loop = Loop(
+        proposer,
+        as_scorer(scorer, rules),
+        rules,
+        waits=rules.waits_for_all(proposer),
         on_no_answer=on_no_answer,
+        scored=ScoredRounds(),
     )
+    intake = ImageIntake(DiskImageStore() if image_store is None else image_store)
+    nodes = SearchNodes(loop, intake, messages_key, run_seed)
     schema = _state_schema(state_schema, messages_key, delta=delta_checkpoints)
-    graph = SearchGraph(schema, context_schema, intake=parts.intake, messages_key=messages_key)
-    _wire(graph, SearchNodes(parts), retry_policy, delta=delta_checkpoints)
+    graph = SearchGraph(schema, context_schema, nodes)
+    _wire(graph, retry_policy, delta=delta_checkpoints)
     return graph
 
 
@@ -124,43 +136,60 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
     """A compiled graph that moves pictures into the store before LangGraph sees its input.
 
     LangGraph stores an input as it came, before any node runs; a picture in it would stay in the
-    checkpoints for good.
+    checkpoints for good. And a run that ends in whatever way (a closed stream, an exception, a
+    cancelled task) ends the calls to the policy that it left under way.
     """
 
     def stream(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Stream the graph as `CompiledStateGraph.stream` does."""
-        yield from super().stream(self._light(input), *args, **kwargs)
+        run = new_run()
+        try:
+            with closing(
+                cast("Any", super().stream(self._light(input), *args, **kwargs))
+            ) as chunks:
+                while True:
+                    with in_run(run):  # for the nodes only, not for who reads the stream
+                        chunk = next(chunks, _END)
+                    if chunk is _END:
+                        return
+                    yield chunk
+        finally:
+            self._nodes.loop.calls.end_run(run)
 
     async def astream(self, input: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Stream the graph as `CompiledStateGraph.astream` does."""
-        light = await asyncio.to_thread(self._light, input)
-        chunks = cast("Any", super().astream(light, *args, **kwargs))
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
+        run = new_run()
+        try:
+            light = await asyncio.to_thread(self._light, input)
+            async with aclosing(cast("Any", super().astream(light, *args, **kwargs))) as chunks:
+                while True:
+                    with in_run(run):
+                        chunk = await anext(chunks, _END)
+                    if chunk is _END:
+                        return
+                    yield chunk
+        finally:
+            self._nodes.loop.calls.end_run(run)
+
+    @property
+    def _nodes(self) -> SearchNodes:
+        return cast("SearchGraph", self.builder).search_nodes
 
     def _light(self, given: Any) -> Any:
-        graph = cast("SearchGraph", self.builder)
-        if not isinstance(given, Mapping) or not given.get(graph.messages_key):
+        key = self._nodes.messages_key
+        if not isinstance(given, Mapping) or not given.get(key):
             return given
-        messages = reference_images(given[graph.messages_key], graph.intake.name_image)
-        return {**given, graph.messages_key: messages}
+        return {**given, key: reference_images(given[key], self._nodes.intake.name_image)}
 
 
 class SearchGraph(StateGraph[Any, Any, Any, Any]):
     """The `StateGraph` of a search; compile it like any other, or add to it before."""
 
     def __init__(
-        self,
-        state_schema: type[Any],
-        context_schema: type[Any] | None,
-        *,
-        intake: ImageIntake,
-        messages_key: str,
+        self, state_schema: type[Any], context_schema: type[Any] | None, nodes: SearchNodes
     ) -> None:
         super().__init__(state_schema, context_schema)
-        self.intake = intake
-        self.messages_key = messages_key
+        self.search_nodes = nodes
 
     def compile(self, *args: Any, **kwargs: Any) -> CompiledSearchGraph:
         """Compile as `StateGraph.compile` does."""
@@ -171,11 +200,10 @@ class SearchGraph(StateGraph[Any, Any, Any, Any]):
         return light
 
 
-def _wire(
-    graph: SearchGraph, nodes: SearchNodes, retry_policy: RetryPolicy, *, delta: bool
-) -> None:
+def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None:
+    nodes = graph.search_nodes
     hints = get_type_hints(graph.state_schema, include_extras=True)
-    talk = {graph.messages_key: hints[graph.messages_key]}
+    talk = {nodes.messages_key: hints[nodes.messages_key]}
     read = _typed_dict("SearchInput", {**talk, **channels(delta=delta)})
     plan_read = _typed_dict("PlanInput", plan_channels(delta=delta))
     for name, node in nodes.runnables().items():

@@ -1,49 +1,51 @@
 """What lives in one process between the rounds of its searches, and may be lost with it.
 
-Live trees, calls to the policy that outlive a round, what a scorer keeps of earlier rounds, and the
-event loop that synchronous callers share. Nothing here is part of a search's state: another process
-that takes a search over builds all of it anew.
+Live trees, calls to the policy that outlive a round, which rounds a scorer has seen, and the event
+loop that synchronous callers share. Nothing here is part of a search's state: another process that
+takes a search over builds all of it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextvars
+import contextlib
+import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from vprm_search import ids
-from vprm_search.graph.loop import Job, propose_request, score, take_replies
-from vprm_search.graph.parts import SearchRules
-from vprm_search.search.plan import Expand, Plan
+from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
-from vprm_search.types import (
-    NodeId,
-    NodeRecord,
-    Policy,
-    Problem,
-    Proposal,
-    ProposeRequest,
-    StepScorer,
-)
+from vprm_search.types import NodeId, Policy, Problem, Proposal, ProposeRequest
 
 T = TypeVar("T")
 RecordTable = dict[str, Any]
 
 _KEPT_NODES = 50_000
 _KNOWN_SEARCHES = 4096
+_GATHER_S = 0.002
+"""Replies that come within this time of the first one are taken together, in seconds."""
 
 
-# --- live trees ---------------------------------------------------------------------------------
+# --- live trees ----------------------------------------------------------------------------------
 
 
 class LiveTrees:
-    """The last used trees, up to 50,000 nodes in all; safe to use from several threads."""
+    """The last used trees, up to 50,000 nodes in all, so that none is built twice.
+
+    A tree is only ever used for a state whose records equal those it was made of, so nothing
+    depends on this memory: after a restart, a fork or an edit of the state the tree is built anew.
+    Safe to use from several threads.
+    """
 
     def __init__(self) -> None:
         self._trees: OrderedDict[str, tuple[RecordTable, SearchTree]] = OrderedDict()
@@ -88,64 +90,104 @@ def _key(state: Mapping[str, Any], thread: str) -> str:
     return f"{thread} {ids.root_id(problem, state['search_run_seed'])}"
 
 
-# --- calls in flight ----------------------------------------------------------------------------
+# --- calls in flight -----------------------------------------------------------------------------
 
-
-_GATHER_S = 0.002
-"""Replies that come within this time of the first one are taken together, in seconds."""
+_run: ContextVar[int] = ContextVar("vprm_search_run", default=0)
+_run_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """One expansion of one search: `owner` names the search and the conversation it belongs to."""
+    """One expansion of one run of a search."""
 
-    owner: str
+    run: int
     expand: Expand
 
 
 class CallsInFlight:
-    """The calls under way, by search and expansion; each is a task of the loop that asked."""
+    """Calls to the policy that outlive a round: a slow reply holds up its own part of the tree.
+
+    A strategy with independent parts plans each part as soon as that part's replies are there.
+    What is still being asked stays under way in this process while the graph goes through its
+    nodes, and is written into the plan of the state; a process that takes over a search asks it
+    again, for the same children with the same seeds.
+
+    Every call belongs to the run it was made in (`new_run`, `in_run`) and ends with it, however
+    the run ends. Each is a task of the event loop that asked.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._tasks: dict[CallKey, asyncio.Task[list[list[Proposal]]]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return how many calls are under way."""
+        return len(self._tasks)
 
     async def replies(
-        self, requests: Mapping[CallKey, ProposeRequest], *, wait_for_all: bool = False
-    ) -> dict[CallKey, list[Proposal]]:
+        self, requests: Mapping[Expand, ProposeRequest], *, wait_for_all: bool = False
+    ) -> dict[Expand, list[Proposal]]:
         """Ask what is not being asked yet; return the replies that are there, at least one.
 
         They come in the order of `requests`, whatever came first, so that what is made of them
         does not depend on time. A call that raises is raised here; the other calls of these
         requests are then cancelled.
         """
-        tasks = {key: self._task(key, request) for key, request in requests.items()}
+        run = _run.get()
+        keys = {expand: CallKey(run, expand) for expand in requests}
+        tasks = {e: self._task(keys[e], request) for e, request in requests.items()}
         try:
             await _some_done(list(tasks.values()), wait_for_all=wait_for_all)
-            done = {key: task.result()[0] for key, task in tasks.items() if task.done()}
+            done = {e: task.result()[0] for e, task in tasks.items() if task.done()}
         except BaseException:
-            self._drop(requests)
+            self._cancel(list(keys.values()))
             raise
-        for key in done:
-            del self._tasks[key]
+        with self._lock:
+            for expand in done:
+                self._tasks.pop(keys[expand], None)
         return done
 
-    def cancel(self, owner: str) -> None:
-        """Cancel the calls of a search that has ended."""
-        self._drop([key for key in self._tasks if key.owner == owner])
+    def end_run(self, run: int | None = None) -> None:
+        """Cancel the calls of a run that has ended: by default, those of the present run."""
+        number = _run.get() if run is None else run
+        with self._lock:
+            left = [key for key in self._tasks if key.run == number]
+        self._cancel(left)
 
     def _task(self, key: CallKey, request: ProposeRequest) -> asyncio.Task[list[list[Proposal]]]:
-        task = self._tasks.get(key)
-        if task is None or task.cancelled() or task.get_loop() is not asyncio.get_running_loop():
-            task = asyncio.ensure_future(self._policy.propose([request]))
-            self._tasks[key] = task
-        return task
+        with self._lock:
+            for other, known in list(self._tasks.items()):
+                if known.get_loop().is_closed():  # its thread is gone, and nobody will come for it
+                    del self._tasks[other]
+            task = self._tasks.get(key)
+            here = asyncio.get_running_loop()
+            if task is None or task.cancelled() or task.get_loop() is not here:
+                task = asyncio.ensure_future(self._policy.propose([request]))
+                self._tasks[key] = task
+            return task
 
-    def _drop(self, keys: Mapping[CallKey, object] | Sequence[CallKey]) -> None:
-        for key in list(keys):
-            task = self._tasks.pop(key, None)
+    def _cancel(self, keys: Sequence[CallKey]) -> None:
+        for key in keys:
+            with self._lock:
+                task = self._tasks.pop(key, None)
             if task is not None and not task.get_loop().is_closed():
                 task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def new_run() -> int:
+    """Return the number of a new run, to be entered with `in_run` and ended with `end_run`."""
+    return next(_run_numbers)
+
+
+@contextlib.contextmanager
+def in_run(run: int) -> Iterator[None]:
+    """Make the calls of a block belong to `run`: those of the tasks and threads it starts, too."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
 
 
 async def _some_done(
@@ -159,123 +201,94 @@ async def _some_done(
         await asyncio.wait(tasks, timeout=_GATHER_S)
 
 
-async def propose_some(
-    job: Job, plan: Plan, calls: CallsInFlight, rules: SearchRules, owner: str
-) -> tuple[list[NodeRecord], Plan]:
-    """Ask for what is planned and not being asked yet; return the records that are there so far.
-
-    The plan that comes back holds what is still under way.
-    """
-    keys = {CallKey(owner, expand): propose_request(job, expand, rules) for expand in plan.expand}
-    done = await calls.replies(keys)
-    records = take_replies(job, {key.expand: reply for key, reply in done.items()}, rules)
-    left = tuple(expand for expand in plan.expand if CallKey(owner, expand) not in done)
-    return records, replace(plan, expand=left)
+# --- what the scorer has seen --------------------------------------------------------------------
 
 
-# --- the prefix cache of a scorer ---------------------------------------------------------------
-
-
-class ScorerMemory:
-    """Knows which searches this process has scored from their first round on."""
-
-    def __init__(self, scorer: StepScorer) -> None:
-        self._scorer = scorer
-        self._followed: OrderedDict[NodeId, int] = OrderedDict()
-        self._lock = threading.Lock()
-
-    async def restore(self, job: Job, rules: SearchRules) -> int:
-        """Score the rounds before the current one again if this process has not; return how many.
-
-        Only for scorers with a true `has_prefix_cache`. The replies are thrown away: the records
-        hold the scores already. Raises `ScorerError` as `score` does.
-        """
-        if not getattr(self._scorer, "has_prefix_cache", False):
-            return 0
-        last = job.tree.rounds
-        with self._lock:
-            known = self._followed.get(job.tree.root_id, 0)
-        missing = range(1, last) if known < last - 1 else range(0)
-        if missing:
-            await self._replay(job, rules, missing)
-        with self._lock:
-            self._followed[job.tree.root_id] = last
-            self._followed.move_to_end(job.tree.root_id)
-            while len(self._followed) > _KNOWN_SEARCHES:
-                self._followed.popitem(last=False)
-        return len(missing)
-
-    async def _replay(self, job: Job, rules: SearchRules, rounds: range) -> None:
-        """Score `rounds` on a tree of their own, by the code that scored them first."""
-        copy = SearchTree(job.tree.problem, job.tree.run_seed)
-        for number in rounds:
-            copy.merge(
-                replace(record, score=None, score_reason="", path_scores={}, scored_tokens=0)
-                for record in job.tree.round_nodes(number)
-            )
-            await score([Job(copy, job.images)], self._scorer, rules)
-
-
-# --- synchronous callers ------------------------------------------------------------------------
-
-
-class _LoopThread:
-    """An event loop in a daemon thread of its own."""
+class ScoredRounds:
+    """Which searches this process has scored, and up to which round."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self._serve, name="vprm-search-loop", daemon=True)
-        self.thread.start()
+        self._last: OrderedDict[NodeId, int] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+    def begin(self, root: NodeId) -> None:
+        """Note that the search with this root begins here: nothing of it was scored before."""
+        self.note(root, 0)
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        done: concurrent.futures.Future[T] = concurrent.futures.Future()
-        tasks: list[asyncio.Task[T]] = []
-        context = contextvars.copy_context()  # tracing and stream writers come along
+    def misses(self, root: NodeId, number: int) -> bool:
+        """Tell whether a round before round `number` was scored elsewhere, or may have been."""
+        with self._lock:
+            return self._last.get(root, -1) < number - 1
 
-        def start() -> None:
-            task = self.loop.create_task(coroutine, context=context)
-            tasks.append(task)
-            task.add_done_callback(lambda ended: _pass_on(ended, done))
+    def note(self, root: NodeId, number: int) -> None:
+        """Note that round `number` is scored now, and the ones before it have been."""
+        with self._lock:
+            self._last[root] = number
+            self._last.move_to_end(root)
+            while len(self._last) > _KNOWN_SEARCHES:
+                self._last.popitem(last=False)
 
-        self.loop.call_soon_threadsafe(start)
+
+# --- synchronous callers -------------------------------------------------------------------------
+
+
+_portal_lock = threading.Lock()
+_portal: BlockingPortal | None = None
+_portal_thread: threading.Thread | None = None
+_portal_pid = 0
+
+
+def run_blocking(coroutine: Awaitable[T]) -> T:
+    """Run `coroutine` to its end and return its result, from any thread.
+
+    Also when the caller's thread runs an event loop, which then waits. All callers share one
+    background loop, so that a client opened inside a policy or a scorer (a connection pool, a
+    semaphore) stays with the loop it was made for; context variables come along. A caller in that
+    loop itself, a model that searches inside a search, gets a loop of its own for the call.
+    """
+    portal, thread = _shared_portal()
+    if threading.current_thread() is thread:
+        with start_blocking_portal() as own:
+            return _wait_for(own, coroutine)
+    return _wait_for(portal, coroutine)
+
+
+def _wait_for(portal: BlockingPortal, coroutine: Awaitable[T]) -> T:
+    started: list[asyncio.Task[Any]] = []
+
+    async def outcome() -> tuple[T | None, BaseException | None]:
+        started.append(cast("asyncio.Task[Any]", asyncio.current_task()))
         try:
-            return done.result()
-        except BaseException:  # KeyboardInterrupt among them: leave no work behind
-            self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
-            raise
+            return await coroutine, None
+        except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
+            return None, error
+
+    try:
+        value, exit_asked = portal.start_task_soon(outcome).result()
+    except BaseException:  # KeyboardInterrupt among them: leave no work behind
+        for task in started:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        raise
+    if exit_asked is not None:
+        raise exit_asked
+    return cast("T", value)
 
 
-_shared: _LoopThread | None = None
-_lock = threading.Lock()
+def _shared_portal() -> tuple[BlockingPortal, threading.Thread]:
+    """Return the portal of this process and its thread, a daemon that ends with the process."""
+    global _portal, _portal_thread, _portal_pid
+    with _portal_lock:
+        if _portal is None or _portal_thread is None or _portal_pid != os.getpid():
+            ready: Future[BlockingPortal] = Future()  # threads do not survive a fork
+            _portal_thread = threading.Thread(
+                target=anyio.run, args=(_serve, ready), name="vprm-search-loop", daemon=True
+            )
+            _portal_thread.start()
+            _portal, _portal_pid = ready.result(), os.getpid()
+        return _portal, _portal_thread
 
 
-def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run `coroutine` to its end and return its result, from any thread."""
-    bridge = _bridge()
-    if threading.current_thread() is bridge.thread:  # a model that searches inside a search
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            context = contextvars.copy_context()
-            return pool.submit(context.run, asyncio.run, coroutine).result()
-    return bridge.run(coroutine)
-
-
-def _bridge() -> _LoopThread:
-    global _shared
-    with _lock:
-        if _shared is None or _shared.pid != os.getpid():  # threads do not survive a fork
-            _shared = _LoopThread()
-        return _shared
-
-
-def _pass_on(task: asyncio.Task[T], done: concurrent.futures.Future[T]) -> None:
-    if task.cancelled():
-        done.cancel()
-    elif error := task.exception():
-        done.set_exception(error)
-    else:
-        done.set_result(task.result())
+async def _serve(ready: Future[BlockingPortal]) -> None:
+    async with BlockingPortal() as portal:
+        ready.set_result(portal)
+        await portal.sleep_until_stopped()

@@ -122,12 +122,13 @@ def _expand_to_json(expand: Expand) -> dict[str, Json]:
     }
     data |= {"policy": expand.policy} if expand.policy else {}
     data |= {"round": expand.round} if expand.round else {}
-    data |= {"heat": expand.temperature_scale} if expand.temperature_scale != 1 else {}
+    if expand.temperature_scale != 1:
+        data["temperature_scale"] = expand.temperature_scale
     return data | ({"role": expand.role} if expand.role else {})
 
 
 def plan_from_json(data: Mapping[str, Json]) -> Plan:
-    """Read a plan written by `plan_to_json`."""
+    """Read a plan written by `plan_to_json`, in version 0.1 too, which wrote "heat"."""
     return Plan(
         expand=tuple(
             Expand(
@@ -138,7 +139,7 @@ def plan_from_json(data: Mapping[str, Json]) -> Plan:
                 e.get("policy", ""),
                 e.get("role", ""),
                 int(e.get("round", 0)),
-                float(e.get("heat", 1.0)),
+                float(e.get("temperature_scale", e.get("heat", 1.0))),
             )
             for e in data["expand"]
         ),

@@ -16,12 +16,16 @@ from vprm_search import ids
 from vprm_search.aggregate import aggregation, path_score
 from vprm_search.errors import ConfigError, InputError, ScorerError
 from vprm_search.graph.nodes import unstreamed
-from vprm_search.graph.questions import FEEDBACK_NAME, message_text, question_of, read_problem
+from vprm_search.graph.questions import (
+    FEEDBACK_NAME,
+    message_text,
+    question_of,
+    read_problem_and_images,
+)
 from vprm_search.graph.session import run_blocking
-from vprm_search.images.messages import image_of_block, referenced_digest
 from vprm_search.images.store import DiskImageStore, ImageStore
-from vprm_search.steps import Splitter, split_at_blank_lines, split_steps
-from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
+from vprm_search.steps import Splitter, normalise_text, split_at_blank_lines, split_solution
+from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
 Outcome = Literal["passed", "failed", "unscored"]
 
@@ -55,10 +59,12 @@ def create_verifier_node(
     Args:
         scorer: what gives each step P('+').
         threshold: the path score from which a message passes, in [0, 1].
-        aggregate: how step scores make the path score.
+        aggregate: how step scores make the path score: the name of an aggregation, such as "mean"
+            (VisualPRM's), "min", "last" or "product".
         messages_key: the key of the conversation.
         output_key: the key of the verdict; declare it in the graph's state.
-        splitter: cuts a message into steps.
+        splitter: cuts a message into steps. Default: at every blank line, as VisualPRM's own code
+            does; nothing is stripped and empty steps are scored.
         max_steps: more steps than this are merged into groups, as VisualPRM does (12).
         image_store: where reference blocks of a search graph are looked up. Default:
             `DiskImageStore()`. Pictures inside the messages need no store.
@@ -74,7 +80,9 @@ def create_verifier_node(
     aggregation(aggregate)
 
     def split(text: str) -> list[str]:
-        return split_steps(text, max_steps=max_steps, splitter=splitter)
+        if not text.strip():
+            return []
+        return split_solution(normalise_text(text), max_steps=max_steps, splitter=splitter)
 
     store = DiskImageStore() if image_store is None else image_store
     return VerifierNode(scorer, threshold, aggregate, messages_key, output_key, split, store, name)
@@ -206,7 +214,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
     ) -> tuple[list[str], ScoreResult]:
         """Return the message's steps and their scores; what is wrong with them is a reason."""
         try:
-            problem, images = await asyncio.to_thread(self._problem, before)
+            problem, images = await asyncio.to_thread(read_problem_and_images, before, self._store)
             steps = self._split(message_text(message))
         except InputError as error:
             return [], ScoreResult.failed(1, str(error))
@@ -220,18 +228,6 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
                 f"{[len(result.scores) for result in results]} scores"
             )
         return steps, results[0]
-
-    def _problem(self, before: Sequence[BaseMessage]) -> tuple[Problem, tuple[ImageData, ...]]:
-        found: dict[str, ImageData] = {}
-
-        def name_image(block: Mapping[str, Any]) -> str:
-            digest = referenced_digest(block)
-            image = image_of_block(block) if digest is None else self._store.get(digest)
-            found[image.digest] = image
-            return image.digest
-
-        problem = read_problem(before, name_image)
-        return problem, tuple(found[digest] for digest in problem.images)
 
 
 def _judged(messages: Sequence[BaseMessage]) -> AIMessage | None:

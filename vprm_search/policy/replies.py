@@ -130,7 +130,9 @@ def read_proposal(
     """Return the text, the finish and the error (or "") of one answer to `request`."""
     if reply.ending == "refused":
         return "", "error", "the model refused to answer or its output was filtered"
-    body = strip_echo(reply.text, request.steps, rules.separator).strip()
+    body = strip_echo(reply.text, request.steps, rules.separator)
+    if request.until == "step" or not body.strip():  # a whole solution is scored to the letter
+        body = body.strip()
     finish: Finish = "length" if reply.ending == "length" else "stop"
     if not body:
         if finish == "stop" and request.steps and _ended_itself(reply, rules):

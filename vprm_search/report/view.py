@@ -199,7 +199,7 @@ def _node(
         parent=None if record.parent == tree.root_id else record.parent,
         column=column,
         row=0.0,
-        text=record.text,
+        text=record.text or ("(empty step)" if record.blank else ""),
         status=record.status,
         reason=_NODE_ID.sub(lambda match: _quoted(tree, match[0]), record.reason),
         score=record.score,

@@ -321,7 +321,10 @@ class CachedScorer(ScorerWrapper):
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; equal requests are computed once."""
         chains = [step_keys(self.identity, request) for request in requests]
-        recalled = [self._recall(chain) for chain in chains]
+        recalled = [
+            None if request.recompute else self._recall(chain)
+            for request, chain in zip(requests, chains, strict=True)
+        ]
         wanted: dict[str, int] = {}
         for number, (chain, found) in enumerate(zip(chains, recalled, strict=True)):
             if found is None:

@@ -12,6 +12,7 @@ from vprm_search.images.normalise import normalise_image
 from vprm_search.labelling.monte_carlo import LabelTask
 from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep
 from vprm_search.search import BestOfN, BestScore
+from vprm_search.steps import split_steps
 from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer
 from vprm_search.tiny.world import generate, render
 from vprm_search.tree import SearchTree
@@ -58,7 +59,7 @@ def scored_paths(
     the right answer. `name` is the policy's name in the paths.
     """
     tasks = [label_task(problem) for problem in problems]
-    rules = SearchRules(BestOfN(samples), BestScore(), extract=parse_answer)
+    rules = SearchRules(BestOfN(samples), BestScore(), extract=parse_answer, split=split_steps)
     runs = asyncio.run(
         search_many(
             [(task.problem, task.images) for task in tasks],

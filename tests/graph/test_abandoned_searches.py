@@ -1,0 +1,196 @@
+"""A search that nobody waits for any more leaves no call to the policy under way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from tests.search.world import World
+from vprm_search.errors import ScorerError
+from vprm_search.graph import create_search_graph, run_jobs
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.session import run_blocking
+from vprm_search.search import DVTS, BestScore
+from vprm_search.tree import SearchTree
+from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
+
+THREAD: Any = {"configurable": {"thread_id": "one"}}
+WORLD = World(seed=3, stop=0.0, words=60)
+STRATEGY = DVTS(subtrees=3, width=1, expand=2, max_depth=4, stop=None)
+ASKED: Any = {"messages": [("user", "How many tiles?")]}
+
+
+class Stuck:
+    """A server that never answers about one of the subtrees, and counts who waits for it."""
+
+    batches = False
+
+    def __init__(self) -> None:
+        self.stuck = ""
+        self.waiting = 0
+        self.released = threading.Event()
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        steps = requests[0].steps
+        self.stuck = self.stuck or (steps[0] if steps else "")
+        if not steps or steps[0] != self.stuck:
+            return await WORLD.propose(requests)
+        self.waiting += 1
+        self.released.clear()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waiting -= 1
+            self.released.set()
+        raise AssertionError("not reached")
+
+
+class FailsLater:
+    """A scorer that raises at its third batch."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        self.batches += 1
+        if self.batches == 3:
+            raise ScorerError("the scorer is gone")
+        return await WORLD.score(requests)
+
+
+def opened(policy: Stuck, scorer: Any = WORLD) -> Any:
+    graph = create_search_graph(
+        policy=policy, scorer=scorer, strategy=STRATEGY, selector=BestScore()
+    )
+    return graph.compile(checkpointer=InMemorySaver())
+
+
+def calls_of(app: Any) -> int:
+    return len(app.builder.search_nodes.loop.calls)
+
+
+def until_stuck(app: Any, policy: Stuck, thread: Any = THREAD) -> Any:
+    """Return a stream that was read until a call is stuck and another round has been made."""
+    stream = app.stream(ASKED, thread, stream_mode="updates")
+    for chunk in stream:
+        if policy.waiting and "score" in chunk:
+            return stream
+    raise AssertionError("the search ended")
+
+
+def test_a_closed_stream_ends_its_calls() -> None:
+    policy = Stuck()
+    app = opened(policy)
+    stream = until_stuck(app, policy)
+    assert calls_of(app) == 1
+    stream.close()
+    assert policy.released.wait(30)
+    assert calls_of(app) == policy.waiting == 0
+
+
+def test_a_stream_that_is_dropped_ends_its_calls() -> None:
+    policy = Stuck()
+    app = opened(policy)
+    until_stuck(app, policy)
+    gc.collect()
+    assert policy.released.wait(30)
+    assert calls_of(app) == 0
+
+
+def test_an_exception_ends_the_calls_beside_it() -> None:
+    policy = Stuck()
+    app = opened(policy, FailsLater())
+    with pytest.raises(ScorerError, match="gone"):
+        app.invoke(ASKED, THREAD)
+    assert policy.released.wait(30)
+    assert calls_of(app) == policy.waiting == 0
+
+
+def test_a_new_question_on_the_thread_leaves_nothing_of_the_old_one() -> None:
+    policy = Stuck()
+    app = opened(policy)
+    until_stuck(app, policy).close()
+    assert policy.released.wait(30)
+    policy.stuck = "no step is like this"
+    state = app.invoke({"messages": [("user", "And how many are red?")]}, THREAD)
+    assert state["search_result"]["ended_by"]
+    assert calls_of(app) == 0
+
+
+async def test_a_cancelled_task_and_a_closed_async_stream_end_their_calls() -> None:
+    policy = Stuck()
+    app = opened(policy)
+    task = asyncio.ensure_future(app.ainvoke(ASKED, THREAD))
+    await _until(lambda: policy.waiting > 0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _until(lambda: policy.waiting == 0)
+    stream = app.astream(ASKED, {"configurable": {"thread_id": "two"}}, stream_mode="updates")
+    async for chunk in stream:
+        if policy.waiting and "score" in chunk:
+            break
+    await stream.aclose()
+    await _until(lambda: policy.waiting == 0)
+    assert calls_of(app) == 0
+
+
+def test_calls_of_a_loop_that_is_gone_are_forgotten() -> None:
+    policy = Stuck()
+    app = opened(policy)
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> Any:
+        stream = app.astream(ASKED, THREAD, stream_mode="updates")
+        async for chunk in stream:
+            if policy.waiting and "score" in chunk:
+                return stream
+
+    stream = loop.run_until_complete(begin())
+    loop.close()  # without ending what runs on it
+    assert calls_of(app) == 1
+    policy.stuck = "no step is like this"
+    app.invoke(ASKED, {"configurable": {"thread_id": "two"}})
+    assert calls_of(app) == 0
+    del stream
+
+
+def test_two_equal_searches_at_once_do_not_share_calls() -> None:
+    """Without a thread id nothing but the run tells them apart."""
+    graph = create_search_graph(
+        policy=Patient(), scorer=WORLD, strategy=STRATEGY, selector=BestScore()
+    ).compile()
+    states = graph.batch([ASKED, ASKED])
+    assert states[0]["search_nodes"] == states[1]["search_nodes"]
+
+
+class Patient:
+    """Takes a moment for every call."""
+
+    batches = False
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        await asyncio.sleep(0.002)
+        return await WORLD.propose(requests)
+
+
+def test_a_failed_search_without_a_graph_ends_its_calls() -> None:
+    policy = Stuck()
+    job = Job(SearchTree(Problem("How many tiles?")))
+    with pytest.raises(ScorerError, match="gone"):
+        run_blocking(run_jobs([job], policy, FailsLater(), SearchRules(STRATEGY, BestScore())))
+    assert policy.released.wait(30)
+    assert policy.waiting == 0
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
