@@ -87,7 +87,9 @@ def test_a_cancellation_is_never_a_failure_to_repeat() -> None:
             await asyncio.Event().wait()
 
     async def main() -> None:
-        task = asyncio.create_task(BoundedCalls(RetryRules(first_wait_s=0), 1)(attempt))
+        task = asyncio.create_task(
+            BoundedCalls(RetryRules(first_wait_s=0, max_attempts=2), 1)(attempt)
+        )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
