@@ -50,7 +50,16 @@ def small_search() -> tuple[SearchTree, SearchResult]:
     tree = SearchTree(Problem("What is red + blue?"))
     root = tree.root_id
     red = child(tree, root, 0, "red = 2.", score=0.95)
-    twin = child(tree, root, 1, "red = 2.", status="pruned", reason=f"duplicate of {red.id}")
+    twin = child(
+        tree,
+        root,
+        1,
+        "red = 2.",
+        status="pruned",
+        reason=f"duplicate of {red.id}",
+        cause="duplicate",
+        merged_into=red.id,
+    )
     wrong = child(tree, root, 2, "red = 7.", score=0.04, status="pruned", reason=f"after {red.id}")
     tree.merge([red, twin, wrong])
     right = child(

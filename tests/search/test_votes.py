@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
 from random import Random
@@ -18,6 +17,7 @@ from tests.search.world import PROBLEM
 from vprm_search.ids import child_id
 from vprm_search.search import (
     BestScore,
+    Close,
     HybridVote,
     Knockout,
     MajorityVote,
@@ -335,7 +335,8 @@ def test_merging_equal_samples_changes_no_vote(
                 first = record.id
                 merged.merge([record])
             else:
-                merged.merge([replace(record, status="pruned", reason=f"duplicate of {first}")])
+                same = Close(record.id, "the same", cause="duplicate", merged_into=first)
+                merged.merge([same.closed(record)])
             index += 1
     one = selector.select(apart, apart.finished())
     other = selector.select(merged, merged.finished())
