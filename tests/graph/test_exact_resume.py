@@ -75,7 +75,7 @@ def searched(folder: Path, wrap: Wrap, deaths: Sequence[int]) -> str:
             app = create_search_graph(
                 policy=TinyChatModel(temperature=1.0),
                 scorer=scorer,
-                strategy=BeamSearch(width=3, expand=3, stop=None),
+                strategy=BeamSearch(width=2, expand=3, stop=None),
                 image_store=DiskImageStore(folder / "images"),
             ).compile(checkpointer=saver)
             try:
@@ -95,6 +95,6 @@ def test_a_killed_search_ends_in_the_same_tree_through_every_wrapper(
         pytest.skip(str(error))
     calm = searched(tmp_path / "calm", WRAPS[name], ())
     assert calm.count('"score":') > 10
-    for deaths in ((1,), (2, 1), (3,)):
+    for deaths in ((1, 1), (3,)):
         killed = searched(tmp_path / "-".join(map(str, deaths)), WRAPS[name], deaths)
         assert killed == calm
