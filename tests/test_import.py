@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +60,18 @@ def test_every_strategy_and_selector_is_public() -> None:
     }
     assert rules <= set(vprm_search.__all__)
     assert {"BeamSearch", "MCTS", "Knockout", "Strategy"} <= rules
+
+
+def test_the_reference_names_everything_public() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+    shown = set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
+    for name in vprm_search.__all__:
+        home = getattr(vprm_search, name).__module__
+        assert {f"{home}.{name}", home} & shown, name
+    for place in shown:
+        module, _, name = place.rpartition(".")
+        found = hasattr(importlib.import_module(module), name)
+        assert found or importlib.util.find_spec(place), place
 
 
 def test_type_checkers_see_the_names_that_exist_at_run_time() -> None:
