@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from examples.tiny_models.metrics import auc, auc_interval, macro_f1
 from examples.tiny_models.references import ExactScorer
-from vprm_search.compare.lockstep import rescore, search_many, unscored_copy
-from vprm_search.compare.statistics import auc, auc_interval, macro_f1
+from vprm_search import ids
 from vprm_search.errors import ConfigError
+from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.run import SearchRun
+from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.steps import split_steps
@@ -133,6 +134,64 @@ def step_metrics(cell: Cell, trees: Sequence[SearchTree], samples: int = 8) -> d
         "steps": len(labels),
         "right": sum(labels) / max(1, len(labels)),
     }
+
+
+# --- the same searches scored again ---
+
+
+_NO_SCORING: dict[str, Any] = {
+    "scored_tokens": 0,
+    "tokens_sent": 0,
+    "tokens_computed": 0,
+    "images_encoded": 0,
+    "forward_passes": 0.0,
+}
+
+
+async def rescore(
+    runs: Sequence[SearchRun],
+    scorer: StepScorer,
+    rules: SearchRules,
+    images: Sequence[tuple[ImageData, ...]],
+    *,
+    first: int | None = None,
+    batch: int = 64,
+) -> list[SearchTree]:
+    """Return copies of the trees whose steps are scored by another scorer, or on other images.
+
+    With `first`, only the first so many candidates of each search are copied.
+
+    `images` are those the scorer is shown; where they differ from a problem's own, the copy's
+    problem names them instead, so that no cache can answer for the original picture.
+    """
+    trees = []
+    for start in range(0, len(runs), batch):
+        part = range(start, min(start + batch, len(runs)))
+        jobs = [Job(unscored_copy(runs[i].tree, images[i], first), images[i]) for i in part]
+        await score(jobs, scorer, rules)
+        trees += [job.tree for job in jobs]
+    return trees
+
+
+def unscored_copy(
+    tree: SearchTree, images: Sequence[ImageData], first: int | None = None
+) -> SearchTree:
+    """Return the same steps without scores, as a search over the same question and `images`.
+
+    With `first`, only the root's first so many children and what is below them.
+    """
+    problem = replace(tree.problem, images=tuple(image.digest for image in images))
+    copy = SearchTree(problem, tree.run_seed)
+    waiting = [(tree.root_id, copy.root_id)]
+    while waiting:
+        old, new = waiting.pop()
+        children = tree.children(old)
+        for child in children if old != tree.root_id else children[:first]:
+            node = ids.child_id(new, child.index, child.text)
+            blank = replace(child, id=node, parent=new, path_scores={}, **_NO_SCORING)
+            copy.merge([replace(blank, score=None, score_reason="")])
+            waiting.append((child.id, node))
+    return copy
 
 
 # --- cells ---

@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.benchmarks.virtual_time import run_virtual
 from vprm_search import ids
-from vprm_search.compare.synthetic import WORLDS, SyntheticPolicy, SyntheticScorer, SyntheticWorld
+from vprm_search.compare.worlds import WORLDS, SyntheticPolicy, SyntheticScorer, SyntheticWorld
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs

@@ -18,9 +18,9 @@ from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
 from vprm_search.compare.cell import cell_path, write_atomically
+from vprm_search.compare.report import fill_section, synthetic_table
 from vprm_search.compare.summary import Measured, read_cells, summarise
-from vprm_search.compare.synthetic import SyntheticWorld
-from vprm_search.compare.table import fill_section, synthetic_table
+from vprm_search.compare.worlds import SyntheticWorld
 
 
 def add_peers(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vprm_search.compare.comparison import Comparison, measure_shard, open_folder
 from vprm_search.compare.summary import Measured, read_cells
-from vprm_search.compare.synthetic import WORLDS, SyntheticProblems, WorldSettings
+from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
 
 HARD = WORLDS["hard"]
 ENTRANTS = (

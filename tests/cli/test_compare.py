@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
-from vprm_search.cli.compare_worlds import FileProblems, TinyProblems
+from vprm_search.cli.compare import FileProblems, TinyProblems
 from vprm_search.errors import ImageError, RecordError
 from vprm_search.tiny.world import generate, render
 

@@ -23,20 +23,20 @@ from vprm_search.compare.entrants import (
     described,
     entrants_of,
 )
-from vprm_search.compare.lockstep import search_many
-from vprm_search.compare.problems import Ground, Task, is_right
-from vprm_search.compare.statistics import bootstrap
-from vprm_search.compare.summary import read_cells, resampled_means, summarise
-from vprm_search.compare.synthetic import (
+from vprm_search.compare.summary import bootstrap, read_cells, resampled_means, summarise
+from vprm_search.compare.worlds import (
+    LoadedWorld,
     SyntheticPolicy,
     SyntheticProblems,
     SyntheticScorer,
     SyntheticWorld,
+    Task,
     WorldSettings,
+    is_right,
 )
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.run import SearchRun
+from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.search import BestScore, Strategy
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, ScoreRequest, ScoreResult
@@ -150,7 +150,7 @@ class Failing:
     def identity(self) -> dict[str, Any]:
         return PROBLEMS.identity()
 
-    def load(self, start: int, stop: int) -> Ground:
+    def load(self, start: int, stop: int) -> LoadedWorld:
         ground = PROBLEMS.load(start, stop)
         asked, calls = self.asked, self.calls
 
@@ -303,7 +303,7 @@ def test_each_cell_gets_a_scorer_of_its_own(tmp_path: Path) -> None:
 
     @dataclass(frozen=True)
     class Watched(Failing):
-        def load(self, start: int, stop: int) -> Ground:
+        def load(self, start: int, stop: int) -> LoadedWorld:
             ground = PROBLEMS.load(start, stop)
 
             def new_scorer() -> Any:
@@ -325,7 +325,7 @@ def test_a_shard_that_is_there_loads_no_models(tmp_path: Path) -> None:
     measured(tmp_path)
 
     class Unloadable(Failing):
-        def load(self, start: int, stop: int) -> Ground:
+        def load(self, start: int, stop: int) -> LoadedWorld:
             raise AssertionError("models were loaded for nothing")
 
     lines: list[str] = []

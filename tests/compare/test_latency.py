@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.benchmarks.latency import barriers_of_samples, measure, step_seconds, timed_run
 from tests.benchmarks.virtual_time import run_virtual
-from vprm_search.compare.synthetic import WORLDS, SyntheticWorld
+from vprm_search.compare.worlds import WORLDS, SyntheticWorld
 from vprm_search.search import DVTS, BeamSearch, BestOfN
 
 WORLD = SyntheticWorld(replace(WORLDS["hard"], depth=5))

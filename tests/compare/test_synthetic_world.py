@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vprm_search.compare.lockstep import search_many
-from vprm_search.compare.statistics import auc
-from vprm_search.compare.synthetic import (
+from examples.tiny_models.metrics import auc
+from vprm_search.compare.worlds import (
     STOP_MARK,
     WORLDS,
     SyntheticPolicy,
@@ -23,6 +22,7 @@ from vprm_search.compare.synthetic import (
     words_of,
 )
 from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import search_many
 from vprm_search.search import REBASE, BeamSearch, BestOfN, BestScore
 from vprm_search.types import Problem, ProposeRequest, ScoreRequest
 

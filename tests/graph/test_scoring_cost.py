@@ -14,8 +14,7 @@ from tests.scoring.random_internvl import Size, write_checkpoint
 from tests.scoring.test_oracle import PICTURES
 from vprm_search.budget import usage_of
 from vprm_search.graph import arun_search, run_search
-from vprm_search.report.terminal import answer_line
-from vprm_search.report.view import view_of
+from vprm_search.report.view import answer_line, view_of
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BeamSearch
 from vprm_search.tree import SearchTree

@@ -21,8 +21,7 @@ from tests.report.payloads import PAYLOADS
 from tests.report.searches import small_search, written_by
 from vprm_search.images import normalise_image
 from vprm_search.report.html import escaped_json, html_page, page_data
-from vprm_search.report.printable import printable
-from vprm_search.report.view import view_of
+from vprm_search.report.view import printable, view_of
 from vprm_search.types import ImageData
 
 

@@ -12,9 +12,14 @@ from rich.console import Console, RenderableType
 
 from tests.report.payloads import PAYLOADS
 from tests.report.searches import small_search, written_by
-from vprm_search.report.printable import printable, shortened
-from vprm_search.report.terminal import answer_line, step_table, tree_view
-from vprm_search.report.view import view_of
+from vprm_search.report.view import (
+    answer_line,
+    printable,
+    shortened,
+    step_table,
+    tree_view,
+    view_of,
+)
 from vprm_search.steps import normalise_text
 from vprm_search.types import StepScore
 

@@ -11,7 +11,7 @@ from tests.serving.problems import Round, hostile_round, world_round
 from tests.serving.server import PrmServer
 from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
-from vprm_search.cli.models import load_policy
+from vprm_search.cli.options import load_policy
 from vprm_search.graph import arun_search, run_jobs
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules

@@ -13,7 +13,7 @@ from tests.serving.plain_server import POLICY, plain_server
 from tests.serving.server import PrmServer
 from tests.serving.tolerances import TRAINED_TWICE
 from vprm_search.budget import Budget
-from vprm_search.cli.models import load_policy
+from vprm_search.cli.options import load_policy
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny_models.evaluate import Evaluation, Models, evaluate, make_cell
+from examples.tiny_models.evaluate import Evaluation, Models, evaluate, make_cell, rescore
 from examples.tiny_models.evaluation_report import (
     accuracy_table,
     difference,
@@ -17,10 +17,10 @@ from examples.tiny_models.evaluation_report import (
 )
 from examples.tiny_models.packaging import model_path
 from examples.tiny_models.references import ExactScorer
-from vprm_search.compare.lockstep import rescore, search_many
-from vprm_search.compare.table import fill_section
+from vprm_search.compare.report import fill_section
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import search_many
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.tiny.policy import TinyPolicy

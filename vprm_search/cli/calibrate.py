@@ -7,15 +7,14 @@ them (JSON), and says how good it is on problems it was not fitted on.
 from __future__ import annotations
 
 import asyncio
-import importlib
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vprm_search.cli import console, models, options
-from vprm_search.errors import InputError, MissingDependencyError
+from vprm_search.cli import console, options
+from vprm_search.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +63,7 @@ def collect_tiny(
     device: options.Device = "auto",
 ) -> None:
     """Sample solutions in the tiny world, score them, and label every step exactly."""
-    judge = models.load_scorer(scorer, device)
+    judge = options.load_scorer(scorer, device)
     from vprm_search.labelling.scored_paths import write_scored_paths
     from vprm_search.tiny.policy import TinyPolicy
     from vprm_search.tiny.scored import scored_paths
@@ -108,7 +107,7 @@ def score_labels(
     device: options.Device = "auto",
 ) -> None:
     """Score the solutions of label records (`vprm_search.labelling`)."""
-    judge = models.load_scorer(scorer, device)
+    judge = options.load_scorer(scorer, device)
     from vprm_search.labelling.records import read_records
     from vprm_search.labelling.scored_paths import score_records, write_scored_paths
 
@@ -156,10 +155,7 @@ def fit(
     png: Annotated[Path | None, typer.Option(help="Write a reliability diagram.")] = None,
 ) -> None:
     """Fit one calibration per policy and measure it on held-out problems."""
-    try:
-        importlib.import_module("numpy")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("numpy", "calibration") from error
+    options.need("numpy", "calibration")
     from vprm_search.calibration.maps import CalibrationFile
     from vprm_search.labelling.scored_paths import by_policy, read_scored_paths
     from vprm_search.report.reliability import (

@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from vprm_search.cli import console, models, options
+from vprm_search.cli import console, options
 from vprm_search.errors import ConfigError
-from vprm_search.report.printable import printable
+from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +67,11 @@ def check(
             f"name the reward model and what to compare it with: check PRM --reference FILE, or "
             f"check PRM --against PRM; or only {_WRITE} FILE"
         )
-    ours = models.load_scorer(prm, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    ours = options.load_scorer(prm, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     if reference is not None:
         held = read_reference(reference)
     else:
-        other = models.load_scorer(against or "", device)
+        other = options.load_scorer(against or "", device)
         held = asyncio.run(
             _scored(other, ParityReference(model=against or "", cases=parity_cases()))
         )

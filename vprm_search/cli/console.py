@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vprm_search.errors import ConfigError
-from vprm_search.report.printable import printable
+from vprm_search.report.view import printable
 
 OK = 0
 FAILED = 1

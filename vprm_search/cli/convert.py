@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.text import Text
 
 from vprm_search.cli import console, options
-from vprm_search.report.printable import printable
+from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
     from vprm_search.checkpoints import Manifest

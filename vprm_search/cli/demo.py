@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vprm_search.cli import console, models
-from vprm_search.cli.searching import Searched, Searcher
+from vprm_search.cli import console, options
+from vprm_search.cli.solve import ask
+from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 
 if TYPE_CHECKING:
+    from vprm_search.graph.run import SearchRun
     from vprm_search.tiny.problem import TinyProblem
     from vprm_search.types import ImageData
 
@@ -33,8 +35,8 @@ class Solved:
 
     problem: TinyProblem
     images: tuple[ImageData, ...]
-    sampled: Searched
-    beam: Searched
+    sampled: SearchRun
+    beam: SearchRun
 
     def chosen_by(self, selector: Selector) -> bool:
         """Tell whether a selector takes a right answer among the samples."""
@@ -122,11 +124,22 @@ def _with_progress(problems: list[TinyProblem]) -> Any:
 
 def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
     """Return what solves one problem twice: by sampling and by beam search."""
+    from vprm_search.graph import create_search_graph
+
     with console.ERR.status("loading the models"):
-        policy = models.load_policy(models.TINY, temperature=temperature)
-        scorer = models.load_scorer(models.TINY, "cpu")
-    sample = Searcher(policy, scorer, BestOfN(SAMPLES), BestScore(), run_seed=seed)
-    beam = Searcher(policy, scorer, BEAM, BestScore(), run_seed=seed)
+        policy = options.load_policy(options.TINY, temperature=temperature)
+        scorer = options.load_scorer(options.TINY, "cpu")
+    sample, beam = (
+        create_search_graph(
+            policy=policy,
+            scorer=scorer,
+            strategy=strategy,
+            selector=BestScore(),
+            run_seed=seed,
+            image_store=MemoryImageStore(),
+        ).compile()
+        for strategy in (BestOfN(SAMPLES), BEAM)
+    )
 
     def solve_one(problem: TinyProblem) -> Solved:
         from vprm_search.images.normalise import normalise_image
@@ -134,7 +147,7 @@ def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
 
         images = (normalise_image(render(problem)),)
         question = problem.question
-        return Solved(problem, images, sample(question, images), beam(question, images))
+        return Solved(problem, images, ask(sample, question, images), ask(beam, question, images))
 
     return solve_one
 
@@ -167,7 +180,7 @@ def _add(tally: Tally, right: float, tokens: float) -> None:
 
 def results_table(solved: list[Solved]) -> Table:
     """Return the accuracies with 95 % intervals, and the tokens generated per problem."""
-    from vprm_search.compare.statistics import bootstrap
+    from vprm_search.compare.summary import bootstrap
 
     table = Table(header_style="bold")
     table.add_column("method")
@@ -198,8 +211,7 @@ def shown_problem(solved: list[Solved]) -> Solved:
 def _show_search(item: Solved, out: Path) -> None:
     from vprm_search.report.html import html_page
     from vprm_search.report.picture import png_picture
-    from vprm_search.report.terminal import answer_line, tree_view
-    from vprm_search.report.view import view_of
+    from vprm_search.report.view import answer_line, tree_view, view_of
 
     majority = "right" if item.chosen_by(MajorityVote()) else "wrong"
     view = view_of(

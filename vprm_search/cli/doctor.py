@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vprm_search.cli import console, options
 from vprm_search.errors import MissingDependencyError, VprmError
-from vprm_search.report.printable import printable
+from vprm_search.report.view import printable
 
 BASE = (
     "langgraph",

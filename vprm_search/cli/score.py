@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from vprm_search.aggregate import path_score
-from vprm_search.cli import console, models, options
+from vprm_search.cli import console, options
 from vprm_search.errors import InputError
 from vprm_search.scoring.solution import solution_request
 from vprm_search.steps import DEFAULT_LIMITS, REFERENCE_MAX_STEPS
@@ -53,7 +53,7 @@ def score(
         raise InputError("the solution has no steps: it is empty")
     images = options.read_images(image or [])
     request = solution_request(question, text, images, max_steps=max_steps)
-    loaded = models.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    loaded = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     judge = options.calibrated(loaded, calibration, calibration_policy)
     (result,) = asyncio.run(judge.score([request]))
     values = [step.value for step in result.scores]
@@ -93,7 +93,7 @@ def _as_json(
 
 
 def _show(steps: Sequence[str], result: ScoreResult, whole: dict[str, float | None]) -> None:
-    from vprm_search.report.terminal import score_text, step_table
+    from vprm_search.report.view import score_text, step_table
 
     console.OUT.print(step_table(steps, result.scores))
     line = Text("path score ")

@@ -23,7 +23,7 @@ from vprm_search.cli.vllm_server import (
     serve_command,
 )
 from vprm_search.errors import ConfigError, ScorerError
-from vprm_search.report.printable import printable, shortened
+from vprm_search.report.view import printable, shortened
 
 IMAGE_KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"
 _PROBE = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,16 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vprm_search.budget import Budget, Prices
-from vprm_search.cli import console, models, options
-from vprm_search.cli.searching import Searched, Searcher
+from vprm_search.cli import console, options
 from vprm_search.errors import ConfigError
-from vprm_search.report.printable import printable
-from vprm_search.types import Usage
+from vprm_search.images.store import MemoryImageStore
+from vprm_search.report.view import printable
+from vprm_search.types import SearchResult, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vprm_search.budget import Prices
+    from vprm_search.graph.run import SearchRun
     from vprm_search.types import ImageData
 
 _PANEL = "Cost"
@@ -214,18 +213,20 @@ def solve(
         scored=price_scored,
         image=price_image,
     )
-    judge = models.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    judge = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     load = partial(
-        models.load_policy,
+        options.load_policy,
         base_url=base_url,
         temperature=temperature,
         max_tokens_per_step=step_tokens,
         continuation=continuation.value,
     )
-    searcher = Searcher(
-        load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
-        options.calibrated(judge, calibration, calibration_policy),
-        options.strategy_of(
+    from vprm_search.graph import create_search_graph
+
+    graph = create_search_graph(
+        policy=load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
+        scorer=options.calibrated(judge, calibration, calibration_policy),
+        strategy=options.strategy_of(
             strategy,
             {"n": n, **beam},
             setting or (),
@@ -233,21 +234,12 @@ def solve(
             lookahead=lookahead,
             threshold=None if strong is None else threshold,
         ),
-        chooser,
+        selector=chooser,
         budget=options.checked(Budget, limits),
         run_seed=seed,
-    )
+        image_store=MemoryImageStore(),
+    ).compile()
     images = options.read_images(image)
-    searched = _search(searcher, question, images, system)
-    _show(searched, price_list, as_json=json, aggregate=chooser.aggregate)
-    _write(searched, images, html, png, chooser.aggregate)
-    if searched.result.answer is None:
-        raise typer.Exit(console.NO_ANSWER)
-
-
-def _search(
-    searcher: Searcher, question: str, images: Sequence[ImageData], system: str
-) -> Searched:
     with console.ERR.status("searching") as status:
 
         def tell(event: dict[str, Any]) -> None:
@@ -255,18 +247,47 @@ def _search(
                 children = sum(item["count"] for item in event["expand"])
                 status.update(f"round {event['round']}: {children} steps")
 
-        return searcher(question, images, system=system, on_event=tell)
+        searched = ask(graph, question, images, system=system, on_event=tell)
+    _show(searched, price_list, as_json=json, aggregate=chooser.aggregate)
+    _write(searched, images, html, png, chooser.aggregate)
+    if searched.result.answer is None:
+        raise typer.Exit(console.NO_ANSWER)
 
 
-def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate: str) -> None:
+def ask(
+    graph: Any,
+    question: str,
+    images: Sequence[ImageData],
+    *,
+    system: str = "",
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> SearchRun:
+    """Ask a compiled search graph one question; `on_event` gets its custom stream's events."""
+    from langchain_core.messages import SystemMessage
+
+    from vprm_search.graph import tree_of_state
+    from vprm_search.graph.run import SearchRun
+    from vprm_search.images.messages import image_message
+
+    messages = [SystemMessage(system)] if system else []
+    state: dict[str, Any] = {}
+    asked = {"messages": [*messages, image_message(question, *images)]}
+    for mode, chunk in graph.stream(asked, stream_mode=["custom", "values"]):
+        if mode == "values":
+            state = chunk
+        elif on_event is not None:
+            on_event(chunk)
+    return SearchRun(SearchResult.from_json(state["search_result"]), tree_of_state(state))
+
+
+def _show(searched: SearchRun, prices: Prices | None, *, as_json: bool, aggregate: str) -> None:
     usage = searched.result.usage
     if as_json:
         result, tree = searched.result.to_json(), searched.tree.to_json()
         cost = {} if prices is None else {"cost": cost_json(usage, prices)}
         console.print_json({"result": result, "tree": tree, **cost})
         return
-    from vprm_search.report.terminal import answer_line, tree_view
-    from vprm_search.report.view import view_of
+    from vprm_search.report.view import answer_line, tree_view, view_of
     from vprm_search.search.outcome import ends_line
 
     view = view_of(searched.tree, searched.result, aggregate=aggregate, max_nodes=200)
@@ -282,7 +303,7 @@ def _show(searched: Searched, prices: Prices | None, *, as_json: bool, aggregate
 
 
 def _write(
-    searched: Searched,
+    searched: SearchRun,
     images: Sequence[ImageData],
     html: Path | None,
     png: Path | None,

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
-from vprm_search.report.printable import printable, shortened
+from vprm_search.report.view import printable, shortened
 from vprm_search.scoring.vllm.transport import is_healthy
 
 ARCHITECTURE = "VprmInternVLForConditionalGeneration"

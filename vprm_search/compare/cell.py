@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vprm_search.compare.entrants import choice_of
-from vprm_search.compare.problems import Task, is_right
+from vprm_search.compare.worlds import Task, is_right
 from vprm_search.errors import RecordError
 from vprm_search.graph.run import SearchRun
 

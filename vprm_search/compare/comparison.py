@@ -39,7 +39,7 @@ from vprm_search.compare.entrants import (
     described,
     entrants_of,
 )
-from vprm_search.compare.problems import Ground, Task, World
+from vprm_search.compare.worlds import LoadedWorld, Task, World
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
@@ -159,10 +159,10 @@ class _Shard:
     start: int
     stop: int
     report: Report
-    _ground: Ground | None = field(default=None)
+    _ground: LoadedWorld | None = field(default=None)
 
     @property
-    def ground(self) -> Ground:
+    def ground(self) -> LoadedWorld:
         if self._ground is None:
             self._ground = self.world.load(self.start, self.stop)
         return self._ground

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vprm_search.compare.cell import Row, read_cell
 from vprm_search.compare.entrants import REFERENCE
-from vprm_search.compare.statistics import RESAMPLES, Estimate
 from vprm_search.errors import RecordError
 
 HEADLINE = "weighted-vote:product"
@@ -28,6 +27,41 @@ _PER_PROBLEM = (
     "cut",
     "finished",
 )
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over problems with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    problems: int
+
+    def to_json(self) -> dict[str, float]:
+        """Return the estimate as plain JSON."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "problems": self.problems}
+
+
+def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Estimate the mean of `values` [problems] with a percentile bootstrap over problems.
+
+    For a paired comparison pass the per-problem differences. Efron & Tibshirani (1993), ch. 13.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"expected a non-empty list of numbers, got shape {array.shape}")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    means = np.empty(resamples)
+    for start in range(0, resamples, 500):  # bounded memory: 500 x problems indices at a time
+        size = min(500, resamples - start)
+        picks = rng.integers(0, array.size, (size, array.size))
+        means[start : start + size] = array[picks].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(array.mean()), float(low), float(high), int(array.size))
+
 
 Key = tuple[str, int, str]
 """Strategy, size, selector."""

@@ -201,6 +201,30 @@ async def run_jobs(
             task.cancel()
 
 
+async def search_many(
+    problems: Sequence[tuple[Problem, tuple[ImageData, ...]]],
+    policy: Policy,
+    scorer: StepScorer,
+    rules: SearchRules,
+    *,
+    run_seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[SearchRun]:
+    """Search every problem under `rules`, `batch` at a time (`run_jobs`).
+
+    After every batch, `progress` is called with (searches ended, searches in all).
+    """
+    runs: list[SearchRun] = []
+    for start in range(0, len(problems), batch):
+        part = problems[start : start + batch]
+        jobs = [Job(SearchTree(problem, run_seed), images) for problem, images in part]
+        runs += await run_jobs(jobs, policy, scorer, rules)
+        if progress is not None:
+            progress(len(runs), len(problems))
+    return runs
+
+
 async def _search(loop: Loop, jobs: Sequence[Job], tell: OnEvent) -> None:
     """Make rounds until every search has ended; one that has ended leaves the round."""
     while active := [job for job in jobs if not job.plan.finish]:

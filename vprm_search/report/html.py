@@ -15,8 +15,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from vprm_search.report.printable import printable
-from vprm_search.report.view import UNKNOWN, SearchView, css, score_rgb
+from vprm_search.report.view import UNKNOWN, SearchView, css, printable, score_rgb
 from vprm_search.types import ImageData
 
 _PAGE = """<!DOCTYPE html>

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vprm_search.errors import ConfigError
 from vprm_search.images.normalise import open_rgb
-from vprm_search.report.printable import shortened
-from vprm_search.report.view import NodeView, Rgb, SearchView, score_rgb
+from vprm_search.report.view import NodeView, Rgb, SearchView, score_rgb, shortened
 from vprm_search.types import ImageData, NodeId
 
 MAX_PIXELS = 60_000_000

@@ -11,12 +11,11 @@ from rich.table import Table
 
 from vprm_search.calibration.fit import Method, Reliability, fit, held_out, reliability
 from vprm_search.calibration.maps import Calibration
-from vprm_search.compare.plots import new_figure, png_of
-from vprm_search.compare.statistics import Estimate, bootstrap
+from vprm_search.compare.report import new_figure, png_of
+from vprm_search.compare.summary import Estimate, bootstrap
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.labelling.scored_paths import ScoredPath, path_points, step_points
-from vprm_search.report.printable import printable, shortened
-from vprm_search.report.view import score_rgb
+from vprm_search.report.view import printable, score_rgb, shortened
 
 T = TypeVar("T")
 

@@ -1,18 +1,66 @@
-"""What every picture of a search shows: its nodes in reading order, each with a place.
+"""What every picture of a search shows, and the plainest picture: a coloured tree in a terminal.
 
-Terminal, HTML and PNG are drawn from the same view, so they cannot tell different stories.
+Terminal, HTML and PNG are drawn from the same view, so they cannot tell different stories. All text
+of users and models is made printable first. Colours carry no information alone: every score is also
+a number and every status a word.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
 from vprm_search.tree import SearchTree
-from vprm_search.types import Candidate, NodeId, NodeRecord, NodeStatus, SearchResult, Usage
+from vprm_search.types import (
+    Candidate,
+    NodeId,
+    NodeRecord,
+    NodeStatus,
+    SearchResult,
+    StepScore,
+    Usage,
+)
 
 Rgb = tuple[int, int, int]
+
+# --- text made safe to show
+
+_KEPT_FORMAT = frozenset("\u200c\u200d")  # joiners: Persian, Indic scripts and emoji need them
+_HIDDEN = frozenset({"Cc", "Cf", "Cs"})
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return `text` without control, format (bidirectional overrides) and surrogate characters.
+
+    Line breaks, tabs and runs of spaces become one space; with `lines` line breaks are kept.
+    """
+    if lines:
+        return "\n".join(printable(line) for line in text.splitlines())
+    spaced = "".join(_visible(character) for character in text)
+    return " ".join(spaced.split())
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return `text` on one line, cut to `limit` characters with an ellipsis."""
+    line = printable(text)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _visible(character: str) -> str:
+    if character.isspace():
+        return " "
+    if character in _KEPT_FORMAT or unicodedata.category(character) not in _HIDDEN:
+        return character
+    return ""
+
+
+# --- colours of scores
 
 UNKNOWN: Rgb = (128, 128, 128)
 _STOPS: tuple[Rgb, Rgb, Rgb] = ((200, 45, 45), (205, 155, 20), (30, 140, 70))
@@ -213,3 +261,80 @@ def _node(
 
 def _quoted(tree: SearchTree, node: NodeId) -> str:
     return f'"{tree[node].text}"' if node in tree else node
+
+
+# --- in a terminal
+
+_MARKS = {"open": "·", "finished": "●", "truncated": "…", "pruned": "✂", "failed": "✗"}
+
+
+def score_text(score: float | None) -> Text:
+    """Return P('+') as a coloured number, "  – " if there is none."""
+    shown = "  – " if score is None else f"{score:.2f}"
+    return Text.assemble((shown, f"bold {css(score_rgb(score))}"))
+
+
+def tree_view(view: SearchView, *, width: int = 100) -> Tree:
+    """Return a search as a rich tree; `width` is the characters shown of a step."""
+    root = Tree(Text(shortened(view.question, 1000), style="bold"), guide_style="dim")
+    branches: dict[NodeId, Tree] = {}
+    for node in view.nodes:
+        above = root if node.parent is None else branches[node.parent]
+        branches[node.id] = above.add(_line(node, width))
+    if view.hidden:
+        root.add(Text(f"{view.hidden} more steps are not shown", style="dim italic"))
+    return root
+
+
+def _line(node: NodeView, width: int) -> Text:
+    line = score_text(node.score)
+    copies = f" ×{node.copies}" if node.copies > 1 else ""
+    style = "dim" if node.status in ("pruned", "failed") else "bold" if node.chosen else ""
+    line.append(f" {_MARKS[node.status]} ", style=style)
+    line.append(shortened(node.text, width) or "(end)", style=style)
+    line.append(copies, style="dim")
+    if node.status == "finished" and node.path_score is not None:
+        line.append(f"  path {node.path_score:.2f}", style="dim")
+    if node.reason and node.status != "open":
+        line.append(f"  {node.status}: {shortened(node.reason, width)}", style="dim italic")
+    elif node.score is None and node.score_reason:
+        line.append(f"  no score: {shortened(node.score_reason, width)}", style="dim italic")
+    if node.chosen and node.status in ("finished", "truncated"):
+        line.append("  ← answer", style="bold")
+    return line
+
+
+def answer_line(view: SearchView) -> Text:
+    """Return the outcome of a search in one line: answer, score, why it ended, what it cost."""
+    line = Text.assemble(("Answer: ", "bold"))
+    line.append(shortened(view.answer, 200) if view.answer is not None else "none", style="bold")
+    if view.expected is not None:
+        right = view.answer == view.expected
+        word = "right" if right else f"wrong, it is {printable(view.expected)}"
+        line.append(f" ({word})", style="green" if right else "red")
+    if view.score is not None:
+        line.append("  path score ").append_text(score_text(view.score))
+    if view.fallback and view.answer is not None:
+        line.append("  from an unfinished path", style="yellow")
+    spent = view.usage
+    line.append(
+        f"  [{printable(view.ended_by)}; {spent.rounds} rounds, {spent.candidates} candidates, "
+        f"{spent.generated_tokens} tokens generated, {spent.scored_tokens} scored"
+        + (f"; {spent.work()}]" if spent.work() else "]"),
+        style="dim",
+    )
+    return line
+
+
+def step_table(steps: Sequence[str], scores: Sequence[StepScore]) -> Table:
+    """Return the steps of one solution with P('+') each, and why one has none."""
+    table = Table(show_lines=False, header_style="bold")
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("P('+')", justify="right")
+    table.add_column("Step")
+    for place, (step, score) in enumerate(zip(steps, scores, strict=True), start=1):
+        text = Text(printable(step, lines=True))
+        if score.value is None:
+            text.append(f"\nno score: {printable(score.reason)}", style="dim italic")
+        table.add_row(str(place), score_text(score.value), text)
+    return table

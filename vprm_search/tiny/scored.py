@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from vprm_search.compare.lockstep import search_many
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.run import SearchRun
+from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.images.normalise import normalise_image
 from vprm_search.labelling.monte_carlo import LabelTask
 from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from vprm_search.compare.cell import Row
-from vprm_search.compare.synthetic import (
+from vprm_search.compare.worlds import (
     STOP_MARK,
     ScorerCounts,
     SyntheticWorld,

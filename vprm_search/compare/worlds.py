@@ -1,5 +1,6 @@
-"""A world made of hashes, in which everything about a step is known: for measuring algorithms.
+"""What a comparison is measured on: problems with their right answers, and models.
 
+Below the seam (`World`) stands a world made of hashes, in which everything about a step is known.
 A problem is a number. A solution is a chain of `depth` steps, each a word drawn by the policy's
 seed. Whether a step is right is decided by a hash of the problem and the words so far, so that the
 same text is always as right; a wrong step spoils the path, but for `repair`. The reward model sees
@@ -11,22 +12,76 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
-from vprm_search.compare.problems import Ground, Task
+from vprm_search.answers import answer_classes, extract_answer
 from vprm_search.types import (
     Counts,
+    ImageData,
+    Policy,
     Problem,
     Proposal,
     ProposeRequest,
     ScoreRequest,
     ScoreResult,
     StepScore,
+    StepScorer,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem with its images and its right answer."""
+
+    problem: Problem
+    images: tuple[ImageData, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWorld:
+    """What a shard is measured on.
+
+    `new_scorer` is called for every cell: what one strategy had scored must not be another's gain.
+    `extract` reads the answer out of a whole solution.
+    """
+
+    tasks: Sequence[Task]
+    policy: Policy
+    new_scorer: Callable[[], StepScorer]
+    extract: Callable[[str], str | None] = extract_answer
+
+
+class World(Protocol):
+    """Problems and models. It is sent to other processes and loaded there, shard by shard."""
+
+    @property
+    def size(self) -> int:
+        """The number of problems."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Say as plain JSON what is measured: equal identities give equal results."""
+        ...
+
+    def load(self, start: int, stop: int) -> LoadedWorld:
+        """Return the problems from `start` up to `stop`, and the models."""
+        ...
+
+
+def is_right(task: Task, answer: str | None) -> bool:
+    """Return whether an answer equals the task's."""
+    if answer is None or answer == task.answer:
+        return answer is not None
+    first, second = answer_classes([answer, task.answer])
+    return first is not None and first == second
+
+
+# --- a world made of hashes ----------------------------------------------------------------------
 
 _NORMAL = NormalDist()
 _PROBLEM = re.compile(r"problem (\d+)")
@@ -300,11 +355,11 @@ class SyntheticProblems:
         """Return the settings that make the world."""
         return {"world": "synthetic", "settings": asdict(self.settings), "problems": self.problems}
 
-    def load(self, start: int, stop: int) -> Ground:
+    def load(self, start: int, stop: int) -> LoadedWorld:
         """Return the problems from `start` up to `stop`, and the world's models."""
         world = SyntheticWorld(self.settings)
         tasks = [
             Task(Problem(world.question(number)), (), world.answer(number))
             for number in range(start, stop)
         ]
-        return Ground(tasks, SyntheticPolicy(world), lambda: SyntheticScorer(world))
+        return LoadedWorld(tasks, SyntheticPolicy(world), lambda: SyntheticScorer(world))

@@ -1,49 +1,16 @@
-"""Accuracies with intervals, paired differences, and how well step scores tell right from wrong.
+"""How well step scores tell right from wrong: AUC, with an interval over problems, and F1.
 
-Everything is computed per problem first: samples of one problem are not independent.
+Samples of one problem are not independent, so intervals are made by resampling whole problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over problems with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    problems: int
-
-    def to_json(self) -> dict[str, float]:
-        """Return the estimate as plain JSON."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "problems": self.problems}
-
-
-def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Estimate the mean of `values` [problems] with a percentile bootstrap over problems.
-
-    For a paired comparison pass the per-problem differences. Efron & Tibshirani (1993), ch. 13.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"expected a non-empty list of numbers, got shape {array.shape}")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # bounded memory: 500 x problems indices at a time
-        size = min(500, resamples - start)
-        picks = rng.integers(0, array.size, (size, array.size))
-        means[start : start + size] = array[picks].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(array.mean()), float(low), float(high), int(array.size))
+from vprm_search.compare.summary import Estimate
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vprm_search.compare.statistics import auc, auc_interval, bootstrap, macro_f1
+from examples.tiny_models.metrics import auc, auc_interval, macro_f1
+from vprm_search.compare.summary import bootstrap
 
 labelled = st.lists(
     st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.500001, 0.9, 1.0])),
