@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from vprm_search.tiny.problem import (
+from vprm_search.tiny.world import (
     LARGEST_RESULT,
     OPERATORS,
     TinyProblem,

@@ -24,9 +24,16 @@ from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.images import normalise_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.steps import split_steps
-from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer
 from vprm_search.tiny.scored import sample_leaves
-from vprm_search.tiny.world import FAMILIES, SPLITS, generate, render
+from vprm_search.tiny.world import (
+    FAMILIES,
+    SPLITS,
+    TinyProblem,
+    exact_labels,
+    generate,
+    parse_answer,
+    render,
+)
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, NodeRecord, Policy, Problem, StepScorer
 

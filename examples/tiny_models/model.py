@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from examples.tiny_models.tokenizer import IMAGE_TOKENS
-from vprm_search.tiny.inputs import IMAGE_MEAN, IMAGE_STD
-from vprm_search.tiny.rendering import IMAGE_SIZE
+from vprm_search.tiny.sampler import IMAGE_MEAN, IMAGE_STD
+from vprm_search.tiny.world import IMAGE_SIZE
 
 PATCH_SIZE = 8
 DOWNSAMPLE_RATIO = 0.5

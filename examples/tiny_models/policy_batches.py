@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from examples.tiny_models.tokenizer import IMAGE_TOKENS, policy_prompt, token_id
-from vprm_search.tiny.inputs import IMAGE_CONTEXT, TURN_END, pixel_values
-from vprm_search.tiny.problem import (
+from vprm_search.tiny.sampler import IMAGE_CONTEXT, TURN_END, pixel_values
+from vprm_search.tiny.world import (
     COLOURS,
     OPERATORS,
     STEP_SEPARATOR,
@@ -29,8 +29,9 @@ from vprm_search.tiny.problem import (
     arithmetic_step,
     in_range,
     reading_step,
+    render,
+    value_cells,
 )
-from vprm_search.tiny.rendering import render, value_cells
 
 # --- rows and targets ---
 

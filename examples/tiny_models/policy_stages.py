@@ -34,9 +34,8 @@ from examples.tiny_models.policy_batches import (
     symbolic_features,
 )
 from examples.tiny_models.policy_check import gold_probabilities, validation_problems
-from vprm_search.tiny.inputs import pixel_values
-from vprm_search.tiny.rendering import render
-from vprm_search.tiny.world import FAMILIES, generate
+from vprm_search.tiny.sampler import pixel_values
+from vprm_search.tiny.world import FAMILIES, generate, render
 
 # --- optimisation: Muon for matrices, AdamW for the rest, one fixed schedule ---
 

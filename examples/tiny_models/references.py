@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vprm_search.images import open_rgb
 from vprm_search.steps import STEP_SEPARATOR, join_steps
-from vprm_search.tiny.problem import TinyProblem, exact_labels
 from vprm_search.tiny.sampler import TinySampler
+from vprm_search.tiny.world import TinyProblem, exact_labels
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 # --- likelihoods ---

@@ -15,8 +15,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vprm_search.tiny.inputs import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
-from vprm_search.tiny.problem import COLOURS, OPERATORS
+from vprm_search.tiny.sampler import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+from vprm_search.tiny.world import COLOURS, OPERATORS
 
 END_OF_TEXT, VIDEO = "<|endoftext|>", "<video>"
 CONTROL_TOKENS = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vprm_search.compare.summary import bootstrap
 from vprm_search.ids import child_id
-from vprm_search.labelling.scored_paths import ScoredPath, read_scored_paths
+from vprm_search.labelling.records import ScoredPath, read_scored_paths
 from vprm_search.search import (
     BestScore,
     HybridVote,
@@ -23,8 +23,8 @@ from vprm_search.search import (
     Selector,
     WeightedVote,
 )
-from vprm_search.tiny.problem import parse_answer
 from vprm_search.tiny.scored import problem_of
+from vprm_search.tiny.world import parse_answer
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, Problem
 

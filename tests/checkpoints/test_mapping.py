@@ -15,9 +15,8 @@ from transformers import InternVLForConditionalGeneration
 
 from tests.checkpoints.original_layout import Shape, config, tensor_shapes, write_original
 from vprm_search.checkpoints import convert_checkpoint
-from vprm_search.checkpoints.config import read_original_config
-from vprm_search.checkpoints.mapping import mapping, qkv_rows, target_shapes
 from vprm_search.checkpoints.native_files import model_config
+from vprm_search.checkpoints.original import mapping, qkv_rows, read_original_config, target_shapes
 
 VOCAB = 50
 IDS = {"<IMG_CONTEXT>": 7, "<|im_end|>": 3}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints.original_layout import Shape, config, write_original
 from vprm_search.checkpoints import convert_checkpoint, ensure_native
-from vprm_search.checkpoints.config import read_original_config
+from vprm_search.checkpoints.original import read_original_config
 from vprm_search.errors import CheckpointError
 
 FIRST = "model-00001-of-00002.safetensors"

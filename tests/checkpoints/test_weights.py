@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vprm_search.checkpoints.mapping import Expected, Part
+from vprm_search.checkpoints.original import Expected, Part
 from vprm_search.checkpoints.weights import copy_shard, read_shard, target_size
 from vprm_search.errors import CheckpointError
 

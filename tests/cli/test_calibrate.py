@@ -14,7 +14,7 @@ from PIL import Image
 from examples.tiny_models.label import answer_is_right, label_tasks
 from tests.cli.conftest import Asked, Run
 from vprm_search.labelling.monte_carlo import LabelConfig, label_problems
-from vprm_search.labelling.scored_paths import (
+from vprm_search.labelling.records import (
     ScoredPath,
     ScoredStep,
     read_scored_paths,

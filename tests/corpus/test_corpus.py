@@ -17,8 +17,7 @@ from vprm_search.calibration.maps import CalibrationFile
 from vprm_search.cli.app import app as cli
 from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.images import DiskImageStore
-from vprm_search.labelling.records import read_records
-from vprm_search.labelling.scored_paths import read_scored_paths
+from vprm_search.labelling.records import read_records, read_scored_paths
 from vprm_search.scoring.score_cache import CachedScorer, FileScoreStore
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, SearchResult

@@ -12,7 +12,7 @@ from vprm_search import search
 from vprm_search.aggregate import AGGREGATIONS, LENGTH_AWARE
 from vprm_search.budget import Budget, Prices
 from vprm_search.calibration.fit import METHODS
-from vprm_search.labelling.scored_paths import ScoredPath
+from vprm_search.labelling.records import ScoredPath
 
 TEXT = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
 

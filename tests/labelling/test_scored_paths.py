@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vprm_search.errors import RecordError
-from vprm_search.labelling.records import LabelledSolution, ProblemRecord, StepLabel
-from vprm_search.labelling.scored_paths import (
+from vprm_search.labelling.records import (
+    LabelledSolution,
+    ProblemRecord,
     ScoredPath,
     ScoredStep,
+    StepLabel,
     by_policy,
     path_points,
     read_scored_paths,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from examples.tiny_models.corruption import corrupt
 from vprm_search.images import normalise_image
-from vprm_search.tiny.rendering import render
-from vprm_search.tiny.world import generate
+from vprm_search.tiny.world import generate, render
 from vprm_search.types import ImageData, Problem, ScoreRequest
 
 INJECTIONS = (

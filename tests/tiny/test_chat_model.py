@@ -21,8 +21,7 @@ from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError, ImageError, InputError, VprmError
 from vprm_search.images import image_message, normalise_image
 from vprm_search.policy import ChatModelPolicy, RetryRules, capabilities_of
-from vprm_search.tiny.batching import BatchedSampler, SampleCall, shared_sampler
-from vprm_search.tiny.chat_model import TinyChatModel
+from vprm_search.tiny.chat_model import BatchedSampler, SampleCall, TinyChatModel, shared_sampler
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.sampler import SampleRequest, TinySampler
 from vprm_search.tiny.weights import WEIGHT_NAMES, weights_path

@@ -16,8 +16,7 @@ from examples.tiny_models.tokenizer import policy_prompt
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError, PromptTooLongError
 from vprm_search.tiny.decoder import uniforms
-from vprm_search.tiny.inputs import pixel_values
-from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler
+from vprm_search.tiny.sampler import Sample, SampleRequest, TinySampler, pixel_values
 from vprm_search.tiny.world import FAMILIES, generate, render
 
 SLOW = settings(max_examples=15, deadline=None)

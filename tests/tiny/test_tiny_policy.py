@@ -13,9 +13,8 @@ from examples.tiny_models.tokenizer import policy_prompt
 from tests.tiny.small_models import small_sampler, small_tokenizer
 from vprm_search.images import normalise_image
 from vprm_search.steps import STEP_SEPARATOR
-from vprm_search.tiny.inputs import pixel_values
 from vprm_search.tiny.policy import TinyPolicy
-from vprm_search.tiny.sampler import SampleRequest
+from vprm_search.tiny.sampler import SampleRequest, pixel_values
 from vprm_search.tiny.world import generate, render
 from vprm_search.types import ImageData, Policy, Problem, ProposeRequest
 

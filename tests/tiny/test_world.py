@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.tiny_models.corruption import corrupt
-from vprm_search.tiny.inputs import IMAGE_MEAN, IMAGE_STD, pixel_values
-from vprm_search.tiny.problem import COLOURS
+from vprm_search.tiny.sampler import IMAGE_MEAN, IMAGE_STD, pixel_values
 from vprm_search.tiny.world import (
+    COLOURS,
     FAMILIES,
     SPLITS,
     STEP_SEPARATOR,

@@ -24,8 +24,8 @@ from vprm_search.graph.run import search_many
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.tiny.policy import TinyPolicy
-from vprm_search.tiny.problem import exact_labels, parse_answer
 from vprm_search.tiny.scored import sample_leaves
+from vprm_search.tiny.world import exact_labels, parse_answer
 
 BLIND = "prm, blank image"
 CONFIG = Evaluation(

@@ -19,7 +19,7 @@ from examples.tiny_models.tokenizer import token_id
 from tests.tiny.small_models import SHAPE, small_tokenizer
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.scoring.prompt.layout import PrmLayout
-from vprm_search.tiny.inputs import pixel_values
+from vprm_search.tiny.sampler import pixel_values
 from vprm_search.tiny.world import generate, render
 
 LAYOUT = PrmLayout(system_prompt=None)

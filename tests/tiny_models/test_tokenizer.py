@@ -18,9 +18,8 @@ from examples.tiny_models.tokenizer import (
     token_id,
     world_words,
 )
-from vprm_search.tiny.inputs import IMAGE_CONTEXT
-from vprm_search.tiny.problem import COLOURS
-from vprm_search.tiny.world import FAMILIES, generate
+from vprm_search.tiny.sampler import IMAGE_CONTEXT
+from vprm_search.tiny.world import COLOURS, FAMILIES, generate
 
 TOKENIZER = build_tokenizer()
 CONTROL_IDS = set(TOKENIZER.convert_tokens_to_ids(list(CONTROL_TOKENS)))

@@ -20,8 +20,7 @@ from examples.tiny_models.policy_batches import (
 from examples.tiny_models.policy_stages import LanguagePlan, Schedule, SolutionPlan, VisionPlan
 from examples.tiny_models.tokenizer import build_tokenizer, policy_prompt
 from examples.tiny_models.train_policy import PolicyPlan, train_policy
-from vprm_search.tiny.inputs import pixel_values
-from vprm_search.tiny.sampler import load_checkpoint
+from vprm_search.tiny.sampler import load_checkpoint, pixel_values
 from vprm_search.tiny.world import FAMILIES, generate, render
 
 TOKENIZER = build_tokenizer()

@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from vprm_search.checkpoints import native_files
-from vprm_search.checkpoints.config import OriginalConfig, read_original_config
 from vprm_search.checkpoints.identity import file_digests
-from vprm_search.checkpoints.mapping import embedding_names, mapping, target_shapes
+from vprm_search.checkpoints.native_files import TokenizerFiles, make_tokenizer
+from vprm_search.checkpoints.original import (
+    OriginalConfig,
+    embedding_names,
+    mapping,
+    read_original_config,
+    target_shapes,
+)
 from vprm_search.checkpoints.output import (
     CopiedShard,
     FileRecord,
@@ -33,7 +39,6 @@ from vprm_search.checkpoints.source import (
     read_json,
     readable,
 )
-from vprm_search.checkpoints.tokenizer import TokenizerFiles, make_tokenizer
 from vprm_search.checkpoints.weights import (
     TORCH_NAMES,
     Shard,

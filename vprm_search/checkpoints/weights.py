@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vprm_search.checkpoints.config import OriginalConfig
-from vprm_search.checkpoints.mapping import Expected, Part, mapping
+from vprm_search.checkpoints.original import Expected, OriginalConfig, Part, mapping
 from vprm_search.checkpoints.output import CopiedShard, FileRecord
 from vprm_search.checkpoints.source import CONFIG_FILE, INDEX_FILE, inside, read_json, weight_files
 from vprm_search.errors import CheckpointError, MissingDependencyError

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vprm_search.calibration.maps import Calibration
-    from vprm_search.labelling.records import ProblemRecord
-    from vprm_search.labelling.scored_paths import ScoredPath
+    from vprm_search.labelling.records import ProblemRecord, ScoredPath
     from vprm_search.report.reliability import Calibrated
     from vprm_search.types import ImageData, StepScorer
 
@@ -64,7 +63,7 @@ def collect_tiny(
 ) -> None:
     """Sample solutions in the tiny world, score them, and label every step exactly."""
     judge = options.load_scorer(scorer, device)
-    from vprm_search.labelling.scored_paths import write_scored_paths
+    from vprm_search.labelling.records import write_scored_paths
     from vprm_search.tiny.policy import TinyPolicy
     from vprm_search.tiny.scored import scored_paths
     from vprm_search.tiny.weights import weights_path
@@ -108,8 +107,7 @@ def score_labels(
 ) -> None:
     """Score the solutions of label records (`vprm_search.labelling`)."""
     judge = options.load_scorer(scorer, device)
-    from vprm_search.labelling.records import read_records
-    from vprm_search.labelling.scored_paths import score_records, write_scored_paths
+    from vprm_search.labelling.records import read_records, score_records, write_scored_paths
 
     if not records.is_file():
         raise InputError(f"{records} is not a file")
@@ -157,7 +155,7 @@ def fit(
     """Fit one calibration per policy and measure it on held-out problems."""
     options.need("numpy", "calibration")
     from vprm_search.calibration.maps import CalibrationFile
-    from vprm_search.labelling.scored_paths import by_policy, read_scored_paths
+    from vprm_search.labelling.records import by_policy, read_scored_paths
     from vprm_search.report.reliability import (
         calibrate_policy,
         calibration_table,

@@ -239,9 +239,8 @@ class TinyProblems:
         from vprm_search.scoring.engine.checkpoint import load_checkpoint
         from vprm_search.scoring.transformers_scorer import TransformersScorer
         from vprm_search.tiny.policy import TinyPolicy
-        from vprm_search.tiny.problem import parse_answer
         from vprm_search.tiny.weights import weights_path
-        from vprm_search.tiny.world import generate, render
+        from vprm_search.tiny.world import generate, parse_answer, render
 
         tasks = []
         for number in range(start, stop):

@@ -20,7 +20,7 @@ from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Sel
 
 if TYPE_CHECKING:
     from vprm_search.graph.run import SearchRun
-    from vprm_search.tiny.problem import TinyProblem
+    from vprm_search.tiny.world import TinyProblem
     from vprm_search.types import ImageData
 
 FIRST_PROBLEM = 1_000_000

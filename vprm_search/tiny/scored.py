@@ -9,11 +9,10 @@ from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.images.normalise import normalise_image
 from vprm_search.labelling.monte_carlo import LabelTask
-from vprm_search.labelling.scored_paths import ScoredPath, ScoredStep
+from vprm_search.labelling.records import ScoredPath, ScoredStep
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.steps import split_steps
-from vprm_search.tiny.problem import TinyProblem, exact_labels, parse_answer
-from vprm_search.tiny.world import generate, render
+from vprm_search.tiny.world import TinyProblem, exact_labels, generate, parse_answer, render
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeRecord, Policy, Problem, StepScorer
 
