@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vprm_search.scoring.judge_scorer import JudgeScorer
     from vprm_search.scoring.score_cache import CachedScorer
     from vprm_search.scoring.transformers_scorer import TransformersScorer
-    from vprm_search.scoring.vllm.options import VllmOptions
+    from vprm_search.scoring.vllm.transport import VllmOptions
     from vprm_search.scoring.vllm_scorer import VllmScorer
     from vprm_search.scoring.wrappers import OutcomeScorer
     from vprm_search.search import (
@@ -129,7 +129,7 @@ _HOMES = {
     "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
     "VllmScorer": "vprm_search.scoring.vllm_scorer",
-    "VllmOptions": "vprm_search.scoring.vllm.options",
+    "VllmOptions": "vprm_search.scoring.vllm.transport",
     "JudgeScorer": "vprm_search.scoring.judge_scorer",
     "OutcomeScorer": "vprm_search.scoring.wrappers",
     "CachedScorer": "vprm_search.scoring.score_cache",

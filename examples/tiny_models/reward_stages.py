@@ -33,7 +33,7 @@ from examples.tiny_models.reward_trainer import (
 from examples.tiny_models.tokenizer import token_id
 from vprm_search.labelling.records import read_records
 from vprm_search.scoring.families import ScorerFile
-from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.pixels import PreprocessConfig
 from vprm_search.tiny.sampler import load_checkpoint
 from vprm_search.tiny.world import IMAGE_SIZE
 

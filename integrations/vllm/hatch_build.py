@@ -24,7 +24,7 @@ NEEDED = (
     "vprm_search.ids",
     "vprm_search.images.normalise",
     "vprm_search.scoring.prompt.layout",
-    "vprm_search.scoring.pixels.tiles",
+    "vprm_search.scoring.pixels",
     "vprm_search.scoring.families",
     "vprm_search.scoring.vllm.contract",
     "vprm_search.types",

@@ -27,7 +27,7 @@ from transformers import InternVLForConditionalGeneration
 from tests.scoring.random_internvl import Size, write_checkpoint
 from vprm_search.images import normalise_image
 from vprm_search.scoring import TransformersScorer
-from vprm_search.scoring.pixels.tiles import PreprocessConfig, pixel_values
+from vprm_search.scoring.pixels import PreprocessConfig, pixel_values
 from vprm_search.types import ImageData, Problem, ScoreRequest
 
 SIZES = {

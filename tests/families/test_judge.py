@@ -27,13 +27,13 @@ from vprm_search.chat.calls import RetryRules
 from vprm_search.errors import ConfigError
 from vprm_search.graph.run import arun_search
 from vprm_search.scoring import judge_scorer
-from vprm_search.scoring.judge_dialogue import (
+from vprm_search.scoring.judge_scorer import (
+    JudgeScorer,
     fence_key,
     judge_messages,
     line_verdict,
     probability_of_yes,
 )
-from vprm_search.scoring.judge_scorer import JudgeScorer
 from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.search import BestOfN, BestScore
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScorer

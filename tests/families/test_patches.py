@@ -18,7 +18,7 @@ from tests.families.tiny_models import random_model
 from tests.scoring.test_oracle import picture
 from vprm_search.errors import ImageError
 from vprm_search.images import ImageLimits, normalise_image, open_rgb
-from vprm_search.scoring.pixels.patches import (
+from vprm_search.scoring.pixels import (
     PixelBudget,
     image_grid,
     pixel_patches,

@@ -26,8 +26,7 @@ from transformers import (
 from tests.families.tiny_tokenizers import TOKENIZERS, VOCAB
 from tests.scoring.random_internvl import Size, build_model
 from vprm_search.scoring.families import FAMILIES
-from vprm_search.scoring.pixels.patches import PixelBudget
-from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.pixels import PixelBudget, PreprocessConfig
 
 HIDDEN = 64
 TEXT = {

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vprm_search.scoring.families import ScorerFile
-from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.pixels import PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]

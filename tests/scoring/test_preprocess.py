@@ -15,7 +15,7 @@ from tests.scoring import oracle
 from vprm_search.errors import CheckpointError, ImageError
 from vprm_search.images import ImageLimits, normalise_image
 from vprm_search.scoring.families import ScorerFile, read_scorer_file
-from vprm_search.scoring.pixels.tiles import PreprocessConfig, pixel_values, tile_grid, tile_image
+from vprm_search.scoring.pixels import PreprocessConfig, pixel_values, tile_grid, tile_image
 from vprm_search.types import ImageData
 
 sides = st.one_of(st.integers(1, 3000), st.sampled_from([448, 896, 1344, 224, 634, 317]))

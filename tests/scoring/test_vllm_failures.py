@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, Future, RetryCallState
 from vprm_search.scoring import VllmOptions
 from vprm_search.scoring.reasons import is_permanent
 from vprm_search.scoring.vllm.contract import ScoresReply
-from vprm_search.scoring.vllm.images import ImagesMissing
 from vprm_search.scoring.vllm.plugin_route import scores_reader
+from vprm_search.scoring.vllm.round import ImagesMissing
 from vprm_search.scoring.vllm.transport import Pause, RequestFailed, failed_reply, failed_transport
 
 AGAIN = {408, 409, 425, 429, *range(500, 600)}

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vprm_search.scoring.families import FAMILIES, PrmFamily, ScorerFile
     from vprm_search.scoring.judge_scorer import JudgeScorer
-    from vprm_search.scoring.pixels.patches import PixelBudget
-    from vprm_search.scoring.pixels.tiles import PreprocessConfig
+    from vprm_search.scoring.pixels import PixelBudget, PreprocessConfig
     from vprm_search.scoring.prompt.layout import (
         PrmLayout,
         PromptBuilder,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     )
     from vprm_search.scoring.solution import score_solution, solution_request
     from vprm_search.scoring.transformers_scorer import TransformersScorer
-    from vprm_search.scoring.vllm.options import VllmOptions
+    from vprm_search.scoring.vllm.transport import VllmOptions
     from vprm_search.scoring.vllm_scorer import VllmScorer
     from vprm_search.scoring.wrappers import OutcomeScorer
 
@@ -40,8 +39,8 @@ _HOMES = {
     "MarkerLayout": "prompt.marker_layout",
     "CachedScorer": "score_cache",
     "MemoryScoreStore": "score_cache",
-    "PixelBudget": "pixels.patches",
-    "PreprocessConfig": "pixels.tiles",
+    "PixelBudget": "pixels",
+    "PreprocessConfig": "pixels",
     "PrmFamily": "families",
     "PrmLayout": "prompt.layout",
     "PromptBuilder": "prompt.layout",
@@ -49,7 +48,7 @@ _HOMES = {
     "ScorerFile": "families",
     "ScoringPrompt": "prompt.layout",
     "TransformersScorer": "transformers_scorer",
-    "VllmOptions": "vllm.options",
+    "VllmOptions": "vllm.transport",
     "VllmScorer": "vllm_scorer",
     "OutcomeScorer": "wrappers",
     "build_prompt": "prompt.layout",

@@ -26,8 +26,7 @@ from pydantic import (
 
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
-from vprm_search.scoring.pixels.patches import PixelBudget
-from vprm_search.scoring.pixels.tiles import IMAGENET_MEAN, IMAGENET_STD, PreprocessConfig
+from vprm_search.scoring.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelBudget, PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.marker_layout import TOKENIZER_BOS, MarkerLayout
 

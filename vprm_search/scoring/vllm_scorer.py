@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -18,11 +19,15 @@ from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import IMAGE_MISSING, NO_SERVER
-from vprm_search.scoring.vllm.options import VllmOptions, server_address
 from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe
 from vprm_search.scoring.vllm.pooling_route import PoolingRoute, ServedModel, served_model
 from vprm_search.scoring.vllm.round import ProblemRound, all_done
-from vprm_search.scoring.vllm.transport import RequestFailed, ServerTransport, VllmMeter
+from vprm_search.scoring.vllm.transport import (
+    RequestFailed,
+    ServerTransport,
+    VllmMeter,
+    VllmOptions,
+)
 from vprm_search.types import ScoreRequest, ScoreResult
 
 Route = Literal["plugin", "pooling"]
@@ -275,6 +280,30 @@ class VllmScorer:
 
     def __repr__(self) -> str:
         return f"VllmScorer({self.address!r})"
+
+
+def server_address(base_url: str) -> str:
+    """Return the address all paths are appended to: no trailing slash, no "/v1".
+
+    Raises `ConfigError` for anything but a plain http or https address: a name and a password in
+    it would end up in messages, and a query could not be kept.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname
+        port = parts.port
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"the server's address cannot be read: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "the server's address holds a user name or a password; pass api_key instead"
+        )
+    plain = not (parts.query or parts.fragment or any(c.isspace() for c in base_url))
+    if parts.scheme not in ("http", "https") or not host or not plain or port == 0:
+        raise ConfigError(
+            f"the server's address is {base_url!r}; give one like 'http://127.0.0.1:8000'"
+        )
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _no_route(address: str, served: ServedModel, refusals: dict[Route, RequestFailed]) -> str:

@@ -26,7 +26,7 @@ from vprm_search_vllm.shared.scoring.families import (
     read_scorer_file,
     scorer_identity,
 )
-from vprm_search_vllm.shared.scoring.pixels.tiles import PreprocessConfig, tile_grid
+from vprm_search_vllm.shared.scoring.pixels import PreprocessConfig, tile_grid
 from vprm_search_vllm.shared.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search_vllm.shared.scoring.prompt.marker_layout import MarkerBuilder
 from vprm_search_vllm.shared.scoring.vllm.contract import (

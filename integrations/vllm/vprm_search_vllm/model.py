@@ -29,7 +29,7 @@ from vllm.multimodal.processing import (
 
 from vprm_search_vllm.shared.images.normalise import normalise_image
 from vprm_search_vllm.shared.scoring.families import ScorerFile, read_scorer_file
-from vprm_search_vllm.shared.scoring.pixels.tiles import pixel_values
+from vprm_search_vllm.shared.scoring.pixels import pixel_values
 from vprm_search_vllm.shared.types import ImageData
 
 

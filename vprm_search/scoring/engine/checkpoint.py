@@ -55,8 +55,7 @@ from vprm_search.scoring.families import (
     read_scorer_file,
     scorer_identity,
 )
-from vprm_search.scoring.pixels.patches import PixelBudget
-from vprm_search.scoring.pixels.tiles import PreprocessConfig
+from vprm_search.scoring.pixels import PixelBudget, PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search.scoring.prompt.marker_layout import MarkerBuilder
 

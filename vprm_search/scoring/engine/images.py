@@ -13,14 +13,15 @@ from vprm_search.errors import ImageError
 from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
 from vprm_search.scoring.engine.forward import ScoringMeter, TokenBatcher
 from vprm_search.scoring.engine.token_tree import TokenPath
-from vprm_search.scoring.pixels.patches import (
+from vprm_search.scoring.pixels import (
     Grid,
     PixelBudget,
+    PreprocessConfig,
     image_grid,
     pixel_patches,
+    pixel_values,
     token_positions,
 )
-from vprm_search.scoring.pixels.tiles import PreprocessConfig, pixel_values
 from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_IMAGE, BAD_INPUT, OUT_OF_MEMORY
 from vprm_search.types import ImageData

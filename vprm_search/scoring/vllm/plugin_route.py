@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from vprm_search.errors import ModelChangedError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import BAD_INPUT, NOT_FINITE, OUT_OF_MEMORY, TOO_LONG
+from vprm_search.scoring.score_cache import MemoryScoreStore, StoredScore, step_keys
 from vprm_search.scoring.vllm.contract import (
     VERSION,
     DescribeBody,
@@ -23,8 +25,13 @@ from vprm_search.scoring.vllm.contract import (
     ScoringBody,
     first_problem,
 )
-from vprm_search.scoring.vllm.images import ImageShipping, ImagesMissing
-from vprm_search.scoring.vllm.round import Path, ProblemRound, StepMemory, all_done
+from vprm_search.scoring.vllm.round import (
+    ImageShipping,
+    ImagesMissing,
+    Path,
+    ProblemRound,
+    all_done,
+)
 from vprm_search.scoring.vllm.transport import (
     RequestFailed,
     ServerTransport,
@@ -32,6 +39,7 @@ from vprm_search.scoring.vllm.transport import (
     read_json,
     shortened,
 )
+from vprm_search.types import Problem, ScoreRequest
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -180,6 +188,46 @@ class PluginRoute:
             if (reason := reply.failures.get(str(number))) is not None:
                 known = reason.split(":", 1)[0] in _PATH_REASONS
                 state.reason = shortened(reason if known else f"{BAD_INPUT}: {reason}")
+
+
+class StepMemory:
+    """Remembers single steps, to fill the rows that a server's prefix cache leaves out.
+
+    A search sends each path again with one more step; the server has the old steps in its cache
+    and does not compute their rows, but their scores are known here.
+    """
+
+    def __init__(self, entries: int) -> None:
+        self._store = MemoryScoreStore(entries)
+        self._lock = threading.Lock()
+
+    def remember(self, identity: str, round_: ProblemRound) -> None:
+        """Keep all values of a round."""
+        for path, state in round_.paths.items():
+            if any(value is not None for value in state.values):
+                keys = self._keys(identity, round_, path)
+                with self._lock:
+                    for key, value in zip(keys, state.values, strict=True):
+                        if value is not None:
+                            self._store.put(key, StoredScore(value, "", 0, 0))
+
+    def fill(self, identity: str, round_: ProblemRound) -> int:
+        """Fill missing values of the open paths; return how many."""
+        filled = 0
+        for path in round_.open_paths():
+            values = round_.paths[path].values
+            keys = self._keys(identity, round_, path)
+            with self._lock:
+                entries = [self._store.get(key) for key in keys]
+            for place, entry in enumerate(entries):
+                if values[place] is None and entry is not None:
+                    values[place] = entry.value
+                    filled += 1
+        return filled
+
+    def _keys(self, identity: str, round_: ProblemRound, path: Sequence[str]) -> list[str]:
+        problem = Problem(round_.question, tuple(i.digest for i in round_.images))
+        return step_keys(identity, ScoreRequest(problem, tuple(path)))
 
 
 async def describe(transport: ServerTransport, model: str, end: float) -> Description:

@@ -16,9 +16,8 @@ from vprm_search.errors import ConfigError, InputError, ModelChangedError
 from vprm_search.ids import digest
 from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT, TOO_LONG
-from vprm_search.scoring.vllm.images import ImageShipping, ImagesMissing
+from vprm_search.scoring.vllm.round import ImageShipping, ImagesMissing, ProblemRound, all_done
 from vprm_search.scoring.vllm.round import Path as Steps
-from vprm_search.scoring.vllm.round import ProblemRound, all_done
 from vprm_search.scoring.vllm.stock_prompt import Shown, StockPrompts, conversation
 from vprm_search.scoring.vllm.transport import (
     RequestFailed,

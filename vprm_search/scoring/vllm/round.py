@@ -1,16 +1,23 @@
-"""The paths of one problem on their way through a scoring server, and what is known of each."""
+"""One problem on its way through a scoring server: its paths, and its images."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from vprm_search.scoring.reasons import NO_SCORE
-from vprm_search.scoring.score_cache import MemoryScoreStore, StoredScore, step_keys
-from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScore
+from vprm_search.scoring.vllm.transport import VllmMeter, bad_reply
+from vprm_search.types import ImageData, ScoreResult, StepScore
+
+T = TypeVar("T")
+
+_REMEMBERED = 100_000
+_SHIPMENTS = 4
 
 Path = tuple[str, ...]
 """The steps of one path, in order."""
@@ -94,46 +101,6 @@ class ProblemRound:
         return ScoreResult(scores, state.prefix_tokens, state.step_tokens or (0,) * len(path))
 
 
-class StepMemory:
-    """Remembers single steps, to fill the rows that a server's prefix cache leaves out.
-
-    A search sends each path again with one more step; the server has the old steps in its cache
-    and does not compute their rows, but their scores are known here.
-    """
-
-    def __init__(self, entries: int) -> None:
-        self._store = MemoryScoreStore(entries)
-        self._lock = threading.Lock()
-
-    def remember(self, identity: str, round_: ProblemRound) -> None:
-        """Keep all values of a round."""
-        for path, state in round_.paths.items():
-            if any(value is not None for value in state.values):
-                keys = self._keys(identity, round_, path)
-                with self._lock:
-                    for key, value in zip(keys, state.values, strict=True):
-                        if value is not None:
-                            self._store.put(key, StoredScore(value, "", 0, 0))
-
-    def fill(self, identity: str, round_: ProblemRound) -> int:
-        """Fill missing values of the open paths; return how many."""
-        filled = 0
-        for path in round_.open_paths():
-            values = round_.paths[path].values
-            keys = self._keys(identity, round_, path)
-            with self._lock:
-                entries = [self._store.get(key) for key in keys]
-            for place, entry in enumerate(entries):
-                if values[place] is None and entry is not None:
-                    values[place] = entry.value
-                    filled += 1
-        return filled
-
-    def _keys(self, identity: str, round_: ProblemRound, path: Sequence[str]) -> list[str]:
-        problem = Problem(round_.question, tuple(i.digest for i in round_.images))
-        return step_keys(identity, ScoreRequest(problem, tuple(path)))
-
-
 async def all_done(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Wait for all coroutines; on an error or a cancellation none is left running.
 
@@ -147,3 +114,114 @@ async def all_done(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+# --- images: bytes once, digests afterwards, bytes again if the server lost them ------------------
+
+
+class ImagesMissing(Exception):
+    """The server does not hold these images, of those a request named without their bytes."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__(f"{len(digests)} images")
+        self.digests = digests
+
+
+class ImageShipping:
+    """Knows which images one server was sent; for all event loops and threads of a client.
+
+    A server may forget (it was restarted, or its store is full): what it reports missing is sent
+    again, once for all requests of an event loop that need it.
+    """
+
+    def __init__(self, meter: VllmMeter) -> None:
+        self._meter = meter
+        self._held: OrderedDict[str, int] = OrderedDict()
+        self._sent_before: OrderedDict[str, int] = OrderedDict()
+        self._number = 0
+        self._lock = threading.Lock()
+
+    async def deliver(
+        self,
+        images: Sequence[ImageData],
+        moving: dict[str, asyncio.Event],
+        ask: Callable[[frozenset[str]], Awaitable[T]],
+    ) -> T:
+        """Return what `ask` does, called with the digests of the images it must send as bytes.
+
+        Args:
+            images: all that the request needs.
+            moving: `LoopState.images_moving` of the running event loop.
+            ask: sends the request; raises `ImagesMissing` for those the server turns out to lack.
+
+        Raises:
+            RequestFailed: the server asks for what it was just sent; and what `ask` raises.
+        """
+        pixels = {image.digest: len(image.png) for image in images}
+        for number in range(1, _SHIPMENTS + 1):
+            everything = number > 2  # replicas behind one address hold different images
+            async with self._shipment(list(pixels), moving, everything) as (order, digests):
+                self._count(digests, pixels)
+                try:
+                    reply = await ask(digests)
+                except ImagesMissing as missing:
+                    self._arrived(digests, order)
+                    self._lost(missing.digests, order)
+                else:
+                    self._arrived(digests, order)
+                    return reply
+        raise bad_reply("the server asks for images that it was just sent")
+
+    @asynccontextmanager
+    async def _shipment(
+        self, digests: Sequence[str], moving: dict[str, asyncio.Event], everything: bool
+    ) -> AsyncIterator[tuple[int, frozenset[str]]]:
+        """Yield the number of a request among all, and the images it has to carry.
+
+        When another request of this event loop carries one of them, wait for its end first.
+        `everything` carries all, whatever is known.
+        """
+        while waits := [moving[d] for d in digests if d in moving and not self._has(d)]:
+            await waits[0].wait()
+        mine = frozenset(d for d in digests if everything or not self._has(d))
+        arrived = asyncio.Event()
+        moving.update((digest, arrived) for digest in mine)
+        with self._lock:
+            self._number += 1
+            number = self._number
+        try:
+            yield number, mine
+        finally:
+            for digest in mine:
+                if moving.get(digest) is arrived:
+                    del moving[digest]
+            arrived.set()
+
+    def _count(self, digests: frozenset[str], sizes: dict[str, int]) -> None:
+        with self._lock:
+            again = sum(digest in self._sent_before for digest in digests)
+        self._meter.add(
+            images_sent=len(digests),
+            images_resent=again,
+            image_bytes_sent=sum(sizes[digest] for digest in digests),
+        )
+
+    def _arrived(self, digests: frozenset[str], order: int) -> None:
+        with self._lock:
+            for digest in digests:
+                for known in (self._held, self._sent_before):
+                    known[digest] = order
+                    known.move_to_end(digest)
+                    if len(known) > _REMEMBERED:
+                        known.popitem(last=False)
+
+    def _lost(self, digests: Sequence[str], order: int) -> None:
+        """Forget what a reply reports missing, unless it was sent again since that request."""
+        with self._lock:
+            for digest in digests:
+                if self._held.get(digest, order + 1) <= order:
+                    del self._held[digest]
+
+    def _has(self, digest: str) -> bool:
+        with self._lock:
+            return digest in self._held

@@ -10,7 +10,7 @@ from typing import Any
 from vprm_search.errors import CheckpointError, ConfigError, InputError
 from vprm_search.ids import digest
 from vprm_search.scoring.families import read_json, read_scorer_file
-from vprm_search.scoring.pixels.tiles import PreprocessConfig, tile_grid
+from vprm_search.scoring.pixels import PreprocessConfig, tile_grid
 from vprm_search.scoring.prompt.layout import (
     IMAGE_TAG,
     PrmLayout,

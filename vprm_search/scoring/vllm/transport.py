@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import httpx
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import from_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from vprm_search.chat.failures import is_retryable, retry_after
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.reasons import BAD_REPLY, NO_SERVER, REFUSED, SERVER_ERROR
-from vprm_search.scoring.vllm.options import VllmOptions
 
 T = TypeVar("T")
 
@@ -31,6 +30,45 @@ _ERROR_BYTES = 1 << 16
 _SHOWN_CHARS = 300
 _KEEP_ALIVE_S = 4.0
 """Idle connections are dropped before the server does it (uvicorn: after 5 s)."""
+
+
+class VllmOptions(BaseModel):
+    """The limits of a `VllmScorer`.
+
+    Args:
+        timeout_s: of one attempt, from a free slot to the last byte of the reply.
+        connect_timeout_s: of opening a connection.
+        deadline_s: of everything that one `score` call does, waiting included.
+        startup_wait_s: how long a server that was never reached is waited for.
+        restart_wait_s: how long a server that was lost is waited for.
+        poll_s: pause between two questions to /health meanwhile.
+        max_attempts: how often a request that fails for a passing reason is sent.
+        first_wait_s: pause after the first failure; it doubles with every further one, and is
+            shortened by up to a half at random.
+        longest_wait_s: bound of that pause.
+        longest_retry_after_s: up to which a server's Retry-After is obeyed.
+        max_concurrency: POST requests under way at once, in one event loop.
+        max_reply_bytes: a longer reply is refused.
+        env_proxies: whether proxies of the environment are used.
+        remembered_steps: scores kept to fill the rows that a server's prefix cache leaves out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout_s: float = Field(default=120.0, gt=0)
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    deadline_s: float = Field(default=900.0, gt=0)
+    startup_wait_s: float = Field(default=10.0, ge=0)
+    restart_wait_s: float = Field(default=300.0, ge=0)
+    poll_s: float = Field(default=0.5, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+    first_wait_s: float = Field(default=0.5, ge=0)
+    longest_wait_s: float = Field(default=30.0, ge=0)
+    longest_retry_after_s: float = Field(default=120.0, ge=0)
+    max_concurrency: int = Field(default=32, ge=1)
+    max_reply_bytes: int = Field(default=32 << 20, ge=1)
+    env_proxies: bool = False
+    remembered_steps: int = Field(default=50_000, ge=1)
 
 
 class RequestFailed(ScorerError):
@@ -124,7 +162,7 @@ class ServerTransport:
     the server compares it.
 
     Args:
-        address: of the server, without a trailing slash; see `options.server_address`.
+        address: of the server, without a trailing slash; see `vllm_scorer.server_address`.
         api_key: sent with every request, None for none.
         options: limits and pauses.
         meter: where requests are counted.

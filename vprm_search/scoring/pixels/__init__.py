@@ -1,1 +1,0 @@
-"""Images as the pixel values a vision tower wants."""
