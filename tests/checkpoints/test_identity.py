@@ -58,6 +58,19 @@ def test_a_copy_and_a_touch_keep_the_identity_and_a_byte_changes_it(
     assert checkpoint_digest(copy) != before
 
 
+def test_the_merges_of_a_tokenizer_count_where_it_is_made_from_them(folder: Path) -> None:
+    """The same words merged in another way are other tokens, and other scores (.12 became .48)."""
+    (folder / "vocab.json").write_text("{}")
+    (folder / "merges.txt").write_text("a b\nb c\n")
+    before = checkpoint_digest(folder)
+    (folder / "merges.txt").write_text("b c\na b\n")
+    assert checkpoint_digest(folder) != before
+    (folder / "tokenizer.json").write_text("{}")  # this is what is read then
+    complete = checkpoint_digest(folder)
+    (folder / "merges.txt").unlink()
+    assert checkpoint_digest(folder) == complete
+
+
 def test_a_large_file_is_read_once_and_a_damaged_memory_is_not_believed(folder: Path) -> None:
     shard = folder / "model.safetensors"
     time.sleep(0.2)

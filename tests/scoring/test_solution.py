@@ -74,3 +74,18 @@ def test_the_program_scores_as_the_library_does(
     rows = json.loads(ran.out)["steps"]
     assert [row["step"] for row in rows] == reference_steps(text, 12)
     assert [row["score"] for row in rows] == pytest.approx([s.value for s in result.scores])
+
+
+def test_what_other_systems_put_around_lines_is_no_part_of_a_solution(
+    checkpoint: Path, run: Run, tmp_path: Path
+) -> None:
+    """A file of Windows: a mark before the text, two characters at the end of a line."""
+    (tmp_path / "solution.txt").write_bytes(b"\xef\xbb\xbfthe base is 3\r\n\r\nso x = 2\r\n\r\n")
+    asked = ("--question", "What is x?", "--solution", str(tmp_path / "solution.txt"))
+    ran = run("score", *asked, "--scorer", str(checkpoint), "--json")
+    assert ran.code == 0, ran.err
+    assert [row["step"] for row in json.loads(ran.out)["steps"]] == [
+        "the base is 3",
+        "so x = 2",
+        "",
+    ]

@@ -108,7 +108,7 @@ def elected(last: dict[str, Path], *, weighted: bool) -> str | None:
         votes = sum(means) if weighted else len(members)
         top = max(means, default=Fraction(-1))
         winner = best(members) or min(members)
-        ranked.append((not means, -votes, -top, min(members), winner))
+        ranked.append((not means, -votes, -top, winner))
     return min(ranked)[-1]
 
 

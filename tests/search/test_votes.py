@@ -8,7 +8,7 @@ from itertools import permutations, product
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -35,7 +35,7 @@ Value = Callable[[list[Fraction], Fraction], Fraction | float]
 def elected_by(last: dict[str, Path], value: Value) -> str | None:
     """Return the winner when a class is worth `value(its means, its share of the answers)`.
 
-    Ties go to the better best path, then to the smallest id; only scored paths can win.
+    Ties go to the better best path, then to that with the smallest id; only scored paths can win.
     """
     scored = {n: p for n, p in last.items() if mean(p) is not None}
     answered = [p for p in last.values() if p.answer is not None]
@@ -50,7 +50,7 @@ def elected_by(last: dict[str, Path], value: Value) -> str | None:
         means = [score for path in members.values() if (score := mean(path)) is not None]
         agreeing = sum(SPELLINGS[p.answer or ""] == group for p in answered)
         worth = value(means, Fraction(agreeing, len(answered)))
-        ranked.append((-worth, -max(means), min(members), best(members)))
+        ranked.append((-worth, -max(means), best(members)))
     return min(ranked)[-1]
 
 
@@ -85,6 +85,9 @@ def test_a_hybrid_vote_is_the_product_of_agreement_and_best_score(
 
 
 @given(paths("finished"))
+@example(
+    [Path(*p) for p in (("(b)", (0,)), ("(b)", (0,)), ("0.5", (1,)), ("(b)", (0,)), ("(b)", (1,)))]
+)
 def test_the_ends_of_the_hybrid_are_score_alone_and_agreement_alone(
     candidates: list[Path],
 ) -> None:

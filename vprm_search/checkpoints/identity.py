@@ -32,13 +32,15 @@ def checkpoint_digest(directory: Path) -> bytes:
 
     Args:
         directory: of the checkpoint; its `*.safetensors`, `*.json` and `*.model` files count, by
-            name and content.
+            name and content, and `merges.txt` where no `tokenizer.json` takes its place.
 
     Raises:
         OSError: a file cannot be read.
     """
     files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
     files += sorted(directory.glob("*.model"))
+    if not (directory / "tokenizer.json").is_file():
+        files += directory.glob("merges.txt")  # the tokenizer is made from it and `vocab.json`
     state = hashlib.sha256()
     for file, part in zip(files, file_digests(files), strict=True):
         state.update(digest(file.name, part))

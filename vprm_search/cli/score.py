@@ -78,8 +78,8 @@ def _read(solution: str) -> str:
         raise InputError(f"{solution}: cannot be read ({error.strerror})") from error
     if len(data) > limit:
         raise InputError(f"the solution has more than {limit} bytes; shorten it")
-    # as a file opened as text is read: other systems' line ends are no part of the solution
-    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    # other systems' line ends, and the mark some put before a text, are no part of the solution
+    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _as_json(

@@ -123,7 +123,7 @@ def elect(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> Selection:
     """Take the class with the most votes, and in it the path of the highest score.
 
     A class without any scored path wins only if no path with an answer has a score. Ties between
-    classes go to the one with the better best path, then to the smallest node id.
+    classes go to the one with the better best path, then to the best path with the smallest id.
     """
     chosen = by_node(ballots, votes)
     if not votes:
@@ -146,10 +146,10 @@ def standing(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> list[int]
 def class_rank(
     ballots: Sequence[Ballot], votes: Mapping[int, float], group: int
 ) -> tuple[float, float, NodeId]:
-    """Return the key that sorts classes from the winner down: votes, best path, node id."""
+    """Return the key that sorts classes from the winner down: votes, best path, its node id."""
     members = [b for b in ballots if b.answer_class == group]
     top = max((b.score for b in members if b.score is not None), default=-1.0)
-    return (-votes[group], -top, min(b.node for b in members))
+    return (-votes[group], -top, best_of_class(ballots, group))
 
 
 def best_of_class(ballots: Sequence[Ballot], group: int) -> NodeId:
