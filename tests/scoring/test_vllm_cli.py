@@ -11,6 +11,7 @@ from PIL import Image
 from tests.scoring.vllm_double import expected_of, request, serving
 from vprm_search.cli.app import main
 from vprm_search.images import normalise_image
+from vprm_search.tiny.weights import weights_path
 
 KEY = "canary-key-9876543210"
 
@@ -80,3 +81,38 @@ def test_what_cannot_work_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str, str]:
+    """Return what `check` printed and complained of, and the cases that were compared."""
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments, "--tolerance", "1"])  # the double makes its scores up
+    assert ended.value.code == 1  # and it scores what is too long for the packaged model
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    return captured.out, captured.err, " ".join(line for line in lines if " same" in line)
+
+
+def test_a_server_is_checked_against_the_folder_it_serves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = str(weights_path("prm"))
+    with serving(root=folder) as server:
+        out, _, same = check(capsys, f"vllm:{server.url}")
+    assert same.count(" same") == 11
+    assert f"1 of 12 cases differ with {folder} (float32), tolerance 1" in out
+
+
+@pytest.mark.parametrize("option", ["--against", "--scorer-tokenizer"])
+def test_the_folder_of_a_server_elsewhere_is_named_by_the_user(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    folder = str(weights_path("prm"))
+    with serving() as server:
+        _, err, same = check(capsys, f"vllm:{server.url}")
+        assert not same
+        assert "it serves '/models/prm', which is no folder here" in err
+        assert "--against FOLDER" in err
+        out, _, same = check(capsys, f"vllm:{server.url}", option, folder)
+    assert same.count(" same") == 11
+    assert f"cases differ with {folder}" in out

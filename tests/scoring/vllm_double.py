@@ -83,6 +83,7 @@ class Double:
     caches: bool = False
     never: Callable[[str], bool] = lambda step: False
     identity: str = IDENTITY
+    root: str = "/models/prm"
     limits: Body = field(default_factory=dict)
     api_key: str = ""
     plugin: bool = True
@@ -172,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._allowed():
             self.reply(401, b'{"error":"Unauthorized"}')
         elif self.path == "/v1/models":
-            rows = [{"id": "prm", "root": "/models/prm", "max_model_len": 4096, "parent": None}]
+            rows = [{"id": "prm", "root": self.double.root, "max_model_len": 4096}]
             self.reply(200, json.dumps({"object": "list", "data": rows}).encode())
         else:
             self.double.redirected += self.path == "/elsewhere"

@@ -37,7 +37,7 @@ def check(
         str | None,
         typer.Option(
             metavar="tiny|PATH|vllm:URL",
-            help="Another scorer instead of a file; a server is checked against its folder here.",
+            help="Another scorer instead of a file; default for a server: the folder it serves.",
         ),
     ] = None,
     write_cases: Annotated[
@@ -54,6 +54,9 @@ def check(
 ) -> None:
     """Score fixed problems and compare them: with a reference file, or with another scorer.
 
+    A server is by default compared with its checkpoint scored in this process: the folder of
+    --scorer-tokenizer, or the path that the server tells, if it is a folder here.
+
     The problems: text alone, one to thirteen tiles, two pictures, long and empty steps, white
     space, Chinese, control tokens in a step. Exits with 1 when a case differs.
     """
@@ -62,27 +65,38 @@ def check(
     if write_cases is not None:
         console.write_file(write_cases, ParityReference(cases=parity_cases()).dumps())
         return
-    if prm is None or (reference is None) == (against is None):
+    nothing = reference is None and against is None and not (prm or "").startswith(options.VLLM)
+    if prm is None or nothing or (reference is not None and against is not None):
         raise ConfigError(
-            f"name the reward model and what to compare it with: check PRM --reference FILE, or "
-            f"check PRM --against PRM; or only {_WRITE} FILE"
+            f"name the reward model and what to compare it with: check PRM --reference FILE, "
+            f"check PRM --against PRM, or check vllm:URL; or only {_WRITE} FILE"
         )
     ours = options.load_scorer(prm, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     if reference is not None:
         held = read_reference(reference)
     else:
-        other = options.load_scorer(against or "", device)
-        held = asyncio.run(
-            _scored(other, ParityReference(model=against or "", cases=parity_cases()))
-        )
+        name = against or str(scorer_tokenizer or _served_folder(ours))
+        asked = ParityReference(model=name, cases=parity_cases())
+        held = asyncio.run(_scored(options.load_scorer(name, device), asked))
     allowed = _tolerance(ours, held) if tolerance is None else tolerance
     found = asyncio.run(_differences(ours, held, allowed))
     if json:
         console.print_json({"tolerance": allowed, "cases": [asdict(one) for one in found]})
     else:
         _show(found, held, allowed)
-    if any(one.trouble for one in found):
+    if any(one.trouble for one in found) or not any(one.apart is not None for one in found):
         raise typer.Exit(console.FAILED)
+
+
+def _served_folder(scorer: StepScorer) -> Path:
+    """Return the served checkpoint's folder. Raises `ConfigError` if it is not on this machine."""
+    told = str(getattr(scorer, "served_from", ""))
+    if not told or not Path(told).is_dir():
+        raise ConfigError(
+            f"the server says that it serves {told or 'no path'!r}, which is no folder here; pass "
+            "the served checkpoint with --against FOLDER"
+        )
+    return Path(told)
 
 
 async def _scored(scorer: StepScorer, asked: ParityReference) -> ParityReference:
@@ -152,7 +166,10 @@ def _show(found: Sequence[Difference], reference: ParityReference, tolerance: fl
     held = (
         f"{reference.model or 'the reference'} ({reference.dtype}{', ' if ran_on else ''}{ran_on})"
     )
-    verdict = f"{wrong} of {len(found)} cases differ" if wrong else f"all {len(found)} cases agree"
+    same = sum(one.apart is not None and not one.trouble for one in found)
+    verdict = f"{wrong} of {len(found)} cases differ" if wrong else f"{same} cases agree"
+    if not wrong and same < len(found):
+        verdict += f", {len(found) - same} could not be compared"
     console.OUT.print(
         f"{verdict} with {printable(held)}, tolerance {tolerance:g}", markup=False, soft_wrap=True
     )

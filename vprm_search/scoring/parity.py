@@ -25,9 +25,12 @@ from vprm_search.types import Problem, ScoreRequest, ScoreResult
 
 FORMAT, VERSION = "vprm-search reference", 1
 MAX_BYTES = 64 << 20
-TOLERANCES = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.03}
-"""How far scores may be apart by the coarser type of the two: about three times the rounding seen
-when the same random checkpoints were scored in that type and in float32."""
+TOLERANCES = {"float32": 1e-4, "float16": 0.006, "bfloat16": 0.06}
+"""How far scores may be apart by the coarser type of the two: about three times the rounding seen.
+
+Largest difference of a step to float32, on a CPU (`python -m tests.parity.rounding`):
+float16 .0003 (packaged model), .0012 and .0019 (small random checkpoints in the layouts of v1.0 and
+v1.1); bfloat16 .0011, .0125 and .0182. Deeper models round more often: not measured."""
 
 
 class ParityCase(BaseModel):
@@ -127,6 +130,8 @@ def compare_case(
     """
     values = [score.value for score in result.scores]
     missing = next((score.reason for score in result.scores if score.value is None), "")
+    if missing and case.error and not case.scores:
+        return Difference(case.name, None, note=f"scored by neither: {missing}")
     if missing or len(values) != len(case.steps):
         said = missing or f"{len(values)} scores for {len(case.steps)} steps"
         return Difference(case.name, None, f"not scored here: {said}")

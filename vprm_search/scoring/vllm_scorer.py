@@ -104,6 +104,7 @@ class VllmScorer:
         self._wanted, self._wanted_identity, self._wanted_layout = route, identity, layout
         self._cache_salt, self._use_prefix_cache = cache_salt, use_prefix_cache
         self._route: PluginRoute | PoolingRoute | None = None
+        self._served = ServedModel("")
         self._lock = threading.Lock()
 
     @property
@@ -119,6 +120,12 @@ class VllmScorer:
     def route(self) -> Route:
         """The way scores come, "plugin" or "pooling"; asks the server if need be."""
         return self._connected().name
+
+    @property
+    def served_from(self) -> str:
+        """What the server says it loaded its model from: a path there, or a repository; or ""."""
+        self._connected()
+        return self._served.root
 
     @property
     def layout(self) -> PrmLayout | None:
@@ -196,6 +203,7 @@ class VllmScorer:
         and `RequestFailed` when the server gives no answer that tells.
         """
         served = await served_model(self._transport, self._model, end)
+        self._served = served
         refusals: dict[Route, RequestFailed] = {}
         for name in ("plugin", "pooling"):
             if self._wanted in (None, name) and (name == "plugin" or self._tokenizer is not None):
