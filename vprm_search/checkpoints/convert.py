@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -289,7 +289,8 @@ def _with_stored_head(
     if alike and all(a == b for a, b in zip(*(tensor_chunks(*at) for at in pair), strict=True)):
         return config, ()
     warning = "config.json ties the head to the embedding, but another head is stored: it was kept"
-    return replace(config, language=replace(config.language, tied=False)), (warning,)
+    language = config.language.model_copy(update={"tied": False})
+    return config.model_copy(update={"language": language}), (warning,)
 
 
 def _existing(out: Path, key: str) -> Manifest | None:

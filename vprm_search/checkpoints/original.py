@@ -10,77 +10,157 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from vprm_search.errors import CheckpointError
 
 # --- the configuration ---
 
-
 REWARD_MODEL = "InternVLRewardModel"
 ARCHITECTURES = (REWARD_MODEL, "InternVLChatModel")
-TEMPLATE = "internvl2_5"
-_LANGUAGE_MODELS: dict[str, Literal["internlm2", "qwen2"]] = {
-    "InternLM2ForCausalLM": "internlm2",
-    "Qwen2ForCausalLM": "qwen2",
-}
-_MAX_LAYERS = 1000  # of a file that may be hostile: every layer becomes a row of a table
+_NOTHING_ELSE = "; nothing else can be expressed in transformers' native InternVL class"
 _QK_NORM_EPS = 1e-6  # fixed in transformers' InternVLVisionRMSNorm
-_Value = TypeVar("_Value")
+_LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "InternLM2ForCausalLM": {
+        "kind": "internlm2",
+        "intermediate_size": 11008,
+        "vocab_size": 103168,
+        "max_position_embeddings": 2048,
+    },
+    "Qwen2ForCausalLM": {
+        "kind": "qwen2",
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+}
+"""The language models that can be converted, and the defaults in which they differ."""
+
+_Layers = Annotated[int, Field(gt=0, le=1000)]  # a hostile file's: each becomes rows of a table
+_Measure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, slots=True)
-class VisionShape:
+class _Section(BaseModel):
+    """A section of `config.json`; a field of one value only stands for what cannot be converted."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class VisionShape(_Section):
     """InternViT: 300M has layer norms and biased qkv, 6B has RMS norms and normalised q and k."""
 
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    image_size: int
-    patch_size: int
-    qkv_bias: bool
-    qk_norm: bool
-    norm_type: str
-    norm_eps: float
-    activation: str
+    hidden: PositiveInt = Field(3200, alias="hidden_size")
+    layers: _Layers = Field(48, alias="num_hidden_layers")
+    heads: PositiveInt = Field(25, alias="num_attention_heads")
+    intermediate: PositiveInt = Field(12800, alias="intermediate_size")
+    image_size: PositiveInt = 224
+    patch_size: PositiveInt = 14
+    qkv_bias: bool = False
+    qk_norm: bool = Field(True, alias="qk_normalization")
+    norm_type: Literal["layer_norm", "rms_norm"] = "rms_norm"
+    norm_eps: _Measure = Field(1e-6, alias="layer_norm_eps")
+    activation: str = Field("gelu", alias="hidden_act")
+    num_channels: Literal[3] = 3
 
     @property
     def patches(self) -> int:
         """Patches of one tile."""
         return (self.image_size // self.patch_size) ** 2
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.qk_norm and self.norm_eps != _QK_NORM_EPS:
+            raise ValueError(
+                f"layer_norm_eps is {self.norm_eps} with qk_normalization; only {_QK_NORM_EPS} can "
+                "be expressed in transformers' native InternVL class"
+            )
+        _divides("hidden_size and num_attention_heads", self.hidden, self.heads)
+        _divides("image_size and patch_size", self.image_size, self.patch_size)
+        return self
 
-@dataclass(frozen=True, slots=True)
-class LanguageShape:
+
+def _linear_rope(scaling: Any) -> Any:
+    """Return the divisor of linear scaling.
+
+    Dynamic scaling changes nothing up to `max_position_embeddings`, which is as far as a scorer
+    goes. It is left out, so that no server has a say in where it begins.
+    """
+    if scaling is None:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    if kind in ("default", "dynamic"):
+        return None
+    if kind != "linear":
+        raise ValueError("it cannot be converted")
+    factor = scaling.get("factor", 1.0)
+    return None if factor == 1 and factor is not True else factor
+
+
+class LanguageShape(_Section):
     """The language model; `linear_rope` is the divisor of linearly scaled positions, or None.
 
     `bias` is InternLM2's flag for biases of wqkv and wo; Qwen2 always has them on q, k and v.
     """
 
     kind: Literal["internlm2", "qwen2"]
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocab: int
-    bias: bool
-    activation: str
-    norm_eps: float
-    max_positions: int
-    rope_theta: float
-    linear_rope: float | None
-    tied: bool
+    hidden: PositiveInt = Field(4096, alias="hidden_size")
+    layers: _Layers = Field(32, alias="num_hidden_layers")
+    heads: PositiveInt = Field(32, alias="num_attention_heads")
+    kv_heads: PositiveInt = Field(alias="num_key_value_heads")
+    intermediate: PositiveInt = Field(alias="intermediate_size")
+    vocab: PositiveInt = Field(alias="vocab_size")
+    bias: bool = True
+    activation: str = Field("silu", alias="hidden_act")
+    norm_eps: _Measure = Field(1e-6, alias="rms_norm_eps")
+    max_positions: PositiveInt = Field(alias="max_position_embeddings")
+    rope_theta: _Measure = 10000.0
+    linear_rope: Annotated[_Measure | None, BeforeValidator(_linear_rope)] = Field(
+        None, alias="rope_scaling"
+    )
+    tied: bool = Field(False, alias="tie_word_embeddings")
+    rope_pos_id_version: Literal["default"] = "default"
+    use_sliding_window: Literal[False, None] = False
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        architecture = _architecture(data)
+        if architecture not in _LANGUAGE_MODELS:
+            raise ValueError(
+                f"the language model {architecture!r} cannot be converted; "
+                f"{' and '.join(_LANGUAGE_MODELS)} can"
+            )
+        own = _LANGUAGE_MODELS[architecture]
+        found = {**own, **data, "kind": own["kind"]}
+        if found.get("num_key_value_heads") is None:
+            found["num_key_value_heads"] = data.get("num_attention_heads", 32)
+        return found if own["kind"] == "internlm2" else found | {"bias": True}
 
-@dataclass(frozen=True, slots=True)
-class OriginalConfig:
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _divides("hidden_size and num_attention_heads", self.hidden, self.heads)
+        _divides("num_attention_heads and num_key_value_heads", self.heads, self.kv_heads)
+        return self
+
+
+class OriginalConfig(_Section):
     """All that a conversion needs to know about an original checkpoint.
 
     `reward_model` says whether the checkpoint names VisualPRM's class, as its architecture or as
@@ -89,13 +169,20 @@ class OriginalConfig:
 
     architecture: str
     reward_model: bool
-    vision: VisionShape
-    language: LanguageShape
-    downsample_ratio: float
-    min_tiles: int
-    thumbnail: bool
-    dynamic_tiles: bool
-    system_message: str | None
+    vision: VisionShape = Field(alias="vision_config")
+    language: LanguageShape = Field(alias="llm_config")
+    downsample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    min_tiles: PositiveInt = Field(1, alias="min_dynamic_patch")
+    thumbnail: bool = Field(False, alias="use_thumbnail")
+    dynamic_tiles: bool = Field(False, alias="dynamic_image_size")
+    system_message: str | None = None
+    select_layer: Literal[-1] = -1
+    ps_version: Literal["v2"]
+    template: Literal["internvl2_5"]
+    pad2square: Literal[False] = False
+    use_backbone_lora: Literal[0, None] = 0
+    use_llm_lora: Literal[0, None] = 0
+    force_image_size: int | None = None
 
     @property
     def projector_input(self) -> int:
@@ -107,6 +194,29 @@ class OriginalConfig:
         """Image tokens of one tile."""
         return int(self.vision.patches * self.downsample_ratio**2)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: dict[str, Any]) -> dict[str, Any]:
+        architecture, remote = _architecture(data), data.get("auto_map")
+        if data.get("model_type") != "internvl_chat" or architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"model_type {data.get('model_type')!r} with architecture {architecture!r}; only "
+                f"'internvl_chat' with {' or '.join(ARCHITECTURES)} is converted"
+            )
+        named = remote.values() if isinstance(remote, dict) else ()
+        classes = {architecture, *(str(name).rsplit(".", 1)[-1] for name in named)}
+        return {**data, "architecture": architecture, "reward_model": REWARD_MODEL in classes}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        ratio, size = self.downsample_ratio, self.vision.image_size
+        side = size // self.vision.patch_size
+        if (1 / ratio) % 1 or side % int(1 / ratio):
+            raise ValueError(f"downsample_ratio {ratio} does not divide {side}")
+        if (self.force_image_size or size) != size:
+            raise ValueError(f"force_image_size is {self.force_image_size}, not image_size {size}")
+        return self
+
 
 def read_original_config(config: dict[str, Any]) -> OriginalConfig:
     """Read `config.json` of an original checkpoint.
@@ -114,163 +224,26 @@ def read_original_config(config: dict[str, Any]) -> OriginalConfig:
     Raises `CheckpointError` for another architecture and for each option that transformers' native
     class cannot express: they would be converted without an error, into another model.
     """
-    architecture = (config.get("architectures") or [None])[0]
-    if config.get("model_type") != "internvl_chat" or architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"config.json: model_type {config.get('model_type')!r} with architecture "
-            f"{architecture!r}; only 'internvl_chat' with {' or '.join(ARCHITECTURES)} is converted"
-        )
-    vision = _vision(_section(config, "vision_config"))
-    _check_options(config, vision)
-    ratio = _get(config, "downsample_ratio", float, 0.5)
-    side = vision.image_size // vision.patch_size
-    if not 0 < ratio <= 1 or (1 / ratio) % 1 or side % int(1 / ratio):
-        raise CheckpointError(f"config.json: downsample_ratio {ratio} does not divide {side}")
-    return OriginalConfig(
-        architecture=str(architecture),
-        reward_model=REWARD_MODEL in _named_classes(config),
-        vision=vision,
-        language=_language(_section(config, "llm_config")),
-        downsample_ratio=ratio,
-        min_tiles=_get(config, "min_dynamic_patch", int, 1),
-        thumbnail=_get(config, "use_thumbnail", bool, False),
-        dynamic_tiles=_get(config, "dynamic_image_size", bool, False),
-        system_message=config.get("system_message"),
+    try:
+        return OriginalConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    where, value = ".".join(map(str, first["loc"])), first["input"]
+    shown = "" if isinstance(value, dict) and len(value) > 4 else f" is {value!r:.80}"
+    raise CheckpointError(
+        f"config.json: {where}{shown}: {first['msg']}"
+        + (_NOTHING_ELSE if first["type"] == "literal_error" else "")
     )
 
 
-def _named_classes(config: dict[str, Any]) -> set[str]:
-    """Return the classes that `architectures` and `auto_map` name."""
-    found = config.get("auto_map")
-    remote = found.values() if isinstance(found, dict) else ()
-    return {str(config["architectures"][0]), *(str(name).rsplit(".", 1)[-1] for name in remote)}
-
-
-def _check_options(config: dict[str, Any], vision: VisionShape) -> None:
-    _only("select_layer", config.get("select_layer", -1), -1)
-    _only("ps_version", config.get("ps_version", "v1"), "v2")
-    _only("template", config.get("template"), TEMPLATE)
-    _only("pad2square", config.get("pad2square", False), False)
-    for adapter in ("use_backbone_lora", "use_llm_lora"):
-        _only(adapter, config.get(adapter) or 0, 0)
-    _only(
-        "force_image_size", config.get("force_image_size") or vision.image_size, vision.image_size
-    )
-    system = config.get("system_message")
-    if system is not None and not isinstance(system, str):
-        raise CheckpointError(f"config.json: system_message is {system!r}, not a text")
-
-
-def _vision(config: dict[str, Any]) -> VisionShape:
-    vision = VisionShape(
-        hidden=_get(config, "hidden_size", int, 3200),
-        layers=_layers(config, 48),
-        heads=_get(config, "num_attention_heads", int, 25),
-        intermediate=_get(config, "intermediate_size", int, 12800),
-        image_size=_get(config, "image_size", int, 224),
-        patch_size=_get(config, "patch_size", int, 14),
-        qkv_bias=_get(config, "qkv_bias", bool, False),
-        qk_norm=_get(config, "qk_normalization", bool, True),
-        norm_type=_get(config, "norm_type", str, "rms_norm"),
-        norm_eps=_get(config, "layer_norm_eps", float, 1e-6),
-        activation=_get(config, "hidden_act", str, "gelu"),
-    )
-    _only("vision_config.num_channels", config.get("num_channels", 3), 3)
-    if vision.norm_type not in ("layer_norm", "rms_norm"):
-        raise CheckpointError(f"config.json: vision_config.norm_type is {vision.norm_type!r}")
-    if vision.qk_norm:
-        _only("vision_config.layer_norm_eps (with qk_normalization)", vision.norm_eps, _QK_NORM_EPS)
-    _divides("vision_config", vision.hidden, vision.heads)
-    _divides("vision_config (image_size, patch_size)", vision.image_size, vision.patch_size)
-    return vision
-
-
-def _language(config: dict[str, Any]) -> LanguageShape:
-    architecture = (config.get("architectures") or [None])[0]
-    kind = _LANGUAGE_MODELS.get(str(architecture))
-    if kind is None:
-        raise CheckpointError(
-            f"config.json: the language model {architecture!r} cannot be converted; "
-            f"{' and '.join(_LANGUAGE_MODELS)} can"
-        )
-    lm2 = kind == "internlm2"
-    heads = _get(config, "num_attention_heads", int, 32)
-    kv_heads = config.get("num_key_value_heads")
-    shape = LanguageShape(
-        kind=kind,
-        hidden=_get(config, "hidden_size", int, 4096),
-        layers=_layers(config, 32),
-        heads=heads,
-        kv_heads=heads if kv_heads is None else _get(config, "num_key_value_heads", int, 32),
-        intermediate=_get(config, "intermediate_size", int, 11008 if lm2 else 22016),
-        vocab=_get(config, "vocab_size", int, 103168 if lm2 else 151936),
-        bias=_get(config, "bias", bool, True) if lm2 else True,
-        activation=_get(config, "hidden_act", str, "silu"),
-        norm_eps=_get(config, "rms_norm_eps", float, 1e-6),
-        max_positions=_get(config, "max_position_embeddings", int, 2048 if lm2 else 32768),
-        rope_theta=_get(config, "rope_theta", float, 10000.0),
-        linear_rope=_linear_rope(config.get("rope_scaling")),
-        tied=_get(config, "tie_word_embeddings", bool, False),
-    )
-    _only("llm_config.rope_pos_id_version", config.get("rope_pos_id_version", "default"), "default")
-    _only("llm_config.use_sliding_window", bool(config.get("use_sliding_window")), False)
-    _divides("llm_config", shape.hidden, shape.heads)
-    _divides("llm_config (heads, key-value heads)", shape.heads, shape.kv_heads)
-    return shape
-
-
-def _linear_rope(scaling: Any) -> float | None:
-    """Return the divisor of linear scaling.
-
-    Dynamic scaling changes nothing up to `max_position_embeddings`, which is as far as a scorer
-    goes. It is left out, so that no server has a say in where it begins.
-    """
-    if scaling is None:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
-    if kind in ("default", "dynamic"):
-        return None
-    if kind == "linear":
-        factor = _get(scaling, "factor", float, 1.0)
-        return None if factor == 1.0 else factor
-    raise CheckpointError(f"config.json: llm_config.rope_scaling {scaling!r} cannot be converted")
-
-
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, dict):
-        raise CheckpointError(f"config.json has no {name}")
-    return section
-
-
-def _layers(config: dict[str, Any], default: int) -> int:
-    layers = _get(config, "num_hidden_layers", int, default)
-    if layers > _MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers is {layers}, above {_MAX_LAYERS}")
-    return layers
-
-
-def _get(config: dict[str, Any], name: str, kind: type[_Value], default: _Value) -> _Value:
-    value = config.get(name, default)
-    if kind is float and type(value) is int:
-        value = float(value)
-    positive = not isinstance(value, (int, float)) or 0 < value < float("inf")
-    if type(value) is not kind or not (positive or kind is bool):
-        raise CheckpointError(f"config.json: {name} is {value!r}; a {kind.__name__} is needed")
-    return value
-
-
-def _only(name: str, value: object, allowed: object) -> None:
-    if value != allowed:
-        raise CheckpointError(
-            f"config.json: {name} is {value!r}; only {allowed!r} can be expressed in transformers' "
-            "native InternVL class"
-        )
+def _architecture(config: dict[str, Any]) -> str | None:
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else None
 
 
 def _divides(where: str, whole: int, part: int) -> None:
     if whole % part:
-        raise CheckpointError(f"config.json: {where}: {whole} is not a multiple of {part}")
+        raise ValueError(f"{where}: {whole} is not a multiple of {part}")
 
 
 # --- the tensors ---
@@ -348,12 +321,25 @@ def _whole(shape: tuple[int, ...], target: str) -> Expected:
     return Expected(shape, (Part(target, shape, ((0, shape[0]),)),))
 
 
-def _split(source_shape: tuple[int, ...], targets: Iterable[tuple[str, Rows]]) -> Expected:
-    parts = []
-    for name, rows in targets:
-        count = sum(stop - start for start, stop in rows)
-        parts.append(Part(name, (count, *source_shape[1:]), rows))
-    return Expected(source_shape, tuple(parts))
+def _split(
+    old: str, new: str, shape: tuple[int, int], bias: bool, rows: Iterable[Rows]
+) -> Iterator[tuple[str, Expected]]:
+    """Give `rows` of the joint projection `old` to q, k and v of the attention `new`."""
+    for kind, whole in (("weight", shape), ("bias", shape[:1]))[: 1 + bias]:
+        yield (
+            f"{old}.{kind}",
+            Expected(
+                whole,
+                tuple(
+                    Part(
+                        f"{new}.{letter}_proj.{kind}",
+                        (sum(stop - start for start, stop in part), *whole[1:]),
+                        part,
+                    )
+                    for letter, part in zip("qkv", rows, strict=True)
+                ),
+            ),
+        )
 
 
 _Row = tuple[str, tuple[int, ...], str]
@@ -397,21 +383,11 @@ def _vision_rows(vision: VisionShape) -> Iterator[_Row]:
 def _vision_qkv(vision: VisionShape) -> Iterator[tuple[str, Expected]]:
     """InternViT keeps q, k and v as three equal blocks of rows of one `qkv`."""
     width = vision.hidden
-    kinds = {"weight": (3 * width, width)} | ({"bias": (3 * width,)} if vision.qkv_bias else {})
+    rows = tuple(((at * width, (at + 1) * width),) for at in range(3))
     for number in range(vision.layers):
         old = f"vision_model.encoder.layers.{number}.attn.qkv"
         new = f"vision_tower.encoder.layer.{number}.attention"
-        for kind, shape in kinds.items():
-            yield (
-                f"{old}.{kind}",
-                _split(
-                    shape,
-                    (
-                        (f"{new}.{letter}_proj.{kind}", ((at * width, (at + 1) * width),))
-                        for at, letter in enumerate("qkv")
-                    ),
-                ),
-            )
+        yield from _split(old, new, (3 * width, width), vision.qkv_bias, rows)
 
 
 def _projector(config: OriginalConfig) -> Iterator[_Row]:
@@ -465,13 +441,7 @@ def _internlm2_layer(language: LanguageShape, at: str) -> Iterator[_Row]:
 def _grouped_qkv(language: LanguageShape) -> Iterator[tuple[str, Expected]]:
     queries = language.heads // language.kv_heads
     rows = qkv_rows(language.kv_heads, queries, language.head_dim)
-    height = (queries + 2) * language.kv_heads * language.head_dim
-    shapes = {"weight": (height, language.hidden)} | ({"bias": (height,)} if language.bias else {})
+    shape = (queries + 2) * language.kv_heads * language.head_dim, language.hidden
     for number in range(language.layers):
         at = f"language_model.model.layers.{number}"
-        for kind, shape in shapes.items():
-            targets = [
-                (f"{at}.self_attn.{letter}_proj.{kind}", part)
-                for letter, part in zip("qkv", rows, strict=True)
-            ]
-            yield f"{at}.attention.wqkv.{kind}", _split(shape, targets)
+        yield from _split(f"{at}.attention.wqkv", f"{at}.self_attn", shape, language.bias, rows)

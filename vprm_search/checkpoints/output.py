@@ -13,11 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, MissingDependencyError
@@ -30,18 +33,25 @@ SPARE_BYTES = 64 << 20
 """Left free on the disk beside the weights, for tokenizer, JSON files and others."""
 
 _VERSION = 1
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, slots=True)
+def _plain_name(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError("a file in the same directory is needed")
+    return name
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class FileRecord:
     """A file's name, its size in bytes and its SHA-256 in hex."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: Annotated[str, AfterValidator(_plain_name)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CopiedShard:
     """A finished weight file and the one it was made from."""
 
@@ -49,7 +59,7 @@ class CopiedShard:
     target: FileRecord
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class Manifest:
     """What a conversion read and wrote. It holds no time: converting again gives the same bytes.
 
@@ -84,28 +94,15 @@ def read_manifest(directory: Path) -> Manifest | None:
     if not path.is_file():
         return None
     data = read_json(path)
+    version = data.pop("version", None)
     try:
-        if data.pop("version") != _VERSION:
-            raise ValueError("it was written by another version of this program")
-        for key in ("sources", "files"):
-            data[key] = file_records(data[key])
-        for key in ("dropped", "warnings"):
-            data[key] = tuple(map(str, data[key]))
-        return Manifest(**data)
-    except (KeyError, TypeError, ValueError) as error:
+        if version != _VERSION:
+            raise ValueError(f"it has version {version}, this program reads {_VERSION}")
+        return TypeAdapter(Manifest).validate_json(json.dumps(data))
+    except ValueError as error:  # pydantic's is one, too
         raise CheckpointError(
             f"{path} is no manifest of a conversion ({error}); convert the checkpoint again"
         ) from error
-
-
-def file_records(entries: Sequence[dict[str, Any]]) -> tuple[FileRecord, ...]:
-    """Return file records from JSON. Raises `TypeError` or `ValueError` for anything else."""
-    found = tuple(FileRecord(**entry) for entry in entries)
-    for record in found:
-        plain = isinstance(record.name, str) and Path(record.name).name == record.name
-        if not plain or type(record.bytes) is not int or len(record.sha256) != 64:
-            raise ValueError(f"the entry {record} is damaged")
-    return found
 
 
 def check_converted(directory: str | Path, *, digests: bool = False) -> Manifest | None:
@@ -243,23 +240,15 @@ class Staging:
         """Return the finished files of an earlier run, none if it was another conversion."""
         try:
             data = read_json(path)
-            if data.get("key") != self._key:
-                return []
-            return [CopiedShard(*file_records([e["source"], e["target"]])) for e in data["done"]]
-        except (CheckpointError, KeyError, TypeError, ValueError):
+            done = data.get("done") if data.get("key") == self._key else []
+            return TypeAdapter(list[CopiedShard]).validate_json(json.dumps(done))
+        except (CheckpointError, ValidationError):
             return []
 
     def _write_journal(self) -> None:
-        done = [
-            {"source": _plain(shard.source), "target": _plain(shard.target)}
-            for shard in self._done.values()
-        ]
+        done = [asdict(shard) for shard in self._done.values()]
         text = json.dumps({"key": self._key, "done": done}, indent=1)
         write_file(self.directory / JOURNAL_FILE, text.encode())
-
-
-def _plain(record: FileRecord) -> dict[str, Any]:
-    return {"name": record.name, "bytes": record.bytes, "sha256": record.sha256}
 
 
 @contextmanager
