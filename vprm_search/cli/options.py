@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import ValidationError
 
+from vprm_search.compare.entrants import SELECTORS
 from vprm_search.errors import ConfigError, MissingDependencyError, PolicyError
 from vprm_search.search import (
     DVTS,
@@ -21,15 +22,10 @@ from vprm_search.search import (
     BeamSearch,
     BestFirst,
     BestOfN,
-    BestScore,
     Cascade,
-    HybridVote,
-    Knockout,
     Lookahead,
-    MajorityVote,
     ParticleFilter,
     Selector,
-    WeightedVote,
 )
 from vprm_search.search.stepwise import StepwiseSearch
 
@@ -80,14 +76,6 @@ _STRATEGIES: dict[StrategyName, type[BestOfN] | type[StepwiseSearch]] = {
     StrategyName.particles: ParticleFilter,
     StrategyName.best_first: BestFirst,
     StrategyName.mcts: MCTS,
-}
-
-_SELECTORS: dict[SelectorName, Callable[..., Selector]] = {
-    SelectorName.weighted_vote: WeightedVote,
-    SelectorName.best_score: BestScore,
-    SelectorName.majority: MajorityVote,
-    SelectorName.hybrid: HybridVote,
-    SelectorName.knockout: Knockout,
 }
 
 Images = Annotated[
@@ -191,7 +179,7 @@ def selector_of(name: SelectorName, aggregate: str | None) -> Selector:
 
     Raises `ConfigError` for an unknown aggregation.
     """
-    return checked(_SELECTORS[name], {} if aggregate is None else {"aggregate": aggregate})
+    return checked(SELECTORS[name], {} if aggregate is None else {"aggregate": aggregate})
 
 
 def checked(kind: Callable[..., T], options: dict[str, Any]) -> T:

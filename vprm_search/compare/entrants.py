@@ -142,7 +142,7 @@ DEFAULT_ENTRANTS = (
     "best-first",
 )
 
-_SELECTORS: Mapping[str, Callable[..., Selector]] = MappingProxyType(
+SELECTORS: Mapping[str, Callable[..., Selector]] = MappingProxyType(
     {
         "majority": MajorityVote,
         "best-score": BestScore,
@@ -151,6 +151,7 @@ _SELECTORS: Mapping[str, Callable[..., Selector]] = MappingProxyType(
         "knockout": Knockout,
     }
 )
+"""The selectors by name."""
 
 
 def entrants_of(names: Sequence[str]) -> tuple[Entrant, ...]:
@@ -166,10 +167,10 @@ def entrants_of(names: Sequence[str]) -> tuple[Entrant, ...]:
 def choice_of(text: str) -> Selector:
     """Return the selector that "NAME" or "NAME:AGGREGATION" stands for. Raises `ConfigError`."""
     name, _, aggregate = text.partition(":")
-    if name not in _SELECTORS:
-        raise ConfigError(f"no selector {name!r}; there are: {', '.join(_SELECTORS)}")
+    if name not in SELECTORS:
+        raise ConfigError(f"no selector {name!r}; there are: {', '.join(SELECTORS)}")
     try:
-        return _SELECTORS[name](**({"aggregate": aggregate} if aggregate else {}))
+        return SELECTORS[name](**({"aggregate": aggregate} if aggregate else {}))
     except ValidationError as error:
         raise ConfigError(f"selector {text!r}: {error.errors()[0]['msg']}") from error
 

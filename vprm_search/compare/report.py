@@ -66,10 +66,7 @@ def _pair_section(summary: Mapping[str, Any], size: int) -> list[str]:
 def accuracy_table(summary: Mapping[str, Any]) -> str:
     """Return accuracies in % with 95 % intervals: a line per strategy and selector, N across."""
     sizes = _sizes(summary)
-    lines = [
-        "| strategy, selector | " + " | ".join(f"N={size}" for size in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
+    lines = _head("strategy, selector", *(f"N={size}" for size in sizes))
     for name, choice in _lines(summary["rows"]):
         entries = []
         for size in sizes:
@@ -84,10 +81,7 @@ def gain_table(summary: Mapping[str, Any]) -> str:
     """Return paired differences to best-of-N of the same N, both with the headline selector."""
     sizes = _sizes(summary)
     rows = [row for row in summary["rows"] if row["headline"] and row["name"] != REFERENCE]
-    lines = [
-        f"| {summary['headline']} | " + " | ".join(f"N={size}" for size in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
+    lines = _head(summary["headline"], *(f"N={size}" for size in sizes))
     for name in dict.fromkeys(row["name"] for row in rows):
         entries = []
         for size in sizes:
@@ -123,10 +117,7 @@ def pair_table(summary: Mapping[str, Any], size: int) -> str:
     pairs = [pair for pair in summary["pairs"] if pair["size"] == size]
     names = list(dict.fromkeys([p["first"] for p in pairs] + [p["second"] for p in pairs]))
     known = {(pair["first"], pair["second"]): pair["difference"] for pair in pairs}
-    lines = [
-        f"| N={size} | " + " | ".join(names[:-1]) + " |",
-        "|---|" + "---|" * (len(names) - 1),
-    ]
+    lines = _head(f"N={size}", *names[:-1])
     for place, name in enumerate(names[1:], start=1):
         entries = [points(_negated(known[other, name])) for other in names[:place]]
         entries += [""] * (len(names) - 1 - place)
@@ -152,6 +143,11 @@ def synthetic_table(summary: Mapping[str, Any]) -> str:
                 f"| {row['computed_tokens']:.0f} |"
             )
     return "\n".join(lines)
+
+
+def _head(*names: str) -> list[str]:
+    """Return the two first lines of a table."""
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
 
 
 def percent(estimate: Mapping[str, float]) -> str:
