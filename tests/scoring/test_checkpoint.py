@@ -142,6 +142,12 @@ def test_an_unknown_dtype_is_refused(good: Path, dtype: str) -> None:
         TransformersScorer.from_pretrained(good, dtype=dtype)
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(good: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
+        TransformersScorer.from_pretrained(good, device=device)
+
+
 @pytest.mark.parametrize("part", ["whole", "text", "both"])
 def test_a_stored_head_is_read_although_the_config_says_tied(
     good: Path, tmp_path: Path, part: str

@@ -124,7 +124,8 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: the directory is missing, incomplete, unsafe or of another architecture.
-        ConfigError: options contradict each other, or the family's system prompt must be given.
+        ConfigError: options contradict each other, the device cannot be used, or the family's
+            system prompt must be given.
         MissingDependencyError: accelerate or bitsandbytes is needed and not installed.
     """
     if device_map is not None and device != "auto":
@@ -248,9 +249,16 @@ def _check_patches(directory: Path, config: Any, rule: PixelBudget) -> None:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:  # an unknown name, a device that is not there, and a build of torch without its kind
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"device {name!r} cannot be used here; give 'auto', 'cpu' or a GPU that "
+            f"`vprm-search doctor` lists (torch: {reason})"
+        ) from error
 
 
 def _dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
