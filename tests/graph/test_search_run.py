@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, SystemMessage
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
-from vprm_search.errors import ConfigError, ImageError, ScorerError, SearchError
+from vprm_search.errors import ConfigError, ImageError, InputError, ScorerError, SearchError
 from vprm_search.graph import (
     arun_search,
     create_search_graph,
+    create_verifier_node,
     run_jobs,
     run_search,
     tree_of_state,
@@ -88,6 +89,35 @@ def test_no_scorer_is_needed_where_no_rule_reads_scores() -> None:
         search(scorer=None, strategy=BestOfN(8))
     with pytest.raises(ConfigError, match="BeamSearch reads scores"):
         create_search_graph(policy=HashChatModel(), scorer=None, selector=MajorityVote())
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("scorer", 3),
+        ("scorer", HashScorer),
+        ("strategy", "beam"),
+        ("strategy", BeamSearch),
+        ("selector", "majority"),
+        ("selector", MajorityVote),
+    ],
+)
+def test_what_is_no_part_of_a_search_is_refused_before_it_begins(name: str, given: Any) -> None:
+    parts: dict[str, Any] = {"policy": HashChatModel(), "scorer": HashScorer(), name: given}
+    with pytest.raises(ConfigError, match=f"{name} is "):
+        create_search_graph(**parts)
+    with pytest.raises(ConfigError, match=f"{name} is "):
+        search(**parts)
+    if name == "scorer":
+        with pytest.raises(ConfigError, match="scorer is "):
+            create_verifier_node(given)
+
+
+@pytest.mark.parametrize("asked", [{"messages": ["x" * 5000]}, [3], {"role": "nobody"}])
+def test_what_is_no_message_is_refused_in_one_sentence(asked: Any) -> None:
+    with pytest.raises(InputError, match="neither a text, a message, nor") as refused:
+        search(asked)
+    assert len(str(refused.value)) < 200
 
 
 def test_the_graph_and_the_function_take_the_same_options() -> None:

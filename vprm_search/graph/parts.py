@@ -34,6 +34,7 @@ class SearchRules:
     """The pure rules of a search: what to expand, what to choose, when to stop, how to read text.
 
     `split` cuts a whole solution into steps; `extract` reads the final answer out of it.
+    Raises `ConfigError` for a strategy or a selector that is none.
     """
 
     strategy: Strategy
@@ -42,6 +43,10 @@ class SearchRules:
     extract: Callable[[str], str | None] = extract_answer
     split: Callable[[str], list[str]] = split_solution
     limits: StepLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        check_part("strategy", self.strategy, Strategy)
+        check_part("selector", self.selector, Selector)
 
     def waits_for_all(self, policy: Policy) -> bool:
         """Whether a round waits for every reply of the policy before anything goes on.
@@ -61,12 +66,26 @@ class SearchRules:
         return tuple(dict.fromkeys((*self.strategy.aggregates, self.selector.aggregate)))
 
 
+def check_part(name: str, given: object, kind: type[Any]) -> None:
+    """Raise `ConfigError` if `given` has not the methods of the protocol `kind`, or is a class."""
+    if isinstance(given, type):
+        raise ConfigError(
+            f"{name} is the class {given.__name__}; give an object: {given.__name__}()"
+        )
+    if not isinstance(given, kind):
+        raise ConfigError(
+            f"{name} is {type(given).__name__}, which is no {kind.__name__} "
+            f"(the protocol vprm_search.{kind.__name__})"
+        )
+
+
 def as_scorer(scorer: StepScorer | None, rules: SearchRules) -> StepScorer:
     """Return `scorer`, or one that scores nothing if there is none and `rules` need none.
 
-    Raises `ConfigError` if the strategy or the selector reads scores.
+    Raises `ConfigError` if the strategy or the selector reads scores, or `scorer` is none.
     """
     if scorer is not None:
+        check_part("scorer", scorer, StepScorer)
         return scorer
     for rule in (rules.strategy, rules.selector):
         if needs_scores(rule):

@@ -92,9 +92,19 @@ def read_problem_and_images(
 def read_asked(
     asked: BaseMessage | Mapping[str, Any] | Sequence[BaseMessage | Mapping[str, Any]],
 ) -> tuple[Problem, tuple[ImageData, ...]]:
-    """Return what one message or a conversation asks, in any of LangChain's notations."""
+    """Return what one message or a conversation asks, in any of LangChain's notations.
+
+    Raises `InputError` for what is no message, `ImageError` for a picture that cannot be read.
+    """
     listed: list[Any] = [asked] if isinstance(asked, BaseMessage | Mapping) else list(asked)
-    return read_problem_and_images(convert_to_messages(listed))
+    try:
+        messages = convert_to_messages(listed)
+    except (ValueError, TypeError, NotImplementedError) as error:  # its text holds the pictures
+        raise InputError(
+            "the question is neither a text, a message, nor a list of messages; a message is "
+            '{"role": "user", "content": ...} or one of LangChain\'s'
+        ) from error
+    return read_problem_and_images(messages)
 
 
 def message_text(message: BaseMessage) -> str:

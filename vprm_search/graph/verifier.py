@@ -16,6 +16,7 @@ from vprm_search import ids
 from vprm_search.aggregate import aggregation, path_score
 from vprm_search.errors import ConfigError, InputError, ScorerError
 from vprm_search.graph.nodes import unstreamed
+from vprm_search.graph.parts import check_part
 from vprm_search.graph.questions import (
     FEEDBACK_NAME,
     message_text,
@@ -71,12 +72,13 @@ def create_verifier_node(
         name: the node's name in traces.
 
     Raises:
-        ConfigError: an option is out of range.
+        ConfigError: an option is out of range, or `scorer` is no scorer.
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1")
     if max_steps < 1:
         raise ConfigError(f"max_steps is {max_steps}; it must be at least 1")
+    check_part("scorer", scorer, StepScorer)
     aggregation(aggregate)
 
     def split(text: str) -> list[str]:
