@@ -89,7 +89,10 @@ def test_a_file_that_is_no_image_is_1(run: Run, tmp_path: Path, asked: Asked) ->
         (("--aggregate", "median"), "median"),
         (("--policy", "openai"), "openai"),
         (("--policy", "tiny", "--base-url", "http://127.0.0.1:9/"), "--base-url"),
-        (("--max-candidates", "0"), "--candidates"),
+        (("--max-candidates", "0"), "--max-candidates 0"),
+        (("--max-generated-tokens", "-1"), "--max-generated-tokens -1"),
+        (("--lookahead", "0"), "--lookahead 0"),
+        (("--device", "tpu"), "device 'tpu'"),
         (("--scorer", "no/such/folder"), "no/such/folder"),
     ],
 )
@@ -99,6 +102,24 @@ def test_options_that_cannot_be_are_1_and_named(
     ran = run("solve", *asked.arguments, *options)
     assert ran.code == 1
     check_one_line(ran.err, part)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo", "--problems", "3", "--out"),
+        ("compare", "--world", "synthetic", "--problems", "8", "--n", "4", "--out"),
+        ("calibrate", "tiny", "--problems", "1", "--samples", "2", "--out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_1_and_named(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    ran = run(*command, str(tmp_path / "file" / "out"))
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1].startswith("error: ")
+    assert "Not a directory" in ran.err
 
 
 def test_a_message_with_control_characters_and_markup_is_shown_as_text(

@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _give_up("interrupted", error, debug, console.INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # a file somebody named
+            _give_up("error", error, debug, console.FAILED)
         label = f"bug ({type(error).__name__}; --debug shows the traceback)"
         _give_up(label, error, debug, console.INTERNAL)
 

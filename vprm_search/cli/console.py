@@ -25,7 +25,10 @@ ERR = Console(stderr=True, highlight=False)
 
 def complain(label: str, error: BaseException) -> None:
     """Print an error as one line on stderr, its text made printable and never read as markup."""
-    text = printable(str(error)) or type(error).__name__
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}"
+    text = printable(said) or type(error).__name__
     ERR.print(Text.assemble((f"{label}: ", "bold red"), text), soft_wrap=True)
 
 

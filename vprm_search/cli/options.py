@@ -30,7 +30,7 @@ from vprm_search.search import (
 from vprm_search.search.stepwise import StepwiseSearch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vprm_search.search import Strategy
     from vprm_search.types import ImageData, Policy, StepScorer
@@ -157,7 +157,7 @@ def strategy_of(
     inside = (
         strategy
         if lookahead is None
-        else checked(Lookahead, {"strategy": strategy, "steps": lookahead})
+        else checked(Lookahead, {"strategy": strategy, "steps": lookahead}, {"steps": "lookahead"})
     )
     if threshold is None:
         return inside
@@ -182,14 +182,19 @@ def selector_of(name: SelectorName, aggregate: str | None) -> Selector:
     return checked(SELECTORS[name], {} if aggregate is None else {"aggregate": aggregate})
 
 
-def checked(kind: Callable[..., T], options: dict[str, Any]) -> T:
-    """Make a configuration; pydantic's report becomes a one-line `ConfigError`."""
+def checked(
+    kind: Callable[..., T], options: dict[str, Any], flags: Mapping[str, str] | None = None
+) -> T:
+    """Make a configuration; pydantic's report becomes a one-line `ConfigError`.
+
+    `flags` says which option of the command sets a field, where it is not the field's own name.
+    """
     try:
         return kind(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        name = name.replace("pruning.", "prune_").replace("_", "-")
+        name = (flags or {}).get(name, name).replace("pruning.", "prune_").replace("_", "-")
         where = f"--{name} {first['input']!r}: " if name else ""  # none: options that do not fit
         raise ConfigError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 

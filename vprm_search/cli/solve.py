@@ -235,7 +235,7 @@ def solve(
             threshold=None if strong is None else threshold,
         ),
         selector=chooser,
-        budget=options.checked(Budget, limits),
+        budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
         image_store=MemoryImageStore(),
     ).compile()
