@@ -71,6 +71,7 @@ def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
         (("--policy", "openai:m"), "are for --problems FILE.jsonl"),
         (("--world", "mars"), "not known"),
         (("--problems", "nowhere.jsonl"), "cannot be read"),
+        (("--problems", "0"), "--problems 0: there is nothing to compare"),
     ],
 )
 def test_a_wrong_option_is_one_line(

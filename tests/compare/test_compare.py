@@ -23,6 +23,7 @@ from vprm_search.compare.entrants import (
     described,
     entrants_of,
 )
+from vprm_search.compare.report import points
 from vprm_search.compare.summary import bootstrap, read_cells, resampled_means, summarise
 from vprm_search.compare.worlds import (
     LoadedWorld,
@@ -332,3 +333,7 @@ def test_a_shard_that_is_there_loads_no_models(tmp_path: Path) -> None:
     report: Callable[[str], None] = lines.append
     measure_shard(QUICK, Unloadable(0), tmp_path, 0, 6, report)
     assert lines == []
+
+
+def test_a_difference_of_nothing_has_no_minus() -> None:
+    assert points({"mean": -0.0, "low": -0.0004, "high": 0.0}) == "+0.0 [+0.0, +0.0]"

@@ -102,6 +102,8 @@ def compare(
 
     count = None if problems is None or not problems.isdecimal() else int(problems)
     file = Path(problems) if problems is not None and count is None else None
+    if count == 0:
+        raise ConfigError("--problems 0: there is nothing to compare; give at least 1")
     if count is None and fast:
         count = _FAST_PROBLEMS
     sizes = tuple(n) if n else (_FAST_SIZES if fast else Comparison().sizes)

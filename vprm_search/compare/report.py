@@ -159,7 +159,7 @@ def percent(estimate: Mapping[str, float]) -> str:
 def points(estimate: Mapping[str, float]) -> str:
     """Return a difference in percentage points with its interval, in bold if it excludes 0."""
     mean, low, high = (100 * estimate[key] for key in ("mean", "low", "high"))
-    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    text = f"{mean:+z.1f} [{low:+z.1f}, {high:+z.1f}]"  # z: never -0.0
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
