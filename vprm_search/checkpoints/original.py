@@ -230,8 +230,9 @@ def read_original_config(config: dict[str, Any]) -> OriginalConfig:
         first = error.errors(include_url=False)[0]
     where, value = ".".join(map(str, first["loc"])), first["input"]
     shown = "" if isinstance(value, dict) and len(value) > 4 else f" is {value!r:.80}"
+    place = f"{where}{shown}: " if where else ""  # none: fields that do not fit together
     raise CheckpointError(
-        f"config.json: {where}{shown}: {first['msg']}"
+        f"config.json: {place}{first['msg'].removeprefix('Value error, ')}"
         + (_NOTHING_ELSE if first["type"] == "literal_error" else "")
     )
 
