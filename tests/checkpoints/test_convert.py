@@ -153,6 +153,26 @@ def test_every_reader_finds_the_rotary_base(version: str, tmp_path: Path) -> Non
     assert loaded.rope_parameters["rope_type"] == ("linear" if linear else "default")
 
 
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_the_rotary_base_is_read_in_the_newer_spelling_too(version: str, tmp_path: Path) -> None:
+    """Saved again by transformers 5, a config lost it: another base was taken (scores .39 off)."""
+    source = write_original(tmp_path / "src", VERSIONS[version])
+    convert_checkpoint(source, tmp_path / "before")
+    data = json.loads((source / "config.json").read_text())
+    language = data["llm_config"]
+    theta, scaling = language.pop("rope_theta"), language.pop("rope_scaling") or {}
+    named = {"rope_type": scaling.get("type", "default")} if scaling else {}
+    language["rope_parameters"] = {"rope_theta": theta} | scaling | named
+    (source / "config.json").write_text(json.dumps(data))
+    convert_checkpoint(source, tmp_path / "after")
+    made = [(tmp_path / name / "config.json").read_text() for name in ("before", "after")]
+    assert made[0] == made[1]
+    language["rope_theta"] = 2 * theta
+    (source / "config.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="rope_theta"):
+        convert_checkpoint(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("version", ["v1.0", "v1.1"])
 def test_a_stored_head_is_kept_whatever_the_flag_says(version: str, tmp_path: Path) -> None:
     """A flag that ties head and embedding dropped another head unread, and moved scores by .61."""

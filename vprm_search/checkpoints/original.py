@@ -106,6 +106,25 @@ def _linear_rope(scaling: Any) -> Any:
     return None if factor == 1 and factor is not True else factor
 
 
+def _older_rope(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the rotary entries of a config in the older spelling; none if it is in that.
+
+    transformers 5 writes `rope_parameters` where the original code and 4.x have `rope_theta` and
+    `rope_scaling`: a checkpoint that was loaded and saved again with it has only these.
+    """
+    given = data.get("rope_parameters")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise ValueError(f"rope_parameters is {given!r}, no object")
+    theta, scaling = given.get("rope_theta", 10000.0), {"rope_type": "default"} | given
+    before = data.get("rope_scaling")
+    differs = before is not None and _linear_rope(before) != _linear_rope(scaling)
+    if differs or data.get("rope_theta", theta) != theta:
+        raise ValueError("rope_parameters is not what rope_theta and rope_scaling say")
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
 class LanguageShape(_Section):
     """The language model; `linear_rope` is the divisor of linearly scaled positions, or None.
 
@@ -148,7 +167,7 @@ class LanguageShape(_Section):
                 f"{' and '.join(_LANGUAGE_MODELS)} can"
             )
         own = _LANGUAGE_MODELS[architecture]
-        found = {**own, **data, "kind": own["kind"]}
+        found = {**own, **data, **_older_rope(data), "kind": own["kind"]}
         if found.get("num_key_value_heads") is None:
             found["num_key_value_heads"] = data.get("num_attention_heads", 32)
         return found if own["kind"] == "internlm2" else found | {"bias": True}
