@@ -149,8 +149,8 @@ class StepScore:
 class ScoreRequest:
     """Score every step of one path. `images` are the problem's images, in the problem's order.
 
-    `recompute` asks for the computation itself: what only remembers scores must not answer. A
-    scorer that always computes ignores it.
+    `recompute` asks for the computation itself: what another process or object computed must not
+    answer. A scorer that always computes ignores it.
     """
 
     problem: Problem

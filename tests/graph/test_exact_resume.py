@@ -39,6 +39,7 @@ WRAPS: dict[str, Wrap] = {
     "plain": lambda inner, folder: inner,
     "outcome": lambda inner, folder: OutcomeScorer(inner),
     "cached": cached,
+    "outcome-cached": lambda inner, folder: OutcomeScorer(cached(inner, folder)),
     "cached-outcome": lambda inner, folder: cached(OutcomeScorer(inner), folder),
     "calibrated-cached": lambda inner, folder: calibrated(cached(inner, folder), folder),
 }

@@ -308,6 +308,9 @@ class CachedScorer(ScorerWrapper):
     image digests) and all steps up to it, so it never depends on later steps. Failures are passed
     on and asked again, except "too_long", which cannot change. Raises `ConfigError` when the scorer
     has no `identity` and none is given: two models must never share scores.
+
+    A request to `recompute` is answered only with what this object itself computed: a search that
+    was begun elsewhere then asks the scorer inside what it was asked there, no less and no more.
     """
 
     def __init__(
@@ -317,12 +320,13 @@ class CachedScorer(ScorerWrapper):
         self.identity = name_of(inner, identity)
         self.store = MemoryScoreStore() if store is None else store
         self.meter = CacheMeter()
+        self._computed = MemoryScoreStore()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; equal requests are computed once."""
         chains = [step_keys(self.identity, request) for request in requests]
         recalled = [
-            None if request.recompute else self._recall(chain)
+            _recall(self._computed if request.recompute else self.store, chain)
             for request, chain in zip(requests, chains, strict=True)
         ]
         wanted: dict[str, int] = {}
@@ -342,20 +346,6 @@ class CachedScorer(ScorerWrapper):
             results.append(result if first else replace(result, cost=Counts()))
         return results
 
-    def _recall(self, chain: Sequence[str]) -> ScoreResult | None:
-        """Return the result of a path all of whose steps are known, or None."""
-        entries = [entry for key in chain if (entry := self.store.get(key)) is not None]
-        failed = next((entry for entry in entries if entry.value is None), None)
-        if failed is not None:  # a path whose prefix can never be scored
-            return ScoreResult.failed(len(chain), failed.reason)
-        if len(entries) < len(chain):
-            return None
-        return ScoreResult(
-            tuple(StepScore(entry.value) for entry in entries),
-            entries[0].prefix_tokens if entries else 0,
-            tuple(entry.step_tokens for entry in entries),
-        )
-
     def _count(self, chains: Sequence[Sequence[str]], wanted: dict[str, int]) -> None:
         new = {key for n in wanted.values() for key in chains[n] if self.store.get(key) is None}
         self.meter.misses += len(new)
@@ -365,10 +355,29 @@ class CachedScorer(ScorerWrapper):
         triples = zip(chain, result.scores, result.step_tokens, strict=True)
         for key, score, tokens in triples:
             if score.value is not None:
-                self.store.put(key, StoredScore(score.value, "", result.prefix_tokens, tokens))
+                self._put(key, StoredScore(score.value, "", result.prefix_tokens, tokens))
         if result.scores and is_permanent(result.scores[-1].reason):
             # the whole path fails, but shorter paths through these steps do not
-            self.store.put(chain[-1], StoredScore(None, result.scores[-1].reason, 0, 0))
+            self._put(chain[-1], StoredScore(None, result.scores[-1].reason, 0, 0))
+
+    def _put(self, key: str, entry: StoredScore) -> None:
+        for store in (self.store, self._computed):
+            store.put(key, entry)
+
+
+def _recall(store: ScoreStore, chain: Sequence[str]) -> ScoreResult | None:
+    """Return the result of a path all of whose steps are known, or None."""
+    entries = [entry for key in chain if (entry := store.get(key)) is not None]
+    failed = next((entry for entry in entries if entry.value is None), None)
+    if failed is not None:  # a path whose prefix can never be scored
+        return ScoreResult.failed(len(chain), failed.reason)
+    if len(entries) < len(chain):
+        return None
+    return ScoreResult(
+        tuple(StepScore(entry.value) for entry in entries),
+        entries[0].prefix_tokens if entries else 0,
+        tuple(entry.step_tokens for entry in entries),
+    )
 
 
 def step_keys(identity: str, request: ScoreRequest) -> list[str]:
