@@ -38,18 +38,12 @@ def prefixes(given_paths: list[TokenPath]) -> set[tuple[object, tuple[int, ...]]
     return {(p.group, p.ids[:n]) for p in given_paths for n in range(1, len(p.ids) + 1)}
 
 
-def ids_of_rows(tree: TokenTree, given_paths: list[TokenPath]) -> np.ndarray:
-    out = np.zeros(tree.size, dtype=np.int64)
-    for number, path in enumerate(given_paths):
-        out[tree.rows_of(number)] = path.ids
-    return out
-
-
 @given(paths)
 def test_every_prefix_has_exactly_one_row(given_paths: list[TokenPath]) -> None:
     tree = build_tree(given_paths)
-    assert tree.size == len(prefixes(given_paths))
-    ids, positions = ids_of_rows(tree, given_paths), tree.positions()
+    assert tree.size == len(prefixes(given_paths)) == len(tree.ids)
+    assert tree.groups == tuple(given_paths[s.path].group for s in tree.segments)
+    ids, positions = tree.ids, tree.positions()
     for number, path in enumerate(given_paths):
         rows = tree.rows_of(number)
         assert tuple(ids[rows]) == path.ids
@@ -76,18 +70,13 @@ def expected_mask(tree: TokenTree, given_paths: list[TokenPath]) -> np.ndarray:
     return mask
 
 
-def match(tree: TokenTree, given_paths: list[TokenPath], cache: PrefixCache) -> CachedRows:
-    groups = [given_paths[s.path].group for s in tree.segments]
-    return cache.find(tree, ids_of_rows(tree, given_paths), groups, np.arange(0))
-
-
 @given(paths)
 def test_the_plan_covers_every_row_once_and_masks_the_rest(given_paths: list[TokenPath]) -> None:
     tree = build_tree(given_paths)
     wanted = expected_mask(tree, given_paths)
     got = np.zeros_like(wanted)
     at = 0
-    cached = match(tree, given_paths, PrefixCache(0))
+    cached = PrefixCache(0).find(tree, np.arange(0))
     assert cached.count == 0
     for block in attention_blocks(tree, cached):
         assert block.start == at
@@ -142,7 +131,7 @@ def test_attention_over_kept_rows_equals_dense_masked_attention(
     for given_paths in rounds:
         cache.begin_call()
         tree = build_tree(given_paths)
-        cached = match(tree, given_paths, cache)
+        cached = cache.find(tree, np.arange(0))
         if limit == 0:
             assert cached.count == 0
         elif limit == 100_000:
@@ -163,10 +152,8 @@ def test_attention_over_kept_rows_equals_dense_masked_attention(
             assert got.shape == (1, len(cached.new_rows), 2, 4)
             gap = got[0] - wanted[cached.new_rows][:, None, :]
             assert gap.abs().max() < 1e-12
-            groups = [given_paths[s.path].group for s in tree.segments]
-            ids = ids_of_rows(tree, given_paths)
             if cache.enabled:
-                cache.keep(tree, ids, groups, cached, plan.layers, np.full(tree.size, 0.5))
+                cache.keep(tree, cached, plan.layers, np.full(tree.size, 0.5))
             assert cache.blocks.held_bytes <= limit * ROW_BYTES
             assert cache.blocks.used_rows == sum(
                 len(branch.ids) for root in cache._roots.values() for branch in every(root)

@@ -35,7 +35,13 @@ from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.images.messages import image_block
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
-from vprm_search.scoring.reasons import BAD_REPLY, IMAGE_MISSING, NO_SERVER, REFUSED, SERVER_ERROR
+from vprm_search.scoring.reasons import (
+    BAD_REPLY,
+    NO_SERVER,
+    REFUSED,
+    SERVER_ERROR,
+    lack_of_images,
+)
 from vprm_search.scoring.score_cache import step_keys
 from vprm_search.scoring.wrappers import step_results, whole_answers
 from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
@@ -59,12 +65,6 @@ class JudgeMeter:
     remembered_steps: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    score: StepScore
-    cost: Counts
 
 
 class _Unsupported(Exception):
@@ -142,9 +142,9 @@ class JudgeScorer:
         }
         async with asyncio.TaskGroup() as group:
             tasks = {key: group.create_task(self._judge(*step)) for key, step in wanted.items()}
-        fresh = {key: task.result() for key, task in tasks.items()}
-        scores |= {key: judged.score for key, judged in fresh.items()}
-        costs = {key: judged.cost for key, judged in fresh.items()}
+        fresh = {key: task.result()[0] for key, task in tasks.items()}
+        scores |= fresh
+        costs = {key: task.result()[1] for key, task in tasks.items()}
         results = []
         for chain in chains:
             spent = [costs.pop(key) for key in chain if key in costs]  # by the first who asked
@@ -152,7 +152,7 @@ class JudgeScorer:
             step_scores = tuple(scores[key] for key in chain)
             results.append(ScoreResult(step_scores, 0, (0,) * len(chain), cost))
         self.meter.remembered_steps += sum(map(len, chains)) - len(wanted)
-        self._remember({key: judged.score for key, judged in fresh.items()})
+        self._remember(fresh)
         return results
 
     def _recall(self, keys: Iterable[str]) -> dict[str, StepScore]:
@@ -168,11 +168,10 @@ class JudgeScorer:
             while len(self._remembered) > _MOST_REMEMBERED:
                 self._remembered.popitem(last=False)
 
-    async def _judge(self, request: ScoreRequest, number: int) -> _Judged:
+    async def _judge(self, request: ScoreRequest, number: int) -> tuple[StepScore, Counts]:
         """Return the mean of all samples of one step."""
-        if tuple(image.digest for image in request.images) != request.problem.images:
-            reason = f"{IMAGE_MISSING}: the request does not hold the problem's images"
-            return _Judged(StepScore(None, reason), Counts())
+        if lack := lack_of_images(request):
+            return StepScore(None, lack), Counts()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._sample(request, number)) for _ in range(self.samples)]
         answers = [task.result() for task in tasks]
@@ -184,7 +183,7 @@ class JudgeScorer:
         values = [answer for answer, _ in answers if isinstance(answer, float)]
         reasons = [answer for answer, _ in answers if isinstance(answer, str)]
         score = StepScore(sum(values) / len(values)) if values else StepScore(None, reasons[0])
-        return _Judged(score, Counts(tokens_sent=sent, tokens_computed=sent + written))
+        return score, Counts(tokens_sent=sent, tokens_computed=sent + written)
 
     async def _sample(self, request: ScoreRequest, number: int) -> tuple[float | str, Any]:
         """Ask once; return P(yes), or why there is none, and the message."""

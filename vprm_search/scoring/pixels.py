@@ -95,13 +95,8 @@ def pixel_values(image: ImageData, config: PreprocessConfig) -> NDArray[np.float
 
     Raises `ImageError` when the PNG is damaged.
     """
-    from vprm_search.images.normalise import open_rgb  # PIL is loaded when the first image is
-
-    tiles = tile_image(open_rgb(image.png), config)
-    values = np.stack([np.asarray(tile, dtype=np.float32) for tile in tiles]) / np.float32(255)
-    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
-    normalised = (values - mean) / std
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+    values = _normalised(tile_image(_opened(image), config), config)
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
 # --- Qwen-VL: one size close to the image's own, in patches ---------------------------------------
@@ -167,9 +162,7 @@ def token_grid(width: int, height: int, rule: PixelBudget) -> Grid:
 
 def image_grid(image: ImageData, rule: PixelBudget) -> Grid:
     """Return the grid of an image's tokens. Raises `ImageError` as `pixel_patches` does."""
-    from vprm_search.images.normalise import open_rgb
-
-    picture = open_rgb(image.png)
+    picture = _opened(image)
     return token_grid(picture.width, picture.height, rule)
 
 
@@ -179,15 +172,11 @@ def pixel_patches(image: ImageData, rule: PixelBudget) -> tuple[NDArray[np.float
     Patches are `[rows * columns * merge_size**2, 3 * 2 * patch_size**2]`, those of one token behind
     one another. Raises `ImageError` when the PNG is damaged or the image too narrow.
     """
-    from vprm_search.images.normalise import open_rgb  # PIL is loaded when the first image is
-
-    picture = open_rgb(image.png)
+    picture = _opened(image)
     rows, columns = token_grid(picture.width, picture.height, rule)
     side, merge = rule.patch_size, rule.merge_size
     resized = picture.resize((columns * merge * side, rows * merge * side), _BICUBIC)
-    values = np.asarray(resized, dtype=np.float32) / np.float32(255)
-    mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
-    values = (values - mean) / std
+    values = _normalised([resized], rule)[0]
     blocks = values.reshape(rows, merge, side, columns, merge, side, 3)
     blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # token, patch of the token, channel, pixel
     frames = np.repeat(blocks[:, :, :, :, :, None], _FRAMES, axis=5)
@@ -215,3 +204,22 @@ def token_positions(
         at = stop
     positions[:, at:] = np.arange(place, place + length - at)
     return positions
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+def _opened(image: ImageData) -> Image:
+    from vprm_search.images.normalise import open_rgb  # PIL is loaded when the first image is
+
+    return open_rgb(image.png)
+
+
+def _normalised(
+    pictures: Sequence[Image], rule: PreprocessConfig | PixelBudget
+) -> NDArray[np.float32]:
+    """Return RGB pictures of one size as `[pictures, rows, columns, 3]`, by the rule's mean."""
+    values = np.stack([np.asarray(p, dtype=np.float32) for p in pictures]) / np.float32(255)
+    mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
+    normalised: NDArray[np.float32] = (values - mean) / std
+    return normalised

@@ -17,6 +17,8 @@ no_score        a scoring server answered, without a score for this step
 
 from __future__ import annotations
 
+from vprm_search.types import ScoreRequest
+
 TOO_LONG = "too_long"
 BAD_INPUT = "bad_input"
 IMAGE_MISSING = "image_missing"
@@ -41,6 +43,16 @@ def code_of(reason: str) -> str:
     """Return the code of a reason, "" if it has none."""
     code = reason.split(":", 1)[0]
     return code if code in CODES else ""
+
+
+def lack_of_images(request: ScoreRequest) -> str:
+    """Return why a request that does not hold its problem's images has no score, "" if it does."""
+    if tuple(image.digest for image in request.images) == request.problem.images:
+        return ""
+    return (
+        f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the request "
+        f"holds {len(request.images)}, or others; pass the problem's images"
+    )
 
 
 def is_permanent(reason: str) -> bool:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ from pydantic import SecretStr
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
-from vprm_search.scoring.reasons import IMAGE_MISSING, NO_SERVER
+from vprm_search.scoring.reasons import NO_SERVER, lack_of_images
 from vprm_search.scoring.vllm.plugin_route import PluginRoute, describe
 from vprm_search.scoring.vllm.pooling_route import PoolingRoute, ServedModel, served_model
 from vprm_search.scoring.vllm.round import ProblemRound, all_done
@@ -151,7 +150,8 @@ class VllmScorer:
         try:
             async with asyncio.timeout(self.options.deadline_s):
                 end = started + self.options.deadline_s
-                await all_done(self._score(round_, end) for round_ in rounds.values())
+                route = self._chosen()
+                await all_done(route.score(round_, end) for round_ in rounds.values())
         except TimeoutError:
             self._give_up(rounds.values())
         finally:
@@ -171,12 +171,7 @@ class VllmScorer:
         await self.connect()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _connect_once(self) -> None:
@@ -242,21 +237,15 @@ class VllmScorer:
         if self._wanted_layout not in (None, route.layout):
             raise ConfigError("the server's layout is not the one that was given; leave layout out")
 
-    async def _score(self, round_: ProblemRound, end: float) -> None:
-        await self._chosen().score(round_, end)
-
     def _place(
         self,
         request: ScoreRequest,
         rounds: dict[tuple[str, tuple[str, ...]], ProblemRound],
     ) -> ProblemRound | str:
         """Return the round a request belongs to, or the reason why it can have no scores."""
-        digests = tuple(image.digest for image in request.images)
-        if digests != request.problem.images:
-            return (
-                f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the "
-                f"request holds {len(digests)}, or others; pass the problem's images"
-            )
+        if lack := lack_of_images(request):
+            return lack
+        digests = request.problem.images
         question = without_surrogates(request.problem.question)
         round_ = rounds.setdefault((question, digests), ProblemRound(question, request.images))
         if request.steps:

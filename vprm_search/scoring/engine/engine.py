@@ -26,10 +26,10 @@ from vprm_search.scoring.engine.token_tree import TokenPath, tree_sizes
 from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import (
     BAD_INPUT,
-    IMAGE_MISSING,
     NOT_FINITE,
     OUT_OF_MEMORY,
     TOO_LONG,
+    lack_of_images,
 )
 from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
 
@@ -110,12 +110,8 @@ class ScoringEngine:
 
     def _prompt(self, request: ScoreRequest) -> _Asked:
         """Write the prompt of a request, or the reason why it cannot be scored."""
-        if tuple(image.digest for image in request.images) != request.problem.images:
-            return _Asked(
-                request,
-                f"{IMAGE_MISSING}: the problem names {len(request.problem.images)} images, the "
-                f"request holds {len(request.images)}, or others; pass the problem's images",
-            )
+        if lack := lack_of_images(request):
+            return _Asked(request, lack)
         counts = []
         for image in request.images:
             count = self.images.tokens(image)

@@ -91,12 +91,10 @@ class PathScores:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """The jobs of a pass as one tree, with the tokens, groups and reads of its rows."""
+    """The jobs of a pass as one tree, with the rows each is read at, and all of these."""
 
     jobs: Sequence[PathJob]
     tree: TokenTree
-    ids: Rows
-    groups: list[object]
     reads: list[Rows]
     wanted: Rows
 
@@ -127,14 +125,14 @@ class TreeForward:
         Raises `FeaturesMissingError` if a job lacks the features of images that are to be computed.
         """
         packed = _pack(jobs)
-        cached = self.cache.find(packed.tree, packed.ids, packed.groups, packed.wanted)
+        cached = self.cache.find(packed.tree, packed.wanted)
         plus = cached.plus
         if len(cached.new_rows):
             hidden, plan = self._run(packed, cached)
             new = packed.wanted[cached.places[packed.wanted] >= cached.count]
             plus[new] = self._read(hidden, cached.places[new] - cached.count)
             if self.cache.enabled and not np.isnan(plus[packed.wanted]).any():
-                self._keep(packed, cached, plan, plus)
+                self._keep(packed.tree, cached, plan, plus)
         counts = _computed(packed, cached)
         carried = sum(count > 0 for count in counts)
         return [
@@ -179,7 +177,7 @@ class TreeForward:
         """Return the input embeddings of the new rows, with the images in their places."""
         device = self._checkpoint.device
         embeds: Tensor = self._checkpoint.model.get_input_embeddings()(
-            torch.from_numpy(packed.ids[new]).to(device)
+            torch.from_numpy(packed.tree.ids[new]).to(device)
         )
         embeds = embeds.to(device)
         for segment in packed.tree.segments:
@@ -206,11 +204,10 @@ class TreeForward:
         return values
 
     def _keep(
-        self, packed: _Packed, cached: CachedRows, plan: AttentionPlan, plus: NDArray[np.float64]
+        self, tree: TokenTree, cached: CachedRows, plan: AttentionPlan, plus: NDArray[np.float64]
     ) -> None:
-        tree, ids, groups = packed.tree, packed.ids, packed.groups
         try:
-            self.cache.keep(tree, ids, groups, cached, plan.layers, plus)
+            self.cache.keep(tree, cached, plan.layers, plus)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -219,13 +216,8 @@ class TreeForward:
 
 def _pack(jobs: Sequence[PathJob]) -> _Packed:
     tree = build_tree([job.path for job in jobs])
-    ids = np.empty(tree.size, dtype=np.int64)
-    for segment in tree.segments:
-        end = segment.depth + segment.stop - segment.start
-        ids[segment.start : segment.stop] = jobs[segment.path].path.ids[segment.depth : end]
     reads = [tree.rows_of(i)[list(job.reads)] for i, job in enumerate(jobs)]
-    groups: list[object] = [jobs[segment.path].path.group for segment in tree.segments]
-    return _Packed(jobs, tree, ids, groups, reads, np.unique(np.concatenate(reads)))
+    return _Packed(jobs, tree, reads, np.unique(np.concatenate(reads)))
 
 
 def _positions(packed: _Packed) -> Rows:

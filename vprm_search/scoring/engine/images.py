@@ -196,6 +196,3 @@ class ImageEncoder:
         vision = getattr(inner, "vision_tower", None) or inner.visual
         weight: Tensor = next(vision.parameters())
         return self._checkpoint.device if weight.device.type == "meta" else weight.device
-
-
-_SIZES_KEPT = 50_000  # fewer than the grids `ImageFeatures` remembers, in the same order

@@ -10,7 +10,7 @@ touch (what a search pruned), and then those of the images unused for longest.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,17 +159,15 @@ class PrefixCache:
         ids = np.asarray(path.ids, dtype=np.int64)
         return sum(stop - start for _, start, stop in root.walk(0, ids, self._time))
 
-    def find(
-        self, tree: TokenTree, ids: Rows, groups: Sequence[Hashable], reads: Rows
-    ) -> CachedRows:
+    def find(self, tree: TokenTree, reads: Rows) -> CachedRows:
         """Match a tree with what is kept.
 
-        `ids` are the tokens of its rows, `groups` the group of every segment, `reads` the rows
-        whose P('+') is wanted: one that was not read before is computed again, alone.
+        `reads` are the rows whose P('+') is wanted: one that was not read before is computed
+        again, alone.
         """
         slots = np.full(tree.size, _NO_SLOT, dtype=np.int64)
         plus = np.full(tree.size, np.nan)
-        for row, branch, start, stop in self._matches(tree, ids, groups):
+        for row, branch, start, stop in self._matches(tree):
             slots[row : row + stop - start] = branch.slots[start:stop]
             plus[row : row + stop - start] = branch.plus[start:stop]
         slots[reads[np.isnan(plus[reads])]] = _NO_SLOT
@@ -185,8 +183,6 @@ class PrefixCache:
     def keep(
         self,
         tree: TokenTree,
-        ids: Rows,
-        groups: Sequence[Hashable],
         cached: CachedRows,
         layers: LayerRows,
         plus: NDArray[np.float64],
@@ -197,7 +193,7 @@ class PrefixCache:
         """
         self.blocks.measure(layers)
         stored = np.zeros(tree.size, dtype=np.bool_)
-        for row, branch, start, stop in self._matches(tree, ids, groups):
+        for row, branch, start, stop in self._matches(tree):
             rows = slice(row, row + stop - start)
             stored[rows] = True
             missing = np.isnan(branch.plus[start:stop])
@@ -206,15 +202,13 @@ class PrefixCache:
         new = new[: self._make_room(len(new))]  # in tree order: no row is kept without its parent
         slots = np.full(tree.size, _NO_SLOT, dtype=np.int64)
         slots[new] = self.blocks.put(layers, cached.places[new] - cached.count)
-        self._insert(tree, ids, groups, slots, plus)
+        self._insert(tree, slots, plus)
 
-    def _matches(
-        self, tree: TokenTree, ids: Rows, groups: Sequence[Hashable]
-    ) -> Iterator[tuple[int, Branch, int, int]]:
+    def _matches(self, tree: TokenTree) -> Iterator[tuple[int, Branch, int, int]]:
         """Yield `(row, branch, start, stop)` for every cached stretch of a tree."""
         ends: list[_End | None] = []
         for number, segment in enumerate(tree.segments):
-            root = self._roots.get(groups[number])
+            root = self._roots.get(tree.groups[number])
             end = None if root is None else (root, 0)
             if segment.ancestors:
                 end = ends[segment.ancestors[-1]]
@@ -222,37 +216,30 @@ class PrefixCache:
             if end is None:
                 continue
             row, (above, at) = segment.start, end
-            for branch, start, stop in above.walk(at, ids[row : segment.stop], self._time):
+            for branch, start, stop in above.walk(at, tree.ids[row : segment.stop], self._time):
                 yield row, branch, start, stop
                 row, end = row + stop - start, (branch, stop)
             if row == segment.stop:
                 ends[-1] = end
 
-    def _insert(
-        self,
-        tree: TokenTree,
-        ids: Rows,
-        groups: Sequence[Hashable],
-        slots: Rows,
-        plus: NDArray[np.float64],
-    ) -> None:
+    def _insert(self, tree: TokenTree, slots: Rows, plus: NDArray[np.float64]) -> None:
         """Add the rows that got a slot; one without ends its path."""
         ends: list[_End | None] = []
         for number, segment in enumerate(tree.segments):
             if segment.ancestors:
                 end = ends[segment.ancestors[-1]]
             else:
-                end = self._roots.setdefault(groups[number], new_root()), 0
+                end = self._roots.setdefault(tree.groups[number], new_root()), 0
             ends.append(None)
             if end is None:
                 continue
             row, (above, at) = segment.start, end
-            for branch, start, stop in above.walk(at, ids[row : segment.stop], self._time):
+            for branch, start, stop in above.walk(at, tree.ids[row : segment.stop], self._time):
                 row, end = row + stop - start, (branch, stop)
             own = slice(row, row + int((slots[row : segment.stop] != _NO_SLOT).sum()))
             if own.stop > row:
                 above = end[0].split(end[1])
-                new = Branch(ids[own].copy(), slots[own].copy(), plus[own].copy(), above)
+                new = Branch(tree.ids[own].copy(), slots[own].copy(), plus[own].copy(), above)
                 new.touch(self._time, len(new.ids))
                 above.children[int(new.ids[0])] = new
                 row, end = own.stop, (new, len(new.ids))

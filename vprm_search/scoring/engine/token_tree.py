@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +44,19 @@ class TokenTree:
     """Paths packed behind one another in depth-first order.
 
     `segments` are in row order; `path_segments[p]` are the segments of path p from the root on.
-    Paths are numbered as given to `build_tree`.
+    Paths are numbered as given to `build_tree`. `ids` is the token of every row, `groups` the group
+    of every segment.
     """
 
     size: int
     segments: tuple[Segment, ...]
     path_segments: tuple[tuple[int, ...], ...]
+    ids: Rows = field(compare=False)
+    groups: tuple[Hashable, ...]
 
     def rows_of(self, path: int) -> Rows:
         """Return the row of every token of a path, `[tokens of the path]`."""
-        parts = [self.segments[s] for s in self.path_segments[path]]
-        return _rows(parts)
+        return _rows([self.segments[s] for s in self.path_segments[path]])
 
     def ancestor_rows(self, segment: int) -> Rows:
         """Return the rows above a segment, the root's first."""
@@ -68,25 +70,14 @@ class TokenTree:
         return out
 
 
-@dataclass(slots=True)
-class _Open:
-    """A segment under construction."""
-
-    start: int
-    stop: int
-    depth: int
-    path: int
-    ancestors: tuple[int, ...]
-    subtree_stop: int = field(default=0)
-
-
 def build_tree(paths: Sequence[TokenPath]) -> TokenTree:
     """Merge paths into a tree; equal paths and prefixes of other paths take no row of their own.
 
     The order of `paths` does not matter for speed: they are sorted here.
     """
     order, arrays = _sorted_paths(paths)
-    segments: list[_Open] = []
+    segments: list[Segment] = []
+    ids = [np.empty(0, dtype=np.int64)]
     chains: list[tuple[int, ...]] = [()] * len(paths)
     # (first, last + 1 of the sorted paths, tokens they are known to share, segments above)
     work: list[tuple[int, int, int, tuple[int, ...]]] = []
@@ -97,8 +88,10 @@ def build_tree(paths: Sequence[TokenPath]) -> TokenTree:
         lo, hi, depth, above = work.pop()
         shared = common_prefix(arrays[lo], arrays[hi - 1], depth)
         if shared > depth:
-            segments.append(_Open(size, size + shared - depth, depth, order[lo], above))
-            size += shared - depth
+            stop = size + shared - depth
+            segments.append(Segment(size, stop, depth, order[lo], above, stop))
+            ids.append(arrays[lo][depth:shared])
+            size = stop
             above = (*above, len(segments) - 1)
         ended = lo
         while ended < hi and len(arrays[ended]) == shared:
@@ -107,7 +100,8 @@ def build_tree(paths: Sequence[TokenPath]) -> TokenTree:
         nexts = [int(arrays[p][shared]) for p in range(ended, hi)]
         for a, b in reversed(_runs(nexts)):
             work.append((ended + a, ended + b, shared, above))
-    return TokenTree(size, _closed(segments), tuple(chains))
+    groups = tuple(paths[segment.path].group for segment in segments)
+    return TokenTree(size, _closed(segments), tuple(chains), np.concatenate(ids), groups)
 
 
 def tree_sizes(paths: Sequence[TokenPath]) -> tuple[list[int], list[int]]:
@@ -140,14 +134,13 @@ def _runs(values: Sequence[Hashable]) -> list[tuple[int, int]]:
     return list(zip([0, *cuts], [*cuts, len(values)], strict=True)) if values else []
 
 
-def _closed(segments: list[_Open]) -> tuple[Segment, ...]:
+def _closed(segments: list[Segment]) -> tuple[Segment, ...]:
+    """Return the segments with the ends of all that came below each."""
+    ends = [segment.stop for segment in segments]
     for segment in segments:
-        segment.subtree_stop = max(segment.subtree_stop, segment.stop)
         for above in segment.ancestors:
-            segments[above].subtree_stop = max(segments[above].subtree_stop, segment.stop)
-    return tuple(
-        Segment(s.start, s.stop, s.depth, s.path, s.ancestors, s.subtree_stop) for s in segments
-    )
+            ends[above] = segment.stop  # rows only grow
+    return tuple(replace(s, subtree_stop=end) for s, end in zip(segments, ends, strict=True))
 
 
 def _rows(parts: Sequence[Segment]) -> Rows:

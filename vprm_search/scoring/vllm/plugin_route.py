@@ -232,8 +232,12 @@ class StepMemory:
 
 async def describe(transport: ServerTransport, model: str, end: float) -> Description:
     """Ask the plugin for its model. Raises `RequestFailed`: 4xx where there is no plugin."""
+
+    def read(reply: bytes) -> Description:
+        return _checked(Description, _plugin_data(reply))
+
     body = _request_body(model, DescribeBody(version=VERSION, describe=True))
-    return await transport.post(_POOLING, body, _read_description, end)
+    return await transport.post(_POOLING, body, read, end)
 
 
 def scores_reader(
@@ -267,10 +271,6 @@ def scores_reader(
 
 def _request_body(model: str, data: BaseModel) -> bytes:
     return json.dumps({"model": model, "task": "plugin", "data": data.model_dump()}).encode()
-
-
-def _read_description(body: bytes) -> Description:
-    return _checked(Description, _plugin_data(body))
 
 
 def _plugin_data(body: bytes) -> dict[str, Any]:
