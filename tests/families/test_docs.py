@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vprm_search.scoring import FAMILIES
+from vprm_search.scoring.families import DEFAULT_FAMILY, FAMILIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
 
@@ -16,7 +16,8 @@ def test_every_row_is_on_the_page(name: str) -> None:
     row = FAMILIES[name]
     table = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
     assert table.rstrip(" |").endswith(row.aggregation)
-    assert f"`{row.usage}`" in PAGE
+    named = {DEFAULT_FAMILY: "from_pretrained(", "judge": "JudgeScorer("}
+    assert named.get(name, f'family="{name}"') in PAGE
     assert all(repository in PAGE for repository in row.public)
     if row.system_prompt_source:
         words = row.system_prompt_source.split()

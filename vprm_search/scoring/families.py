@@ -57,7 +57,6 @@ class PrmFamily:
         images: how images become pixel values; None for models that read text only.
         aggregation: the path score its authors select by.
         public: repositories of the public checkpoints.
-        usage: one line that uses a public checkpoint.
         evidence: how the row is known: read in the authors' code, in others' code that uses the
             model, or inferred in part; `note` says what is not certain.
         head: name of the scoring head's tensors, for the two kinds of heads.
@@ -69,11 +68,10 @@ class PrmFamily:
     layout: Layout | None
     readout: ReadoutKind
     backbone: Backbone
-    images: ImageRule | None
     aggregation: str
     public: tuple[str, ...]
-    usage: str
     evidence: Evidence
+    images: ImageRule | None = None
     note: str = ""
     head: str = ""
     system_prompt_source: str = ""
@@ -97,7 +95,6 @@ _ROWS = (
         images=PreprocessConfig(),
         aggregation="mean",
         public=("OpenGVLab/VisualPRM-8B", "OpenGVLab/VisualPRM-8B-v1_1"),
-        usage='TransformersScorer.from_pretrained("VisualPRM-8B-v1_1/")',
         evidence="verified",
         note="v1.0's own code writes one image tag only; several images follow v1.1 here.",
     ),
@@ -114,8 +111,6 @@ _ROWS = (
         images=PreprocessConfig(),
         aggregation="mean",
         public=("Cooolder/DreamPRM-1_5-InstanceTable", "Cooolder/DreamPRM-1_5-InstanceNet"),
-        usage='TransformersScorer.from_pretrained("DreamPRM-1_5-InstanceTable/", '
-        'family="dreamprm-1.5", system_prompt=PROMPT)',
         evidence="verified",
         note="Its authors cut steps by numbers and keep a final 'Answer: X' as a step of its own.",
         system_prompt_source="PRM_SYSTEM_PROMPT in utils.py of coder-qicao/DreamPRM-1.5",
@@ -136,8 +131,6 @@ _ROWS = (
         images=PixelBudget(),
         aggregation="mean",
         public=("ob11/Qwen-VL-PRM-3B", "ob11/Qwen-VL-PRM-7B"),
-        usage='TransformersScorer.from_pretrained("Qwen-VL-PRM-7B/", family="qwen-vl-prm", '
-        "system_prompt=PROMPT)",
         evidence="verified",
         note="Its authors' search reward, p^0.3 / tokens^0.6 and -1 for '-', is not used here.",
         system_prompt_source="PRM_SYSTEM_PROMPT_NORMAL_TOK_V2 in prompts.py of theogbrand/vlprm",
@@ -162,11 +155,8 @@ _ROWS = (
         ),
         readout="token_pair",
         backbone="text",
-        images=None,
         aggregation="mean",
         public=("RLHFlow/Llama3.1-8B-PRM-Mistral-Data", "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data"),
-        usage='TransformersScorer.from_pretrained("Llama3.1-8B-PRM-Deepseek-Data/", '
-        'family="rlhflow")',
         evidence="third_party",
         note="The system turn is what Llama 3.1's chat template writes by itself (inferred).",
     ),
@@ -188,7 +178,6 @@ _ROWS = (
         images=_TILES_6,
         aggregation="mean",
         public=("Cierra0506/MM-PRM",),
-        usage='TransformersScorer.from_pretrained("MM-PRM/", family="mm-prm")',
         evidence="third_party",
         note="Inferred: the template's system message, InternLM2's begin token, and the names "
         "'Yes' and 'No' in its vocabulary; all are fields of the layout.",
@@ -204,11 +193,8 @@ _ROWS = (
         readout="two_classes",
         head="score",
         backbone="text",
-        images=None,
         aggregation="product",
         public=("Qwen/Qwen2.5-Math-PRM-7B", "Qwen/Qwen2.5-Math-PRM-72B"),
-        usage='TransformersScorer.from_pretrained("Qwen2.5-Math-PRM-7B/", '
-        'family="qwen2.5-math-prm")',
         evidence="third_party",
         note="The aggregation is inferred.",
     ),
@@ -225,11 +211,8 @@ _ROWS = (
         ),
         readout="token_pair",
         backbone="text",
-        images=None,
         aggregation="min",
         public=("peiyi9979/math-shepherd-mistral-7b-prm",),
-        usage='TransformersScorer.from_pretrained("math-shepherd-mistral-7b-prm/", '
-        'family="math-shepherd")',
         evidence="third_party",
         note="Ids 648, 387 and 12902 in the public tokenizer. Paths end at the sliding window "
         "(4096 tokens), below which it changes nothing.",
@@ -247,14 +230,11 @@ _ROWS = (
         readout="one_value",
         head="v_head.summary",
         backbone="text",
-        images=None,
         aggregation="mean",
         public=(
             "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",
             "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B",
         ),
-        usage='TransformersScorer.from_pretrained("Skywork-o1-Open-PRM-Qwen-2.5-7B/", '
-        'family="skywork-o1-prm")',
         evidence="third_party",
         note="Its authors' steps are lines; a step of several lines is read at its end only. The "
         "aggregation is inferred.",
@@ -274,11 +254,8 @@ _ROWS = (
         readout="one_value",
         head="score",
         backbone="text",
-        images=None,
         aggregation="min",
         public=("URSA-MATH/URSA-RM-8B",),
-        usage='TransformersScorer.from_pretrained("a text-only model in this layout/", '
-        'family="ursa-rm")',
         evidence="third_party",
         note="Text and score only: the vision tower (SAM + SigLIP) has no native transformers "
         "class, so the public multimodal checkpoint is refused with an error.",
@@ -288,10 +265,8 @@ _ROWS = (
         layout=None,
         readout="judge",
         backbone="chat",
-        images=None,
         aggregation="mean",
         public=("any LangChain chat model",),
-        usage='JudgeScorer(ChatOpenAI(model="gpt-4.1-mini", max_retries=0))',
         evidence="verified",
         note="Our own wording; a judge is no published reward model.",
     ),

@@ -177,12 +177,9 @@ class FileScoreStore:
         while self.path.exists() and self.path.stat().st_size and not _is_sqlite(self.path):
             with self.path.open("rb") as stream:
                 _wait_for(stream)
-                if self._is_at(stream):
+                # unless another process has put its own in this place meanwhile
+                if os.path.samestat(os.fstat(stream.fileno()), self.path.stat()):
                     self._migrate(stream)
-
-    def _is_at(self, stream: IO[bytes]) -> bool:
-        """Whether an open file still has its place: another process may have put its own there."""
-        return os.path.samestat(os.fstat(stream.fileno()), self.path.stat())
 
     def _migrate(self, stream: IO[bytes]) -> None:
         lines = stream.read()

@@ -108,19 +108,8 @@ def load_checkpoint(
     """Load a checkpoint for scoring; an original VisualPRM one is converted on first use.
 
     Args:
-        path: a local directory, or a repository `Owner/Name`.
-        revision: the commit of a repository, 40 hex digits.
-        family: a row of `families.FAMILIES`; None takes the one in `vprm.json`;
-            without that the checkpoint is refused, since it may be a chat model.
-        device: "auto" (CUDA when there is one), or a torch device.
-        dtype: of the computation, whatever the weights are stored in; None is float32 on a CPU and
-            bfloat16 elsewhere.
-        device_map: "auto", or a map of modules, spreads the layers over several devices; needs
-            accelerate.
-        quantization: "8bit" or "4bit"; needs bitsandbytes and a GPU.
-        layout: replaces the one in `vprm.json`.
-        system_prompt: replaces the layout's system message.
-        orm: score the answer so far as one step.
+        path, revision, family, device, dtype, device_map, quantization, layout, system_prompt, orm:
+            see `TransformersScorer.from_pretrained`.
 
     Raises:
         CheckpointError: the directory is missing, incomplete, unsafe or of another architecture.
@@ -290,15 +279,13 @@ _VISION_TEXT_MODELS = {
     "internvl": ("qwen2", "qwen3", "llama"),
     "qwen2_5_vl": ("qwen2_5_vl_text",),
 }
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # the head is read in rows, and the vision model is small and sensitive
 _NOT_QUANTIZED = ("lm_head", "vision_tower", "multi_modal_projector", "visual")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_directory(directory: Path, family: PrmFamily) -> None:
     """Raise `CheckpointError` for a directory that is incomplete, unsafe or of another kind."""
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is no checkpoint directory (no config.json)")
     config = read_json(directory / "config.json")
     _check_kind(directory, config, family)
     text = config.get("text_config", config)

@@ -82,7 +82,7 @@ class PluginRoute:
         self._meter = transport.meter
         self._salt = cache_salt
         self._cached = use_prefix_cache
-        self._images = ImageShipping(transport.meter)
+        self._images = ImageShipping(transport)
         self._memory = StepMemory(transport.options.remembered_steps)
 
     @property
@@ -169,7 +169,7 @@ class PluginRoute:
             data = _request_body(self.model, body)
             return await self._transport.post(_POOLING, data, read, end, attempts=attempts)
 
-        return await self._images.deliver(round_.images, self._transport.state.images_moving, ask)
+        return await self._images.deliver(round_.images, ask)
 
     def _take(self, round_: ProblemRound, paths: Sequence[Path], reply: ScoresReply) -> None:
         if reply.identity != self.identity:

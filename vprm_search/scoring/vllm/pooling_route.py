@@ -18,11 +18,10 @@ from vprm_search.scoring.prompt.layout import ScoringPrompt
 from vprm_search.scoring.reasons import BAD_INPUT, TOO_LONG
 from vprm_search.scoring.vllm.round import ImageShipping, ImagesMissing, ProblemRound, all_done
 from vprm_search.scoring.vllm.round import Path as Steps
-from vprm_search.scoring.vllm.stock_prompt import Shown, StockPrompts, conversation
+from vprm_search.scoring.vllm.stock_prompt import StockPrompts, conversation
 from vprm_search.scoring.vllm.transport import (
     RequestFailed,
     ServerTransport,
-    T,
     bad_reply,
     read_json,
 )
@@ -81,7 +80,7 @@ class PoolingRoute:
         self.identity = digest("vllm-stock", self.prompts.identity, *names).hex()
         self._transport = transport
         self._salt = {} if cache_salt is None else {"cache_salt": cache_salt}
-        self._images = ImageShipping(transport.meter)
+        self._images = ImageShipping(transport)
         self._losses = transport.losses
 
     @property
@@ -155,8 +154,12 @@ class PoolingRoute:
         prompt: ScoringPrompt,
         end: float,
     ) -> list[float]:
-        def body(shown: Shown) -> dict[str, Any]:
-            return {
+        """Return P('+') of every step; images the server holds are named by their digests only."""
+        read = _rows_reader(len(prompt.ids))
+
+        async def ask(digests: frozenset[str]) -> array.array[float]:
+            shown = [(i.digest, _data_url(i) if i.digest in digests else None) for i in images]
+            body = {
                 "model": self.model,
                 "task": "token_classify",
                 "use_activation": True,
@@ -167,31 +170,15 @@ class PoolingRoute:
                 "messages": conversation(self.layout, question, steps, shown),
                 **self._salt,
             }
-
-        rows = await self._post(images, body, _rows_reader(len(prompt.ids)), end)
-        return [rows[place - len(prompt.ids)] for place in prompt.read_positions]
-
-    async def _post(
-        self,
-        images: tuple[ImageData, ...],
-        body: Callable[[Shown], dict[str, Any]],
-        read: Callable[[bytes], T],
-        end: float,
-    ) -> T:
-        """POST `body(images)`; images the server holds are named by their digests only."""
-
-        async def ask(digests: frozenset[str]) -> T:
-            shown = [(i.digest, _data_url(i) if i.digest in digests else None) for i in images]
             try:
-                return await self._transport.post(
-                    _POOLING, json.dumps(body(shown)).encode(), read, end
-                )
+                return await self._transport.post(_POOLING, json.dumps(body).encode(), read, end)
             except RequestFailed as failure:
                 if failure.status == 400 and _CACHE_MISS in failure.reason:
                     raise ImagesMissing([image.digest for image in images]) from failure
                 raise
 
-        return await self._images.deliver(images, self._transport.state.images_moving, ask)
+        rows = await self._images.deliver(images, ask)
+        return [rows[place - len(prompt.ids)] for place in prompt.read_positions]
 
     async def _same_model(self, end: float) -> None:
         """Compare the server's model again if the server was away since the last time."""

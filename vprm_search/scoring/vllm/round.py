@@ -8,13 +8,11 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from vprm_search.scoring.reasons import NO_SCORE
-from vprm_search.scoring.vllm.transport import VllmMeter, bad_reply
+from vprm_search.scoring.vllm.transport import ServerTransport, T, bad_reply
 from vprm_search.types import ImageData, ScoreResult, StepScore
-
-T = TypeVar("T")
 
 _REMEMBERED = 100_000
 _SHIPMENTS = 4
@@ -134,8 +132,8 @@ class ImageShipping:
     again, once for all requests of an event loop that need it.
     """
 
-    def __init__(self, meter: VllmMeter) -> None:
-        self._meter = meter
+    def __init__(self, transport: ServerTransport) -> None:
+        self._transport = transport
         self._held: OrderedDict[str, int] = OrderedDict()
         self._sent_before: OrderedDict[str, int] = OrderedDict()
         self._number = 0
@@ -144,14 +142,12 @@ class ImageShipping:
     async def deliver(
         self,
         images: Sequence[ImageData],
-        moving: dict[str, asyncio.Event],
         ask: Callable[[frozenset[str]], Awaitable[T]],
     ) -> T:
         """Return what `ask` does, called with the digests of the images it must send as bytes.
 
         Args:
             images: all that the request needs.
-            moving: `LoopState.images_moving` of the running event loop.
             ask: sends the request; raises `ImagesMissing` for those the server turns out to lack.
 
         Raises:
@@ -160,7 +156,7 @@ class ImageShipping:
         pixels = {image.digest: len(image.png) for image in images}
         for number in range(1, _SHIPMENTS + 1):
             everything = number > 2  # replicas behind one address hold different images
-            async with self._shipment(list(pixels), moving, everything) as (order, digests):
+            async with self._shipment(list(pixels), everything) as (order, digests):
                 self._count(digests, pixels)
                 try:
                     reply = await ask(digests)
@@ -174,13 +170,14 @@ class ImageShipping:
 
     @asynccontextmanager
     async def _shipment(
-        self, digests: Sequence[str], moving: dict[str, asyncio.Event], everything: bool
+        self, digests: Sequence[str], everything: bool
     ) -> AsyncIterator[tuple[int, frozenset[str]]]:
         """Yield the number of a request among all, and the images it has to carry.
 
         When another request of this event loop carries one of them, wait for its end first.
         `everything` carries all, whatever is known.
         """
+        moving = self._transport.state.images_moving
         while waits := [moving[d] for d in digests if d in moving and not self._has(d)]:
             await waits[0].wait()
         mine = frozenset(d for d in digests if everything or not self._has(d))
@@ -200,7 +197,7 @@ class ImageShipping:
     def _count(self, digests: frozenset[str], sizes: dict[str, int]) -> None:
         with self._lock:
             again = sum(digest in self._sent_before for digest in digests)
-        self._meter.add(
+        self._transport.meter.add(
             images_sent=len(digests),
             images_resent=again,
             image_bytes_sent=sum(sizes[digest] for digest in digests),
