@@ -115,7 +115,7 @@ def compare(
         batch,
     )
     if file is not None:
-        ground = _file_world(file, count, policy, base_url, temperature, scorer, device)
+        problem_set = _file_world(file, count, policy, base_url, temperature, scorer, device)
     else:
         built_in = {
             "problems": count or 500,
@@ -126,8 +126,8 @@ def compare(
         }
         if (policy, scorer, base_url) != ("tiny", "tiny", None):
             raise ConfigError("--policy and --scorer are for --problems FILE.jsonl")
-        ground = _built_in_world(world, built_in)
-    _run(comparison, ground, out, jobs, readme)
+        problem_set = _built_in_world(world, built_in)
+    _run(comparison, problem_set, out, jobs, readme)
 
 
 def _file_world(

@@ -159,13 +159,13 @@ class _Shard:
     start: int
     stop: int
     report: Report
-    _ground: LoadedWorld | None = field(default=None)
+    _loaded: LoadedWorld | None = field(default=None)
 
     @property
-    def ground(self) -> LoadedWorld:
-        if self._ground is None:
-            self._ground = self.world.load(self.start, self.stop)
-        return self._ground
+    def loaded(self) -> LoadedWorld:
+        if self._loaded is None:
+            self._loaded = self.world.load(self.start, self.stop)
+        return self._loaded
 
     async def measure(self) -> None:
         sizes = sorted(set(self.comparison.sizes))
@@ -207,7 +207,7 @@ class _Shard:
     async def _grow_pool(self, entrant: Entrant, sizes: Sequence[int], write: set[int]) -> None:
         """Measure best-of-N at growing N on the same samples; each N pays for its own only."""
         cells = {size: Cell(entrant.name, size, self._choices(entrant)) for size in sizes}
-        scorer = self.ground.new_scorer()
+        scorer = self.loaded.new_scorer()
         for tasks in self._batches():
             jobs = [_job(task, self.comparison.run_seed) for task in tasks]
             spent = Spent()
@@ -221,7 +221,7 @@ class _Shard:
 
     async def _search(self, entrant: Entrant, size: int, budgets: Sequence[int]) -> None:
         cell = Cell(entrant.name, size, self._choices(entrant))
-        scorer = self.ground.new_scorer()
+        scorer = self.loaded.new_scorer()
         for tasks in self._batches():
             jobs = [_job(task, self.comparison.run_seed) for task in tasks]
             first = len(cell.generated_tokens)
@@ -232,14 +232,14 @@ class _Shard:
         self._write(cell, entrant, budgets)
 
     def _batches(self) -> Iterator[Sequence[Task]]:
-        tasks, batch = self.ground.tasks, self.comparison.batch
+        tasks, batch = self.loaded.tasks, self.comparison.batch
         yield from (tasks[start : start + batch] for start in range(0, len(tasks), batch))
 
     async def _run(
         self, jobs: Sequence[Job], scorer: StepScorer, strategy: Strategy
     ) -> list[SearchRun]:
-        rules = SearchRules(strategy, BestScore(), extract=self.ground.extract, split=split_steps)
-        return await run_jobs(jobs, self.ground.policy, scorer, rules)
+        rules = SearchRules(strategy, BestScore(), extract=self.loaded.extract, split=split_steps)
+        return await run_jobs(jobs, self.loaded.policy, scorer, rules)
 
     def _write(self, cell: Cell, entrant: Entrant, budgets: Sequence[int]) -> None:
         path = cell_path(self.out, self.start, self.stop, cell.name, cell.size)
