@@ -311,6 +311,7 @@ def test_every_selector_is_one(selector: Selector) -> None:
         ]
     ),
 )
+@example([("1", 1, 2), ("2", 1, 1)], WeightedVote(weigh="mean"))
 def test_merging_equal_samples_changes_no_vote(
     samples: list[tuple[str, int, int]], selector: Selector
 ) -> None:

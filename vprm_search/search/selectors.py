@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.aggregate import aggregation
 from vprm_search.answers import answer_classes
-from vprm_search.search.stepwise import merged_count
+from vprm_search.search.stepwise import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -27,13 +27,17 @@ Weigh = Literal["sum", "mean", "max"]
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """One candidate path as a selector sees it; `count` is how many equal samples it stands for."""
+    """One candidate path as a selector sees it; `count` is how many equal samples it stands for.
+
+    `first` is the smallest node id among them: it breaks ties the same way, merged or not.
+    """
 
     node: NodeId
     answer: str | None
     score: float | None
     answer_class: int | None
-    count: int = 1
+    count: int
+    first: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +72,12 @@ def read_ballots(
     """Return the candidates as ballots, by node id, so that their order never matters."""
     ordered = sorted(candidates, key=lambda record: record.id)
     classes = answer_classes([record.answer for record in ordered])
-    return [
-        Ballot(
-            record.id,
-            record.answer,
-            tree.path_score(record.id, aggregate),
-            group,
-            1 + merged_count(tree, record),
-        )
-        for record, group in zip(ordered, classes, strict=True)
-    ]
+    ballots = []
+    for record, group in zip(ordered, classes, strict=True):
+        samples = [record.id, *merged_into(tree, record)]
+        score = tree.path_score(record.id, aggregate)
+        ballots.append(Ballot(record.id, record.answer, score, group, len(samples), min(samples)))
+    return ballots
 
 
 def best_ballot(ballots: Sequence[Ballot]) -> NodeId | None:
@@ -146,10 +146,11 @@ def standing(ballots: Sequence[Ballot], votes: Mapping[int, float]) -> list[int]
 def class_rank(
     ballots: Sequence[Ballot], votes: Mapping[int, float], group: int
 ) -> tuple[float, float, NodeId]:
-    """Return the key that sorts classes from the winner down: votes, best path, its node id."""
+    """Return the key that sorts classes from the winner down: votes, best score, first sample."""
     members = [b for b in ballots if b.answer_class == group]
     top = max((b.score for b in members if b.score is not None), default=-1.0)
-    return (-votes[group], -top, best_of_class(ballots, group))
+    first = min(b.first for b in members if top < 0 or b.score == top)
+    return (-votes[group], -top, first)
 
 
 def best_of_class(ballots: Sequence[Ballot], group: int) -> NodeId:
@@ -339,10 +340,7 @@ class Knockout(Voting):
         if name == self.aggregate:
             return list(scored)
         again = read_ballots(tree, [tree[ballot.node] for ballot in scored], name)
-        return [
-            Ballot(old.node, old.answer, new.score, old.answer_class, old.count)
-            for old, new in zip(scored, again, strict=True)
-        ]
+        return [replace(old, score=new.score) for old, new in zip(scored, again, strict=True)]
 
 
 def tournament(contestants: int, upset: Callable[[int, int], bool]) -> int:

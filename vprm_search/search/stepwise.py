@@ -232,11 +232,12 @@ def proposed(tree: SearchTree, parent: NodeId) -> int:
     return sum(1 for child in tree.children(parent) if not child.role)
 
 
-def merged_count(tree: SearchTree, record: NodeRecord) -> int:
-    """Return how many siblings were merged into a node."""
+def merged_into(tree: SearchTree, record: NodeRecord) -> list[NodeId]:
+    """Return the siblings that were merged into a node."""
     if record.parent is None:
-        return 0
-    return sum(1 for child in tree.children(record.parent) if child.merged_into == record.id)
+        return []
+    siblings = tree.children(record.parent)
+    return [child.id for child in siblings if child.merged_into == record.id]
 
 
 def missing(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,12 @@ from vllm.multimodal.processing import (
 )
 
 from vprm_search_vllm.shared.images.normalise import normalise_image
-from vprm_search_vllm.shared.scoring.families import ScorerFile, read_scorer_file
+from vprm_search_vllm.shared.scoring.families import (
+    DEFAULT_FAMILY,
+    SCORER_FILE,
+    ScorerFile,
+    read_scorer_file,
+)
 from vprm_search_vllm.shared.scoring.pixels import pixel_values
 from vprm_search_vllm.shared.types import ImageData
 
@@ -47,8 +53,14 @@ class PrmImageInfo(BaseProcessingInfo):
 
     @cached_property
     def scorer_file(self) -> ScorerFile:
-        """The checkpoint's `vprm.json`."""
-        return read_scorer_file(self.ctx.model_config.model)
+        """The checkpoint's `vprm.json`; of a model without one, its image rule alone.
+
+        This class also serves policies, which have none and are never scored with:
+        `PrmIOProcessor` reads the file itself and asks for it.
+        """
+        folder = Path(self.ctx.model_config.model)
+        known = (folder / SCORER_FILE).is_file()
+        return read_scorer_file(folder, None if known else DEFAULT_FAMILY)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Images without bound, nothing else."""
