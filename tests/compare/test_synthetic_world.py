@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from statistics import stdev
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from vprm_search.compare.worlds import (
     STOP_MARK,
     WORLDS,
     SyntheticPolicy,
+    SyntheticProblems,
     SyntheticScorer,
     SyntheticWorld,
     WorldSettings,
@@ -53,10 +55,11 @@ def test_steps_are_right_as_often_as_stated(share: float) -> None:
         assert right / total == pytest.approx(expected, abs=4 * math.sqrt(0.25 / total))
 
 
-@pytest.mark.parametrize("stated", [0.73, 0.85, 0.95])
+@pytest.mark.parametrize("stated", [0.3, 0.5, 0.73, 0.85, 0.95])
 @pytest.mark.parametrize("correlation", [0.0, 0.7])
 def test_the_scorer_has_the_auc_stated(stated: float, correlation: float) -> None:
-    world = SyntheticWorld(replace(HARD, auc=stated, correlation=correlation, p_step=0.9))
+    made = replace(HARD, auc=stated, correlation=correlation, p_step=0.9, noise=0.9)
+    world = SyntheticWorld(made)
     labels, scores = [], []
     for problem, words in paths(world, 700):
         for end in range(1, len(words) + 1):
@@ -64,6 +67,37 @@ def test_the_scorer_has_the_auc_stated(stated: float, correlation: float) -> Non
             scores.append(world.score(problem, words[:end]))
     assert auc(labels, scores) == pytest.approx(stated, abs=0.025)
     assert all(0 < score < 1 for score in scores)
+
+
+def logit(score: float) -> float:
+    return math.log(score / (1 - score))
+
+
+@given(st.floats(-3, 5), st.floats(-3, 5), st.integers(1, 10), st.integers(0, 2**63 - 1))
+@settings(max_examples=40)
+def test_a_level_is_added_to_all_logits_and_early_to_early_ones(
+    level: float, early: float, length: int, seed: int
+) -> None:
+    plain = SyntheticWorld(HARD)
+    shifted = SyntheticWorld(replace(HARD, level=level, early=early))
+    words: tuple[int, ...] = ()
+    for _ in range(length):
+        words = (*words, plain.step(3, words, seed)[1])
+    added = logit(shifted.score(3, words)) - logit(plain.score(3, words))
+    assert added == pytest.approx(level + early * (10 - length) / 9, abs=1e-6)
+
+
+def test_the_noise_is_as_wide_as_stated() -> None:
+    blind = SyntheticWorld(replace(HARD, auc=0.5, noise=1.3))
+    logits = [logit(blind.score(problem, words)) for problem, words in paths(blind, 1500)]
+    assert stdev(logits) == pytest.approx(1.3, abs=0.1)
+
+
+def test_worlds_of_the_first_version_are_named_as_they_were() -> None:
+    old = {"depth", "p_step", "repair", "spread", "auc", "correlation", "sharpness", "words",
+           "wrong_answers", "lure", "step_tokens", "prefix_tokens", "seed"}  # fmt: skip
+    assert set(SyntheticProblems(HARD).identity()["settings"]) == old
+    assert SyntheticProblems(replace(HARD, level=2.0)).identity()["settings"]["level"] == 2.0
 
 
 def test_errors_of_neighbouring_steps_are_correlated_as_stated() -> None:
@@ -160,8 +194,11 @@ def test_a_score_does_not_depend_on_what_is_asked_with_it() -> None:
 
 
 def test_impossible_worlds_are_refused() -> None:
-    for wrong in ({"auc": 0.4}, {"auc": 1.0}, {"p_step": 1.5}, {"correlation": 1.0}, {"depth": 0}):
-        with pytest.raises(ValueError, match=r"world|AUC"):
+    impossible: list[dict[str, float]] = [
+        {"auc": 0.0}, {"auc": 1.0}, {"noise": 0.0}, {"p_step": 1.5}, {"correlation": 1.0}, {"depth": 0}
+    ]  # fmt: skip
+    for wrong in impossible:
+        with pytest.raises(ValueError, match=r"world|AUC|noise"):
             WorldSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no step"):
         words_of(["I think it is four."])

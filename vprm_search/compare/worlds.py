@@ -99,10 +99,16 @@ class WorldSettings:
         p_step: chance that a step is right when all before it are.
         repair: chance that a step after a wrong one puts the path right again.
         spread: `p_step` of a problem lies within this of the stated one, evenly.
-        auc: chance that the scorer scores a right path's step above a wrong path's.
+        auc: chance that the scorer scores a right path's step above a wrong path's. At .5 it is
+            blind, below it prefers wrong paths.
         correlation: of the scorer's errors at a step and at the step after it, in [0, 1).
         sharpness: factor on the scorer's logits; 1 is calibrated for even odds, more is
             overconfident.
+        noise: standard deviation of the scorer's errors, in logits, before `sharpness`. Default:
+            the one at which an AUC above .5 is calibrated; a blind scorer then scores all alike.
+        level: added to all logits; 4.4 puts the scores of "hard" between .95 and .997.
+        early: added to the logits of a first step, half of it to those in the middle, nothing to
+            those of a last step.
         words: different texts a step can have; few make many equal siblings.
         wrong_answers: answers that wrong paths spread over.
         lure: share of the wrong paths that agree on one wrong answer.
@@ -118,6 +124,9 @@ class WorldSettings:
     auc: float = 0.73
     correlation: float = 0.0
     sharpness: float = 1.0
+    noise: float | None = None
+    level: float = 0.0
+    early: float = 0.0
     words: int = 10_000
     wrong_answers: int = 4
     lure: float = 0.0
@@ -131,9 +140,13 @@ class WorldSettings:
         counts = (self.depth, self.words, self.wrong_answers, self.step_tokens)
         if not all(0 <= c <= 1 for c in chances) or self.correlation == 1 or min(counts) < 1:
             raise ValueError(f"not a world: {self}")
-        if not 0.5 <= self.auc < 1:
-            raise ValueError(f"the AUC is {self.auc}; it must be at least .5 and below 1")
+        if not 0 < self.auc < 1:
+            raise ValueError(f"the AUC is {self.auc}; it must be above 0 and below 1")
+        if self.noise is not None and not self.noise > 0:
+            raise ValueError(f"the noise is {self.noise}; it must be above 0, or None")
 
+
+_PLAIN = WorldSettings()
 
 WORLDS: Mapping[str, WorldSettings] = MappingProxyType(
     {
@@ -187,12 +200,15 @@ class SyntheticWorld:
         """Return P('+') of the last of `words`: the truth through Gaussian noise.
 
         With d = sqrt(2) * Phi^-1(AUC), right and wrong paths lie d apart in units of the noise;
-        the logit d * x is the log likelihood ratio (binormal ROC: Green & Swets, 1966).
+        the logit |d| * x is the log likelihood ratio if d > 0 (binormal ROC: Green & Swets, 1966).
         """
-        state = self._state(problem, words)
-        apart = math.sqrt(2) * _NORMAL.inv_cdf(self.settings.auc)
+        settings, state = self.settings, self._state(problem, words)
+        apart = math.sqrt(2) * _NORMAL.inv_cdf(settings.auc)
         seen = (apart if state.right else -apart) / 2 + state.error
-        return 1 / (1 + math.exp(-self.settings.sharpness * apart * seen))
+        noise = abs(apart) if settings.noise is None else settings.noise
+        left = 1 - (len(words) - 1) / max(1, settings.depth - 1)
+        logit = settings.sharpness * noise * seen + settings.level + settings.early * left
+        return 1 / (1 + math.exp(-logit))
 
     def _root(self, problem: int) -> bytes:
         return f"{self.settings.seed}|{problem}".encode()
@@ -353,7 +369,11 @@ class SyntheticProblems:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that make the world."""
-        return {"world": "synthetic", "settings": asdict(self.settings), "problems": self.problems}
+        settings = asdict(self.settings)
+        for name in ("noise", "level", "early"):  # 0.1 had none of them: its results go on
+            if settings[name] == getattr(_PLAIN, name):
+                del settings[name]
+        return {"world": "synthetic", "settings": settings, "problems": self.problems}
 
     def load(self, start: int, stop: int) -> LoadedWorld:
         """Return the problems from `start` up to `stop`, and the world's models."""
