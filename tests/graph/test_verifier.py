@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 
 from tests.graph.fakes import noisy_png
@@ -58,7 +58,7 @@ class Author:
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         answer = AIMessage(self.answers.pop(0))
         verdict = state.get("vprm")
-        if not verdict or verdict["outcome"] != "failed":
+        if not verdict or verdict["outcome"] == "passed":
             return {"messages": [answer]}
         feedback = self.node.feedback_message(verdict)
         self.told.append(str(feedback.content))
@@ -171,10 +171,16 @@ def test_a_message_that_cannot_be_judged_says_why(messages: list[BaseMessage], w
     verdict = node.invoke({"messages": messages})["vprm"]
     assert verdict["outcome"] == "unscored"
     assert why in verdict["reason"]
-    assert node.feedback(verdict) == ""
+    assert verdict["reason"] in node.feedback(verdict)
+    for end in ("accept", END):
+        route = node.route(on_fail="agent", on_pass=end)
+        assert route({"messages": messages, "vprm": verdict}) == "agent"
+        route = node.route(on_fail="agent", on_pass=end, on_unscored="review")
+        assert route({"messages": messages, "vprm": verdict}) == "review"
 
 
 CALL = {"name": "look", "args": {}, "id": "c", "type": "tool_call"}
+OLD = {"outcome": "passed", "message_id": "old", "question_id": "old", "failures": 0}
 
 
 @pytest.mark.parametrize(
@@ -185,16 +191,90 @@ CALL = {"name": "look", "args": {}, "id": "c", "type": "tool_call"}
         [ASKED, AIMessage("", tool_calls=[CALL])],
         [ASKED, AIMessage("", tool_calls=[CALL]), ToolMessage("seen", tool_call_id="c")],
         [ASKED, AIMessage(GOOD), HumanMessage("And now?")],
+        [object()],
     ],
-    ids=["nothing", "question", "call", "call answered", "next question"],
+    ids=["nothing", "question", "call", "call answered", "next question", "no message"],
 )
-async def test_there_is_not_always_something_to_judge(messages: list[AnyMessage]) -> None:
+async def test_where_nothing_is_judged_nothing_passes(messages: list[Any]) -> None:
+    """The verdict of the last turn is gone, and the new one says why it is none."""
     scorer = WordScorer()
     node = create_verifier_node(scorer, image_store=MemoryImageStore())
-    assert node.invoke({"messages": messages}) == {}
-    assert await node.ainvoke({"messages": messages}) == {}
+    for old in ({}, {"vprm": OLD}):
+        state = {"messages": messages, **old}
+        update = node.invoke(state)
+        assert await node.ainvoke(state) == update
+        verdict = update["vprm"]
+        assert (verdict["outcome"], verdict["score"]) == ("unscored", None)
+        assert verdict["reason"]
+        assert node.verdict({"messages": messages, **update}) == verdict
+        assert node.route(on_fail="agent", on_pass="next")({"messages": messages, **update}) == (
+            "agent"
+        )
     assert scorer.requests == []
-    assert node.route(on_fail="agent", on_pass="next")({"messages": messages}) == "next"
+
+
+def test_a_verdict_is_of_this_message_only() -> None:
+    node = create_verifier_node(WordScorer(), image_store=MemoryImageStore())
+    messages: list[AnyMessage] = [ASKED, AIMessage(GOOD, id="a")]
+    state: dict[str, Any] = {"messages": messages}
+    state |= node.invoke(state)
+    route = node.route(on_fail="agent", on_pass="next")
+    assert route(state) == "next"
+    edited = {**state, "messages": [ASKED, AIMessage(BAD, id="a")]}
+    later = {**state, "messages": [*messages, HumanMessage("And now?"), AIMessage(GOOD, id="b")]}
+    for other in (edited, later, {"messages": messages}):
+        assert node.verdict(other) is None
+        with pytest.raises(ConfigError, match="no verdict on its last message"):
+            route(other)
+
+
+def test_a_verdict_written_before_there_were_digests_is_read() -> None:
+    node = create_verifier_node(WordScorer(), image_store=MemoryImageStore())
+    state: dict[str, Any] = {"messages": [ASKED, AIMessage(BAD, id="a")]}
+    state |= node.invoke(state)
+    del state["vprm"]["digest"]
+    assert node.route(on_fail="agent")(state) == "agent"
+    assert node.invoke(state)["vprm"]["failures"] == 1
+
+
+async def as_asynchronous(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("outcome", ["failed", "unscored"])
+async def test_on_pass_is_for_what_passed(outcome: str, asynchronous: bool) -> None:
+    """Also when all is tried: a message that never passed is not accepted."""
+    answer = BAD if outcome == "failed" else ""
+    node = create_verifier_node(WordScorer(), image_store=MemoryImageStore())
+    graph = StateGraph(State)
+    graph.add_node("agent", Author(node, *[answer] * 9))
+    graph.add_node("verify", node)
+    graph.add_node("publish", lambda state: {})
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "verify")
+    graph.add_conditional_edges("verify", node.route(on_fail="agent", on_pass="publish"))
+    app = graph.compile()
+    given: Any = {"messages": [ASKED]}
+    stream = app.astream(given) if asynchronous else as_asynchronous(app.stream(given))
+    steps = [step async for step in stream]
+    visited = [name for step in steps for name in step]
+    assert visited == ["agent", "verify"] * 3
+    assert steps[-1]["verify"]["vprm"]["outcome"] == outcome
+    assert steps[-1]["verify"]["vprm"]["failures"] == 3
+
+
+def test_an_agent_that_adds_nothing_does_not_come_back_for_ever() -> None:
+    node = create_verifier_node(WordScorer(), image_store=MemoryImageStore())
+    graph = StateGraph(State)
+    graph.add_node("agent", lambda state: {})
+    graph.add_node("verify", node)
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "verify")
+    graph.add_conditional_edges("verify", node.route(on_fail="agent", max_retries=3))
+    given: Any = {"messages": [ASKED]}
+    assert graph.compile().invoke(given)["vprm"]["failures"] == 4
 
 
 def test_references_are_looked_up_in_the_store() -> None:
@@ -232,9 +312,30 @@ def test_a_state_without_the_key_is_an_error_and_not_a_pass() -> None:
     class Forgotten(TypedDict):
         messages: Annotated[list[AnyMessage], add_messages]
 
-    app, _, _ = agent(*[BAD] * 9, schema=Forgotten)
-    with pytest.raises(ConfigError, match="declare the key"):
-        app.invoke({"messages": [ASKED]}, THREAD)
+    for answer in (GOOD, BAD):
+        for schema in (Forgotten, MessagesState):
+            app, _, scorer = agent(*[answer] * 9, schema=schema)
+            with pytest.raises(ConfigError, match="declare the key"):
+                app.invoke({"messages": [ASKED]}, THREAD)
+            assert scorer.requests == []
+
+
+def test_a_verdict_may_be_kept_by_hand() -> None:
+    """A node of yours may call the verifier and write what it likes."""
+    node = create_verifier_node(WordScorer(), image_store=MemoryImageStore())
+
+    class Own(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+        fine: NotRequired[bool]
+
+    def judge(state: Any) -> dict[str, Any]:
+        return {"fine": node.invoke(state)["vprm"]["outcome"] == "passed"}
+
+    graph = StateGraph(Own)
+    graph.add_node("judge", judge)
+    graph.add_edge(START, "judge")
+    given: Any = {"messages": [ASKED, AIMessage(GOOD)]}
+    assert graph.compile().invoke(given)["fine"]
 
 
 def test_the_keys_may_have_other_names() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NotRequired
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END
+from pydantic import BaseModel
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search import ids
@@ -25,12 +34,21 @@ from vprm_search.graph.questions import (
 )
 from vprm_search.graph.session import run_blocking
 from vprm_search.images.store import DiskImageStore, ImageStore
-from vprm_search.steps import Splitter, normalise_text, split_at_blank_lines, split_solution
+from vprm_search.steps import (
+    DEFAULT_LIMITS,
+    Splitter,
+    merge_steps,
+    normalise_text,
+    split_at_blank_lines,
+    split_solution,
+    structured_steps,
+)
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
 Outcome = Literal["passed", "failed", "unscored"]
 
-_REMEMBERED = 1000  # ids of judged messages, only to find out that verdicts are not kept
+_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+_STRUCTURED = "Returning structured response: "  # how `create_agent` answers its own output tool
 
 
 class VerifierState(TypedDict):
@@ -53,9 +71,15 @@ def create_verifier_node(
 ) -> VerifierNode:
     """Return a node that scores the last AI message against the question and images before it.
 
-    The verdict is written under `output_key` as plain JSON (see `Verdict`); messages are
-    only read. There is nothing to judge when the last AI message calls tools or a question comes
-    after it. A message that cannot be scored is "unscored", which is not "passed".
+    The verdict is written under `output_key` as plain JSON (see `Verdict`), at every visit and on
+    the conversation as it then is; messages are only read. What has no score is "unscored", with
+    a reason, which is not "passed": a question without an answer yet, tool calls, an empty
+    message, a picture given by address (nothing is fetched), a failed scorer.
+
+    Structured output is judged by what its fields say (`structured_steps`): a message that is one
+    JSON object, as a provider's own structured output is, and the output tool of `create_agent`
+    (`ToolStrategy`), known by the answer it gets, or by `structured_response` where the state
+    declares it. Only written text is judged, not reasoning that a provider returns beside it.
 
     Args:
         scorer: what gives each step P('+').
@@ -63,7 +87,7 @@ def create_verifier_node(
         aggregate: how step scores make the path score: the name of an aggregation, such as "mean"
             (VisualPRM's), "min", "last" or "product".
         messages_key: the key of the conversation.
-        output_key: the key of the verdict; declare it in the graph's state.
+        output_key: the key of the verdict; the graph's state has to declare it.
         splitter: cuts a message into steps. Default: at every blank line, as VisualPRM's own code
             does; nothing is stripped and empty steps are scored.
         max_steps: more steps than this are merged into groups, as VisualPRM does (12).
@@ -81,13 +105,31 @@ def create_verifier_node(
     check_part("scorer", scorer, StepScorer)
     aggregation(aggregate)
 
-    def split(text: str) -> list[str]:
-        if not text.strip():
-            return []
-        return split_solution(normalise_text(text), max_steps=max_steps, splitter=splitter)
-
     store = DiskImageStore() if image_store is None else image_store
-    return VerifierNode(scorer, threshold, aggregate, messages_key, output_key, split, store, name)
+    cut = _Cut(splitter, max_steps)
+    return VerifierNode(scorer, threshold, aggregate, messages_key, output_key, cut, store, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How a message is cut into the steps that are scored."""
+
+    splitter: Splitter
+    max_steps: int
+
+    def steps(self, answer: _Answer) -> list[str]:
+        """Return the steps of an answer. Raises `InputError` if it is too long."""
+        text = normalise_text(answer.text)
+        steps: list[str] = []
+        if text.strip():
+            steps = split_solution(text, max_steps=self.max_steps, splitter=self.splitter)
+        if answer.fields is None:
+            return steps
+        DEFAULT_LIMITS.check_text(json.dumps(answer.fields, default=str), "the structured answer")
+        said = structured_steps(answer.fields, splitter=self.splitter)
+        steps = merge_steps([*steps, *map(normalise_text, said)], self.max_steps)
+        DEFAULT_LIMITS.check_steps(steps)
+        return steps
 
 
 class VerifierNode(Runnable[Any, dict[str, Any]]):
@@ -100,7 +142,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         aggregate: str,
         messages_key: str,
         output_key: str,
-        split: Splitter,
+        cut: _Cut,
         store: ImageStore,
         name: str,
     ) -> None:
@@ -110,21 +152,23 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         self._threshold = threshold
         self._aggregate = aggregate
         self._messages_key = messages_key
-        self._split = split
+        self._cut = cut
         self._store = store
-        self._judged: OrderedDict[str, None] = OrderedDict()
 
     def invoke(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Judge the last AI message of the state `input`; return the update of the state."""
-        return run_blocking(self._judge(input))
+        """Judge the last AI message of the state `input`; return the update of the state.
+
+        Raises `ConfigError` as a node of a graph whose state does not declare `output_key`.
+        """
+        return run_blocking(self._judge(input, config))
 
     async def ainvoke(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Judge as `invoke` does."""
-        return await self._judge(input)
+        return await self._judge(input, config)
 
     def route(
         self,
@@ -132,30 +176,58 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         on_fail: str,
         on_pass: str = END,
         max_retries: int = 2,
-        on_exhausted: str | None = None,
+        on_exhausted: str = END,
         on_unscored: str | None = None,
     ) -> Callable[[Any], str]:
         """Return a function for `add_conditional_edges` that reads the verdict.
 
-        A failed message goes to `on_fail` `max_retries` times, then to `on_exhausted` (default:
-        `on_pass`), where the state still says "failed". `on_unscored` (default: like
-        `on_exhausted`) takes messages the scorer could not score: a retry would not help them.
-        Nothing to judge counts as passed. Raises `ConfigError` for a negative `max_retries`.
+        Only a message that passed goes to `on_pass`.
+
+        Args:
+            on_fail: where a failed message goes, `max_retries` times in a row.
+            on_pass: where a message goes whose verdict is "passed".
+            max_retries: how often a question is tried again.
+            on_exhausted: where a failed message goes after that. Default: the end of the graph,
+                where the state still says "failed".
+            on_unscored: where a message without a score goes; to `on_fail` at most `max_retries`
+                times, then to `on_exhausted`. Default: `on_exhausted` if that is a node of
+                yours (another answer mends no outage), else `on_fail`.
+
+        Raises:
+            ConfigError: `max_retries` is negative; and the returned function, when the state's
+                verdict is missing or of another message.
         """
         if max_retries < 0:
             raise ConfigError(f"max_retries is {max_retries}; it must be at least 0")
-        exhausted = on_pass if on_exhausted is None else on_exhausted
-        unscored = exhausted if on_unscored is None else on_unscored
+        unscored = on_unscored or (on_fail if on_exhausted == END else on_exhausted)
 
         def route(state: Any) -> str:
-            verdict = self._verdict(state)
-            if verdict is None or verdict["outcome"] == "passed":
+            verdict = self.verdict(state)
+            if verdict is None:
+                raise ConfigError(
+                    f"the state has no verdict on its last message under {self.output_key!r}; "
+                    "declare the key (inherit VerifierState) and route after the verifier node"
+                )
+            if verdict["outcome"] == "passed":
                 return on_pass
-            if verdict["outcome"] == "unscored":
-                return unscored
-            return on_fail if verdict["failures"] <= max_retries else exhausted
+            target = unscored if verdict["outcome"] == "unscored" else on_fail
+            exhausted = target == on_fail and verdict["failures"] > max_retries
+            return on_exhausted if exhausted else target
 
         return route
+
+    def verdict(self, state: Any) -> dict[str, Any] | None:
+        """Return the state's verdict if it is of its last message as it is now, else None.
+
+        A verdict on an earlier message, or on one that was edited since, is none.
+        """
+        verdict = _get(state, self.output_key)
+        if not verdict:
+            return None
+        answer = self._answer(state)
+        # Verdicts written before there were digests name their message by its id alone.
+        same = verdict.get("digest", answer.digest) == answer.digest
+        return dict(verdict) if same and verdict["message_id"] == answer.message_id else None
 
     def feedback(self, verdict: Mapping[str, Any]) -> str:
         """Return what to tell the author of a failed message: where it first went wrong."""
@@ -165,61 +237,53 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         """Return the feedback as a message; its name keeps it from being read as a question."""
         return HumanMessage(self.feedback(verdict), name=FEEDBACK_NAME)
 
-    def _verdict(self, state: Any) -> dict[str, Any] | None:
-        """Return the verdict on the last AI message, or None if there was nothing to judge."""
-        message = _judged(_get(state, self._messages_key) or [])
-        if message is None:
-            return None
-        verdict = _get(state, self.output_key)
-        if not verdict or verdict["message_id"] != _identity(message):
-            raise ConfigError(
-                f"the state has no verdict on its last AI message under {self.output_key!r}; "
-                "route after the verifier node"
-            )
-        return dict(verdict)
+    def _answer(self, state: Any) -> _Answer:
+        return read_answer(
+            _get(state, self._messages_key) or [], _get(state, "structured_response")
+        )
 
-    async def _judge(self, state: Any) -> dict[str, Any]:
-        messages: Sequence[AnyMessage] = _get(state, self._messages_key) or []
-        message = _judged(messages)
-        if message is None:
-            return {}
-        before = messages[: next(i for i, other in enumerate(messages) if other is message)]
-        self._check_kept(state, before)
-        steps, result = await self._scores(before, message)
+    async def _judge(self, state: Any, config: RunnableConfig | None) -> dict[str, Any]:
+        self._check_declared(config)
+        answer = self._answer(state)
+        steps, result = await self._scores(answer)
         verdict = weigh(steps, result, aggregate=self._aggregate, threshold=self._threshold)
-        verdict["message_id"] = _identity(message)
-        verdict["question_id"] = _identity(question_of(before)) if _asked(before) else ""
+        verdict["message_id"] = answer.message_id
+        verdict["digest"] = answer.digest
+        verdict["question_id"] = _question_id(answer.before)
         verdict["failures"] = count_failures(verdict, _get(state, self.output_key))
-        self._remember(verdict)
         return {self.output_key: verdict}
 
-    def _check_kept(self, state: Any, before: Sequence[BaseMessage]) -> None:
-        """Raise `ConfigError` if LangGraph dropped an earlier verdict: retries would never end.
+    def _check_declared(self, config: RunnableConfig | None) -> None:
+        """Raise `ConfigError` if LangGraph would drop the verdict, which it does without a word.
 
-        It drops what a node writes under a key the state does not declare, without a word.
+        It does so with what a node writes under a key that the state does not declare. LangGraph
+        hands every node a reader of the state; outside a node there is none.
         """
-        if _has(state, self.output_key):
+        read = ((config or {}).get("configurable") or {}).get("__pregel_read")
+        if read is None:
             return
-        if any(_identity(m) in self._judged for m in before if isinstance(m, AIMessage)):
+        try:
+            read(self.output_key)
+        except KeyError as error:
             raise ConfigError(
-                f"the verdict written under {self.output_key!r} is gone: declare the key in the "
-                "graph's state schema (inherit VerifierState, or name another output_key)"
-            )
+                f"the graph's state has no key {self.output_key!r}, so the verdict would be lost: "
+                "declare the key (class State(VerifierState), with your messages), or name one of "
+                "your own as output_key"
+            ) from error
 
-    def _remember(self, verdict: Verdict) -> None:
-        self._judged[verdict["message_id"]] = None
-        while len(self._judged) > _REMEMBERED:
-            self._judged.popitem(last=False)
-
-    async def _scores(
-        self, before: Sequence[BaseMessage], message: AIMessage
-    ) -> tuple[list[str], ScoreResult]:
+    async def _scores(self, answer: _Answer) -> tuple[list[str], ScoreResult]:
         """Return the message's steps and their scores; what is wrong with them is a reason."""
         try:
-            problem, images = await asyncio.to_thread(read_problem_and_images, before, self._store)
-            steps = self._split(message_text(message))
+            if answer.lack:
+                return [], ScoreResult.failed(1, answer.lack)
+            problem, images = await asyncio.to_thread(
+                read_problem_and_images, answer.before, self._store
+            )
+            steps = self._cut.steps(answer)
         except InputError as error:
             return [], ScoreResult.failed(1, str(error))
+        except RecursionError:
+            return [], ScoreResult.failed(1, "the structured answer is nested too deeply")
         if not steps:
             return [], ScoreResult.failed(1, "the message has no text")
         with unstreamed():
@@ -232,31 +296,124 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         return steps, results[0]
 
 
-def _judged(messages: Sequence[BaseMessage]) -> AIMessage | None:
-    """Return the last AI message, unless it calls tools or a human message comes after it."""
-    for message in reversed(messages):
-        if isinstance(message, AIMessage):
-            return None if message.tool_calls else message
-        if isinstance(message, HumanMessage):
-            return None
-    return None
-
-
-def _asked(messages: Sequence[BaseMessage]) -> bool:
-    return any(isinstance(m, HumanMessage) and m.name != FEEDBACK_NAME for m in messages)
-
-
-def _identity(message: BaseMessage) -> str:
-    """Return the message's id, or a hash of its text where the state gives no ids."""
-    return message.id or ids.digest(message.type, message_text(message)).hex()[:24]
-
-
 def _get(state: Any, key: str) -> Any:
     return state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
 
 
-def _has(state: Any, key: str) -> bool:
-    return key in state if isinstance(state, Mapping) else hasattr(state, key)
+def _question_id(before: Sequence[BaseMessage]) -> str:
+    if not any(isinstance(m, HumanMessage) and m.name != FEEDBACK_NAME for m in before):
+        return ""
+    asked = question_of(before)
+    return asked.id or _digest(asked)
+
+
+# --- what there is to judge -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The end of a conversation: the answer's text, its structured fields, what came before it.
+
+    `lack` says why there is nothing to judge. `message_id` and `digest` name the message that is
+    judged, or with which the conversation ends.
+    """
+
+    before: Sequence[BaseMessage] = ()
+    text: str = ""
+    fields: Mapping[str, Any] | None = None
+    lack: str = ""
+    message_id: str = ""
+    digest: str = ""
+
+
+def read_answer(given: Sequence[Any], response: Any = None) -> _Answer:
+    """Return what there is to judge at the end of a conversation.
+
+    Args:
+        given: messages, in any of LangChain's notations.
+        response: the structured answer that `create_agent` leaves in its state, if it is known.
+    """
+    try:
+        messages = convert_to_messages(list(given))
+    except (ValueError, TypeError, NotImplementedError):
+        return _Answer(lack="the conversation holds something that is no message")
+    results: dict[str, ToolMessage] = {}
+    for place in range(len(messages) - 1, -1, -1):
+        message = messages[place]
+        if isinstance(message, ToolMessage):
+            results[message.tool_call_id] = message
+        elif isinstance(message, AIMessage):
+            return _read_message(messages[:place], message, results, response)
+        elif isinstance(message, HumanMessage):
+            why = "the last message is a question, not yet an answer"
+            return _named(message, _Answer(messages[: place + 1], lack=why))
+    return _Answer(messages, lack="the conversation has no AI message")
+
+
+def _read_message(
+    before: Sequence[BaseMessage],
+    message: AIMessage,
+    results: Mapping[str, ToolMessage],
+    response: Any,
+) -> _Answer:
+    text, fields, lack = message_text(message), None, ""
+    if message.tool_calls:
+        structured = [
+            call["args"] for call in message.tool_calls if _is_output(call, results, response)
+        ]
+        fields = structured[0] if len(structured) == 1 else None
+        if fields is None:
+            names = ", ".join(sorted({call["name"] for call in message.tool_calls}))
+            lack = (
+                f"the last AI message calls tools ({names}) and no answer follows: let the agent "
+                "finish first; for structured output with a tool message of its own, declare "
+                "structured_response in the state"
+            )
+    elif (fields := _json_object(text)) is not None:
+        text = ""
+    return _named(message, _Answer(before, text, fields, lack))
+
+
+def _named(message: BaseMessage, answer: _Answer) -> _Answer:
+    digest = _digest(message)
+    return replace(answer, message_id=message.id or digest, digest=digest)
+
+
+def _digest(message: BaseMessage) -> str:
+    """Return a hash of what a message says and calls."""
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    said = [message.content, [[call["name"], call["args"]] for call in calls]]
+    text = normalise_text(json.dumps(said, sort_keys=True, default=str, ensure_ascii=False))
+    return ids.digest(message.type, text).hex()[:24]
+
+
+def _is_output(call: Mapping[str, Any], results: Mapping[str, ToolMessage], response: Any) -> bool:
+    """Tell whether `create_agent` took this tool call as the structured answer."""
+    result = results.get(call["id"] or "")
+    if result is None or result.status == "error":
+        return False
+    if str(result.text).startswith(_STRUCTURED):
+        return True
+    return response is not None and call["args"].keys() <= _field_names(response)
+
+
+def _field_names(response: Any) -> set[str]:
+    if isinstance(response, BaseModel):
+        return {*response.model_dump(), *response.model_dump(by_alias=True)}
+    return set(response if isinstance(response, Mapping) else getattr(response, "__dict__", ()))
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, perhaps in a fence, or None."""
+    text = text.strip()
+    fenced = _FENCED.fullmatch(text)
+    if fenced is None and not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 # --- the verdict --------------------------------------------------------------------------------
@@ -273,12 +430,14 @@ class StepVerdict(TypedDict):
 class Verdict(TypedDict):
     """What the verifier found, as plain JSON.
 
-    `failures` counts the messages in a row that did not pass for the same question; `weak_step`
-    is the index of the first step below the threshold.
+    `message_id` and `digest` name the message it is about and what that said. `failures` counts
+    the messages in a row that did not pass for the same question; `weak_step` is the index of the
+    first step below the threshold.
     """
 
     outcome: Outcome
     message_id: str
+    digest: str
     question_id: str
     score: float | None
     aggregate: str
@@ -303,6 +462,7 @@ def weigh(
     return Verdict(
         outcome=outcome,
         message_id="",
+        digest="",
         question_id="",
         score=score,
         aggregate=aggregate,
@@ -320,21 +480,29 @@ def weigh(
 def count_failures(verdict: Verdict, previous: Mapping[str, Any] | None) -> int:
     """Return how many messages in a row did not pass for this question, this one included.
 
-    Judging the same message twice (a node repeated after a crash) counts once.
+    A failed message judged twice counts once. What has no score counts at every visit, so that an
+    agent that adds nothing does not come back for ever.
     """
     if verdict["outcome"] == "passed":
         return 0
     if not previous or previous["question_id"] != verdict["question_id"]:
         return 1
     counted = int(previous["failures"])
-    same = previous["message_id"] == verdict["message_id"]
+    same = verdict["outcome"] == "failed" and all(
+        previous.get(key, verdict[key]) == verdict[key] for key in ("message_id", "digest")
+    )
     return max(1, counted) if same else counted + 1
 
 
 def feedback_on(verdict: Mapping[str, Any]) -> str:
-    """Return what to tell the author of a failed message; "" if it did not fail."""
-    if verdict["outcome"] != "failed":
+    """Return what to tell the author of a message that did not pass; "" if it passed."""
+    if verdict["outcome"] == "passed":
         return ""
+    if verdict["outcome"] == "unscored":
+        return (
+            f"A verifier could not judge your last message ({verdict['reason']}). "
+            "Solve the problem again, step by step."
+        )
     head = (
         f"A verifier gave your last solution {verdict['score']:.2f}; "
         f"{verdict['threshold']:.2f} is needed to pass."
