@@ -279,17 +279,6 @@ def test_a_time_limit_ends_the_search_after_the_round_under_way() -> None:
     assert result["usage"]["rounds"] == 1
 
 
-def test_the_recursion_limit_ends_the_search_as_a_result() -> None:
-    app = graph().compile()
-    for limit in range(7, 30):
-        result = app.invoke(asked(), {"recursion_limit": limit})["search_result"]
-        if not result["ended_by"].startswith("recursion_limit"):
-            assert limit > 10
-            break
-    else:
-        pytest.fail("the search never ended by itself")
-
-
 def test_no_finished_path_is_a_flag_or_an_error() -> None:
     short = {"budget": Budget(rounds=1), "policy": HashChatModel(max_steps=9)}
     result = graph(**short).compile().invoke(asked())["search_result"]

@@ -44,8 +44,6 @@ from vprm_search.types import (
     Usage,
 )
 
-_RECURSION_LIMIT = "recursion_limit of the graph's config reached"
-
 Told = tuple[list[NodeRecord], list[events.Event]]
 """What a phase did to one tree: the changed records, and the events that tell of it."""
 
@@ -92,7 +90,7 @@ class Loop:
         self.calls = CallsInFlight(policy)
         self._scored = scored
 
-    def plan(self, job: Job, *, out_of_steps: bool = False) -> Told:
+    def plan(self, job: Job) -> Told:
         """Ask the strategy what to do next, check it, and close what it puts aside.
 
         Raises `SearchError` for a plan that would go on for ever (`check_plan`).
@@ -100,8 +98,6 @@ class Loop:
         tree, rules = job.tree, self.rules
         known = () if self.waits else job.plan.expand
         plan = next_plan(tree, rules, seconds=job.seconds, was_cut=job.plan.cut, under_way=known)
-        if out_of_steps and not plan.finish:
-            plan = ended(plan, tree, rules, _RECURSION_LIMIT, cut_short=True)
         check_plan(plan, tree, rules)
         closed = close_nodes(tree, plan)
         job.plan = plan

@@ -35,9 +35,6 @@ State = Mapping[str, Any]
 Update = dict[str, Any]
 Outcome = tuple[Update, list[events.Event]]
 
-_STEPS_PER_ROUND = 3  # plan, propose, score; then plan and answer once more
-_STEPS_TO_END = 2
-
 
 class SearchNodes:
     """The nodes of one search graph, each for synchronous and asynchronous use.
@@ -89,7 +86,7 @@ class SearchNodes:
     async def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
         job = self._job(state)
-        records, told = self.loop.plan(job, out_of_steps=_out_of_steps(state))
+        records, told = self.loop.plan(job)
         return self._update(state, job, records) | _planned(job), told
 
     async def _propose(self, state: State) -> Outcome:
@@ -180,12 +177,6 @@ def _tell(told: Sequence[events.Event]) -> None:
         write(event)
 
 
-def _out_of_steps(state: State) -> bool:
-    """Tell whether LangGraph's recursion limit leaves room for an answer and no further round."""
-    left = state.get("search_steps_left")
-    return left is not None and left <= _STEPS_PER_ROUND + _STEPS_TO_END
-
-
 def _planned(job: Job) -> Update:
     return {"search_plan": plan_to_json(job.plan)}
 
@@ -203,11 +194,13 @@ def _thread() -> str:
 def unstreamed() -> Iterator[None]:
     """Run a block whose model calls do not show up in `stream_mode="messages"`.
 
-    Calls inherit the tag from their context, so policies and scorers need not know of it.
+    Calls inherit the tag from their context, so policies and scorers need not know of it. What
+    they do not inherit is the search's recursion limit: an agent among them keeps a bound.
     """
-    config = ensure_config()
-    tags = [*(config.get("tags") or []), TAG_NOSTREAM]
-    token = var_child_runnable_config.set({**patch_config(config), "tags": tags})
+    config = patch_config(ensure_config())
+    config["tags"] = [*(config.get("tags") or []), TAG_NOSTREAM]
+    del config["recursion_limit"]
+    token = var_child_runnable_config.set(config)
     try:
         yield
     finally:

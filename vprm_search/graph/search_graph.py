@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
@@ -22,7 +24,7 @@ from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import SearchNodes, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
-from vprm_search.graph.state import SearchState, channels, plan_channels
+from vprm_search.graph.state import SearchState, channels
 from vprm_search.images.messages import ImageIntake, reference_images
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.search.beam import BeamSearch
@@ -39,6 +41,8 @@ RETRY = RetryPolicy(initial_interval=0.5, max_interval=8.0, max_attempts=3, retr
 """Three attempts for passing troubles; LangGraph's default skips timeouts and HTTP 429."""
 
 _END = object()
+_MANY_STEPS = 10**9
+"""The recursion limit of every run: a search is ended by its strategy and its budget alone."""
 
 
 def create_search_graph(
@@ -138,14 +142,21 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
     LangGraph stores an input as it came, before any node runs; a picture in it would stay in the
     checkpoints for good. And a run that ends in whatever way (a closed stream, an exception, a
     cancelled task) ends the calls to the policy that it left under way.
+
+    No `recursion_limit` ends a search: LangChain fills in 25 wherever it makes a config (`batch`,
+    `with_retry`, chains), a parent graph hands its own down, and neither can be told from a
+    limit that somebody set. Set `Budget(rounds=...)`. Nodes of your own in this graph are not
+    bounded either: put a loop of your own into a graph around it.
     """
 
-    def stream(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Stream the graph as `CompiledStateGraph.stream` does."""
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Stream the graph as `CompiledStateGraph.stream` does; so do all other ways to run it."""
         run = new_run()
         try:
             with closing(
-                cast("Any", super().stream(self._light(input), *args, **kwargs))
+                cast("Any", super().stream(self._light(input), _unbounded(config), **kwargs))
             ) as chunks:
                 while True:
                     with in_run(run):  # for the nodes only, not for who reads the stream
@@ -156,12 +167,16 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
         finally:
             self._nodes.loop.calls.end_run(run)
 
-    async def astream(self, input: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
         """Stream the graph as `CompiledStateGraph.astream` does."""
         run = new_run()
         try:
             light = await asyncio.to_thread(self._light, input)
-            async with aclosing(cast("Any", super().astream(light, *args, **kwargs))) as chunks:
+            async with aclosing(
+                cast("Any", super().astream(light, _unbounded(config), **kwargs))
+            ) as chunks:
                 while True:
                     with in_run(run):
                         chunk = await anext(chunks, _END)
@@ -177,9 +192,17 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
 
     def _light(self, given: Any) -> Any:
         key = self._nodes.messages_key
+        if isinstance(given, PromptValue):
+            given = given.to_messages()
+        if isinstance(given, str | BaseMessage | list | tuple):  # what a chat model takes
+            given = {key: given}
         if not isinstance(given, Mapping) or not given.get(key):
             return given
         return {**given, key: reference_images(given[key], self._nodes.intake.name_image)}
+
+
+def _unbounded(config: RunnableConfig | None) -> RunnableConfig:
+    return {**(config or {}), "recursion_limit": _MANY_STEPS}
 
 
 class SearchGraph(StateGraph[Any, Any, Any, Any]):
@@ -205,10 +228,8 @@ def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None
     hints = get_type_hints(graph.state_schema, include_extras=True)
     talk = {nodes.messages_key: hints[nodes.messages_key]}
     read = _typed_dict("SearchInput", {**talk, **channels(delta=delta)})
-    plan_read = _typed_dict("PlanInput", plan_channels(delta=delta))
     for name, node in nodes.runnables().items():
-        reads = plan_read if name == "plan" else read
-        graph.add_node(name, node, input_schema=reads, retry_policy=retry_policy)
+        graph.add_node(name, node, input_schema=read, retry_policy=retry_policy)
     graph.add_edge(START, "ingest")
     graph.add_edge("ingest", "plan")
     graph.add_conditional_edges("plan", next_node, {"propose": "propose", "answer": "answer"})

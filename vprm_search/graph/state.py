@@ -8,7 +8,6 @@ from typing import Annotated, Any, get_type_hints
 
 from langchain_core.messages import AnyMessage
 from langgraph.graph.message import add_messages
-from langgraph.managed import RemainingSteps
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search.errors import RecordError
@@ -76,11 +75,6 @@ def channels(*, delta: bool = False) -> dict[str, Any]:
 
         hints["search_nodes"] = Annotated[dict[str, Any], DeltaChannel(_merge_all)]
     return hints
-
-
-def plan_channels(*, delta: bool = False) -> dict[str, Any]:
-    """Return what the plan node reads: the search, and the supersteps LangGraph still allows."""
-    return {**channels(delta=delta), "search_steps_left": RemainingSteps}
 
 
 def _merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
