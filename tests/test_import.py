@@ -18,8 +18,8 @@ HEAVY = ("torch", "transformers", "vllm", "PIL", "langgraph", "langchain_core", 
 _LOADED = """
 import sys
 before = set(sys.modules)
-import vprm_search
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+import {module}
+print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}))
 """
 
 
@@ -32,10 +32,16 @@ def _python(code: str) -> list[str]:
 
 
 def test_import_loads_the_standard_library_alone() -> None:
-    loaded = set(_python(_LOADED)[0].split())
+    loaded = set(_python(_LOADED.format(module="vprm_search"))[0].split())
     assert "vprm_search" in loaded
     assert loaded.isdisjoint(HEAVY)
     assert loaded - set(sys.stdlib_module_names) == {"vprm_search"}
+
+
+def test_the_doubles_load_no_model_library() -> None:
+    loaded = set(_python(_LOADED.format(module="vprm_search.testing"))[0].split())
+    assert "langchain_core" in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "vllm", "langgraph", "numpy", "networkx"})
 
 
 @pytest.mark.parametrize("name", vprm_search.__all__)

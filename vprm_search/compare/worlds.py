@@ -91,24 +91,70 @@ STOP_MARK = "Answer:"
 
 
 @dataclass(frozen=True, slots=True)
-class WorldSettings:
-    """What makes a world. Two worlds of equal settings are equal.
+class ScoreNoise:
+    """How a reward model sees the truth: through Gaussian noise, and with its own habits.
+
+    With d = sqrt(2) * Phi^-1(AUC), right and wrong paths lie d apart in units of the noise;
+    the logit |d| * x is the log likelihood ratio if d > 0 (binormal ROC: Green & Swets, 1966).
 
     Args:
-        depth: steps of every solution.
-        p_step: chance that a step is right when all before it are.
-        repair: chance that a step after a wrong one puts the path right again.
-        spread: `p_step` of a problem lies within this of the stated one, evenly.
-        auc: chance that the scorer scores a right path's step above a wrong path's. At .5 it is
+        auc: chance that a right path's step is scored above a wrong path's. At .5 the scorer is
             blind, below it prefers wrong paths.
         correlation: of the scorer's errors at a step and at the step after it, in [0, 1).
         sharpness: factor on the scorer's logits; 1 is calibrated for even odds, more is
             overconfident.
         noise: standard deviation of the scorer's errors, in logits, before `sharpness`. Default:
             the one at which an AUC above .5 is calibrated; a blind scorer then scores all alike.
-        level: added to all logits; 4.4 puts the scores of "hard" between .95 and .997.
+        level: the scorer's bias: added to all logits; 4.4 puts the scores of "hard" between .95
+            and .997.
         early: added to the logits of a first step, half of it to those in the middle, nothing to
             those of a last step.
+        depth: steps of a solution.
+    """
+
+    auc: float = 0.73
+    correlation: float = 0.0
+    sharpness: float = 1.0
+    noise: float | None = None
+    level: float = 0.0
+    early: float = 0.0
+    depth: int = 10
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what is no noise."""
+        if not 0 < self.auc < 1:
+            raise ValueError(f"the AUC is {self.auc}; it must be above 0 and below 1")
+        if self.noise is not None and not self.noise > 0:
+            raise ValueError(f"the noise is {self.noise}; it must be above 0, or None")
+        if not 0 <= self.correlation < 1 or self.depth < 1:
+            raise ValueError(f"not a noise of scores: {self}")
+
+    def error(self, drawn: float, before: float | None = None) -> float:
+        """Return the error at a step: `drawn` in [0, 1) makes it, after that of the step before."""
+        fresh = _NORMAL.inv_cdf(min(max(drawn, 1e-12), 1 - 1e-12))
+        if before is None:
+            return fresh
+        rho = self.correlation
+        return rho * before + math.sqrt(1 - rho * rho) * fresh
+
+    def score(self, right: bool, error: float, place: int) -> float:
+        """Return P('+') of the step at `place` (the first is 1) whose path is `right` so far."""
+        apart = math.sqrt(2) * _NORMAL.inv_cdf(self.auc)
+        seen = (apart if right else -apart) / 2 + error
+        noise = abs(apart) if self.noise is None else self.noise
+        left = max(0.0, 1 - (place - 1) / max(1, self.depth - 1))
+        logit = self.sharpness * noise * seen + self.level + self.early * left
+        return 1 / (1 + math.exp(-logit))
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSettings(ScoreNoise):
+    """What makes a world, with the noise of its scorer. Two worlds of equal settings are equal.
+
+    Args:
+        p_step: chance that a step is right when all before it are.
+        repair: chance that a step after a wrong one puts the path right again.
+        spread: `p_step` of a problem lies within this of the stated one, evenly.
         words: different texts a step can have; few make many equal siblings.
         wrong_answers: answers that wrong paths spread over.
         lure: share of the wrong paths that agree on one wrong answer.
@@ -117,16 +163,9 @@ class WorldSettings:
         seed: makes the world.
     """
 
-    depth: int = 10
     p_step: float = 0.72
     repair: float = 0.02
     spread: float = 0.0
-    auc: float = 0.73
-    correlation: float = 0.0
-    sharpness: float = 1.0
-    noise: float | None = None
-    level: float = 0.0
-    early: float = 0.0
     words: int = 10_000
     wrong_answers: int = 4
     lure: float = 0.0
@@ -136,14 +175,11 @@ class WorldSettings:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for settings that are no world."""
-        chances = (self.p_step, self.repair, self.spread, self.lure, self.correlation)
-        counts = (self.depth, self.words, self.wrong_answers, self.step_tokens)
-        if not all(0 <= c <= 1 for c in chances) or self.correlation == 1 or min(counts) < 1:
+        ScoreNoise.__post_init__(self)
+        chances = (self.p_step, self.repair, self.spread, self.lure)
+        counts = (self.words, self.wrong_answers, self.step_tokens)
+        if not all(0 <= c <= 1 for c in chances) or min(counts) < 1:
             raise ValueError(f"not a world: {self}")
-        if not 0 < self.auc < 1:
-            raise ValueError(f"the AUC is {self.auc}; it must be above 0 and below 1")
-        if self.noise is not None and not self.noise > 0:
-            raise ValueError(f"the noise is {self.noise}; it must be above 0, or None")
 
 
 _PLAIN = WorldSettings()
@@ -197,18 +233,9 @@ class SyntheticWorld:
         return self._state(problem, words).right
 
     def score(self, problem: int, words: tuple[int, ...]) -> float:
-        """Return P('+') of the last of `words`: the truth through Gaussian noise.
-
-        With d = sqrt(2) * Phi^-1(AUC), right and wrong paths lie d apart in units of the noise;
-        the logit |d| * x is the log likelihood ratio if d > 0 (binormal ROC: Green & Swets, 1966).
-        """
-        settings, state = self.settings, self._state(problem, words)
-        apart = math.sqrt(2) * _NORMAL.inv_cdf(settings.auc)
-        seen = (apart if state.right else -apart) / 2 + state.error
-        noise = abs(apart) if settings.noise is None else settings.noise
-        left = 1 - (len(words) - 1) / max(1, settings.depth - 1)
-        logit = settings.sharpness * noise * seen + settings.level + settings.early * left
-        return 1 / (1 + math.exp(-logit))
+        """Return P('+') of the last of `words`: the truth through the noise of the settings."""
+        state = self._state(problem, words)
+        return self.settings.score(state.right, state.error, len(words))
 
     def _root(self, problem: int) -> bytes:
         return f"{self.settings.seed}|{problem}".encode()
@@ -225,9 +252,8 @@ class SyntheticWorld:
         key = hashlib.blake2b(before.key + b"|%d" % words[-1], digest_size=16).digest()
         drawn = self._chance(b"right", key)
         right = drawn < (self._p_step(problem) if before.right else self.settings.repair)
-        fresh = _NORMAL.inv_cdf(min(max(self._chance(b"error", key), 1e-12), 1 - 1e-12))
-        rho = self.settings.correlation if len(words) > 1 else 0.0
-        return _State(key, right, rho * before.error + math.sqrt(1 - rho * rho) * fresh)
+        error_before = before.error if len(words) > 1 else None
+        return _State(key, right, self.settings.error(self._chance(b"error", key), error_before))
 
     def _p_step(self, problem: int) -> float:
         shift = (2 * self._chance(b"hard", self._root(problem)) - 1) * self.settings.spread
