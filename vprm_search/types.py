@@ -439,8 +439,9 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     usage: Usage
 
-    def to_json(self) -> dict[str, Json]:
-        """Return the result as plain JSON."""
+    def to_json(self, *, candidates: bool = True) -> dict[str, Json]:
+        """Return the result as plain JSON, with or without the candidates."""
+        listed = {"candidates": [c.to_json() for c in self.candidates]} if candidates else {}
         return {
             "answer": self.answer,
             "text": self.text,
@@ -448,14 +449,15 @@ class SearchResult:
             "node": self.node,
             "ended_by": self.ended_by,
             "fallback": self.fallback,
-            "candidates": [c.to_json() for c in self.candidates],
+            **listed,
             "usage": self.usage.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
         """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _read(cls, data, "not a result record")
+        whole = {"candidates": (), **data} if isinstance(data, Mapping) else data
+        return _read(cls, whole, "not a result record")
 
 
 @cache
