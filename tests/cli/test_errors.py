@@ -178,3 +178,22 @@ def test_help_loads_no_heavy_library() -> None:
     )
     loaded = set(done.stderr.split())
     assert loaded.isdisjoint({"torch", "transformers", "langgraph", "langchain_core"})
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ("Es sind fünf.".encode("latin-1"), "byte 9 (0xfc)"),
+        ("Answer: 5".encode("utf-16"), "byte 0 (0xff)"),
+        (b"cut\xe2\x82", "byte 3 (0xe2)"),
+    ],
+)
+def test_a_solution_in_another_encoding_is_refused(
+    run: Run, tmp_path: Path, data: bytes, where: str
+) -> None:
+    """Not scored with question marks where its letters were."""
+    file = tmp_path / "solution.txt"
+    file.write_bytes(data)
+    ran = run("score", "--question", "?", "--solution", str(file))
+    assert ran.code == 1
+    check_one_line(ran.err, str(file), where, "UTF-8")

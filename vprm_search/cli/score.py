@@ -78,8 +78,16 @@ def _read(solution: str) -> str:
         raise InputError(f"{solution}: cannot be read ({error.strerror})") from error
     if len(data) > limit:
         raise InputError(f"the solution has more than {limit} bytes; shorten it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{'the solution' if solution == '-' else solution}: byte {error.start} "
+            f"(0x{data[error.start]:02x}) is not UTF-8, which a solution must be; convert it, for "
+            "example with iconv"
+        ) from error
     # other systems' line ends, and the mark some put before a text, are no part of the solution
-    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _as_json(
