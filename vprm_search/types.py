@@ -427,7 +427,9 @@ class SearchResult:
 
     `ended_by` is the strategy's reason ("all paths ended"), or the budget that ran out
     ("budget: generated_tokens 512 of 500"). `fallback` is True when no path finished and the best
-    truncated path was taken instead.
+    truncated path was taken instead. `warning` says what a user has to know before trusting the
+    answer, and what to do about it: that a limit cut the search, that no path finished and why,
+    that most calls failed; "" if all went well.
     """
 
     answer: str | None
@@ -438,6 +440,7 @@ class SearchResult:
     fallback: _Flag
     candidates: tuple[Candidate, ...]
     usage: Usage
+    warning: str = ""
 
     def to_json(self, *, candidates: bool = True) -> dict[str, Json]:
         """Return the result as plain JSON, with or without the candidates."""
@@ -451,6 +454,7 @@ class SearchResult:
             "fallback": self.fallback,
             **listed,
             "usage": self.usage.to_json(),
+            "warning": self.warning,
         }
 
     @classmethod

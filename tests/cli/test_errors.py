@@ -197,3 +197,13 @@ def test_a_solution_in_another_encoding_is_refused(
     ran = run("score", "--question", "?", "--solution", str(file))
     assert ran.code == 1
     check_one_line(ran.err, str(file), where, "UTF-8")
+
+
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_search(
+    run: Run, tmp_path: Path, option: str
+) -> None:
+    for place, part in ((tmp_path / "no" / "page", "no folder"), (tmp_path, "it is a folder")):
+        ran = run("solve", "--question", "?", "--scorer", "no/such/folder", option, str(place))
+        assert ran.code == 1
+        check_one_line(ran.err, part)  # and not that the scorer is missing, which comes later

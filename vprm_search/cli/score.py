@@ -26,12 +26,7 @@ def score(
     solution: Annotated[
         str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
     ],
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone."
-        ),
-    ] = None,
+    image: options.Images = None,
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
@@ -51,7 +46,7 @@ def score(
     text = _read(solution)
     if not text.strip():
         raise InputError("the solution has no steps: it is empty")
-    images = options.read_images(image or [])
+    images = options.read_images(image)
     request = solution_request(question, text, images, max_steps=max_steps)
     loaded = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     judge = options.calibrated(loaded, calibration, calibration_policy)

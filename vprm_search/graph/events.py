@@ -81,6 +81,7 @@ def answered(tree: SearchTree, result: SearchResult) -> list[Event]:
             ended_by=result.ended_by,
             fallback=result.fallback,
             candidates=[candidate.to_json() for candidate in result.candidates],
+            warning=result.warning,
         )
     ]
 

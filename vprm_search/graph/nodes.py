@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
 
 from vprm_search import ids
+from vprm_search.errors import SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop
 from vprm_search.graph.questions import question_of, read_problem
@@ -117,6 +119,8 @@ class SearchNodes:
         """Choose the answer and say it."""
         job = self._job(state)
         result, told = self.loop.conclude(job)
+        if result.warning:
+            warnings.warn(result.warning, SearchWarning, stacklevel=1)
         key = self.messages_key
         asked = question_of(state[key]).id or ""
         name = f"vprm-{ids.digest(job.tree.root_id, asked)[:12].hex()}"
@@ -153,7 +157,7 @@ def answer_message(
     """
     spent = result.usage
     return AIMessage(
-        content=result.text or f"No answer was found ({result.ended_by}).",
+        content=_content(result),
         id=message_id,
         response_metadata={"vprm": {k: v for k, v in metadata.items() if k != "text"}},
         usage_metadata=UsageMetadata(
@@ -162,6 +166,13 @@ def answer_message(
             total_tokens=spent.prompt_tokens + spent.generated_tokens,
         ),
     )
+
+
+def _content(result: SearchResult) -> str:
+    """Return what the message says: an unfinished text is never passed off as an answer."""
+    if not result.text:
+        return f"No answer was found: {result.warning}."
+    return f"{result.text}\n\n[Unfinished: {result.warning}.]" if result.fallback else result.text
 
 
 def _node(name: str, phase: Callable[[State], Awaitable[Outcome]]) -> RunnableLambda[Any, Update]:

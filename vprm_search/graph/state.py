@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AnyMessage, convert_to_messages
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
@@ -15,6 +15,9 @@ from vprm_search.errors import RecordError
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import Json, NodeId, NodeRecord, Problem
+
+if TYPE_CHECKING:
+    from langgraph.types import StateSnapshot
 
 RecordTable = dict[str, Any]
 """Node records as plain JSON, by node id."""
@@ -111,6 +114,27 @@ def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
             "checkpoints of a thread, or give create_search_graph delta_checkpoints=False"
         )
     return tree
+
+
+def search_done(
+    state: Mapping[str, Any] | StateSnapshot, *, messages_key: str = "messages"
+) -> bool:
+    """Tell whether the search in a state has ended and the last question has its answer.
+
+    False for a search that runs, was paused, killed or cancelled, for a thread that holds none, and
+    while a newer human message waits. An empty `get_state(config).next` does not mean an end: it
+    leaves out a node that has run and whose checkpoint is still to be written, so a killed process
+    may leave it empty after any node. Where this is False, `invoke(None, config)` goes on.
+
+    Args:
+        state: `get_state(config)`, its `values`, or what `invoke` returned.
+        messages_key: the key of the conversation.
+    """
+    values = state if isinstance(state, Mapping) else state.values
+    if not values.get("search_result"):
+        return False
+    kinds = [message.type for message in convert_to_messages(values.get(messages_key) or [])]
+    return next((kind == "ai" for kind in reversed(kinds) if kind in ("ai", "human")), True)
 
 
 def record_table(records: Sequence[NodeRecord]) -> RecordTable:

@@ -30,7 +30,7 @@ from vprm_search.chat.capabilities import (
     recognised,
 )
 from vprm_search.chat.context_window import ContextWindow, read_overrun
-from vprm_search.chat.failures import explain, is_retryable, secrets_of
+from vprm_search.chat.failures import explain, is_retryable, remedy, secrets_of
 from vprm_search.errors import ConfigError
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
@@ -364,7 +364,8 @@ class ChatModelPolicy:
             return f"{text}; the prompt leaves no room for an answer in the model's context"
         if self._style.prefill != "none" and outcome.status in (400, 422):
             text += "; if the model cannot continue a partial answer, use continuation='instruct'"
-        return text
+        advice = remedy(outcome.error)
+        return f"{text}; {advice}" if advice else text
 
 
 def _white_space_eaten(
