@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vprm_search.compare.cell import read_cell
-from vprm_search.compare.comparison import CUT, Capped, Comparison, measure_shard, run_comparison
+from vprm_search.compare.cell import cell_path, write_atomically
+from vprm_search.compare.comparison import Capped, Comparison, measure_shard, run_comparison
 from vprm_search.compare.entrants import (
     ENTRANTS,
     REFERENCE,
@@ -23,6 +23,7 @@ from vprm_search.compare.entrants import (
     described,
     entrants_of,
 )
+from vprm_search.compare.records import CUT, Key, RecordFile
 from vprm_search.compare.report import points
 from vprm_search.compare.summary import bootstrap, read_cells, resampled_means, summarise
 from vprm_search.compare.worlds import (
@@ -31,7 +32,6 @@ from vprm_search.compare.worlds import (
     SyntheticProblems,
     SyntheticScorer,
     SyntheticWorld,
-    Task,
     WorldSettings,
     is_right,
 )
@@ -40,7 +40,7 @@ from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.search import BestScore, Strategy
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem, ScoreRequest, ScoreResult
+from vprm_search.types import Problem, ProposeRequest, ScoreRequest, ScoreResult
 
 SMALL = WorldSettings(depth=4, p_step=0.8, auc=0.85, words=40)
 PROBLEMS = SyntheticProblems(SMALL, 6)
@@ -49,14 +49,28 @@ QUICK = Comparison(("beam", "rebase"), (4, 8), batch=4, shard=6)
 
 def measured(
     out: Path, comparison: Comparison = QUICK, world: Any = PROBLEMS
-) -> tuple[list[str], dict[str, Any]]:
-    """Run a comparison; return its progress lines and the cells by file name."""
+) -> tuple[list[str], dict[Key, Any]]:
+    """Run a comparison; return its progress lines and what is recorded, without times."""
     lines: list[str] = []
     run_comparison(comparison, world, out, report=lines.append)
-    cells = {str(path.relative_to(out)): read_cell(path) for path in out.glob("cells/*/*.json")}
-    for cell in cells.values():
-        del cell["seconds"], cell["cpu_seconds"]
-    return lines, cells
+    return lines, recorded(out)
+
+
+def recorded(out: Path) -> dict[Key, Any]:
+    """Return all records with their trees, without the times and what others' work changes."""
+    file, found = RecordFile(out), {}
+    for record in file:
+        usage = replace(record.usage, seconds=0.0, rounds=0, tokens_sent=0, tokens_computed=0)
+        tree = file.tree(record)
+        nodes = () if tree is None else tuple(shape(tree))
+        found[record.key] = (replace(record, seconds=0.0, cpu_seconds=0.0, usage=usage), nodes)
+    return found
+
+
+def shape(tree: SearchTree) -> Iterator[tuple[object, ...]]:
+    """Yield every node with its text, score, fate and cost, but not when and how it was made."""
+    for r in sorted(tree, key=lambda r: r.id):
+        yield r.id, r.text, r.score, r.status, r.answer, r.seed, r.generated_tokens
 
 
 # --- equal tokens ------------------------------------------------------------------------------
@@ -105,36 +119,73 @@ def test_a_budget_with_room_changes_nothing() -> None:
         assert [r.tree.dumps() for r in free] == [r.tree.dumps() for r in plain]
 
 
-# --- cells -------------------------------------------------------------------------------------
+# --- what is recorded --------------------------------------------------------------------------
 
 
-def test_every_cell_is_measured_once_and_taken_up_again(tmp_path: Path) -> None:
-    lines, cells = measured(tmp_path)
-    assert len(cells) == len(lines) == 6
+def lines_of(out: Path) -> list[bytes]:
+    return (out / "records.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_every_search_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
+    lines, records = measured(tmp_path)
+    assert len(lines) == 6
+    assert len(records) == len(lines_of(tmp_path)) == 6 * PROBLEMS.size
     assert lines[-1].startswith("[6/6]")
     again, same = measured(tmp_path)
-    assert (again, same) == ([], cells)
-    lost = next(path for path in tmp_path.glob("cells/*/rebase@8.json"))
-    lost.unlink()
+    assert (again, same) == ([], records)
+    kept = [line for line in lines_of(tmp_path) if b'"problem": 3, "name": "rebase", ' not in line]
+    (tmp_path / "records.jsonl").write_bytes(b"".join(kept))
     lines, same = measured(tmp_path)
-    assert [line for line in lines if "rebase@8" in line] == lines
-    assert same == cells
+    assert len(lines_of(tmp_path)) == len(kept) + 2  # rebase at both sizes, on one problem
+    assert len(lines) == 2
+    assert all("rebase" in line for line in lines)
+    assert same == records
 
 
 def test_the_pool_of_a_size_is_the_start_of_the_pool_of_the_next(tmp_path: Path) -> None:
     _, grown = measured(tmp_path / "grown")
     _, alone = measured(tmp_path / "alone", replace(QUICK, sizes=(8,)))
-    for path, cell in alone.items():
-        assert grown[path] == {**cell, "rounds": grown[path]["rounds"]}  # 8 came in two waves
+    for key, record in alone.items():
+        assert grown[key] == record  # though 8 came in two waves
+    for problem in range(PROBLEMS.size):
+        small, large = (set(grown[problem, REFERENCE, size][1]) for size in (4, 8))
+        assert small < large
 
 
-def test_sizes_and_strategies_may_be_added(tmp_path: Path) -> None:
-    measured(tmp_path, replace(QUICK, entrants=("beam",), sizes=(8,)))
-    lines, cells = measured(tmp_path)
+@pytest.mark.parametrize("first", [4, 8])
+def test_sizes_and_strategies_may_be_added(tmp_path: Path, first: int) -> None:
+    measured(tmp_path, replace(QUICK, entrants=("beam",), sizes=(first,)))
+    before = len(lines_of(tmp_path))
+    lines, records = measured(tmp_path)
     _, fresh = measured(tmp_path / "fresh")
-    assert len(lines) == 4  # best-of-n@4, beam@4, rebase@4, rebase@8
-    for path, cell in cells.items():
-        assert cell == {**fresh[path], "rounds": cell["rounds"]}
+    assert records == fresh
+    # 4 after 8 makes the pool of 8 anew, so that it begins with that of 4; 8 after 4 goes on
+    searches = {4: ["best-of-n@8", "rebase@4", "beam@8", "rebase@8"]}
+    searches[8] = ["best-of-n@4", "best-of-n@8", "beam@4", "rebase@4", "rebase@8"]
+    assert [line.split()[3] for line in lines] == searches[first]
+    assert len(lines_of(tmp_path)) == before + len(lines) * PROBLEMS.size
+
+
+def test_a_pool_goes_on_from_its_recorded_tree(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted(Failing):
+        def load(self, start: int, stop: int) -> LoadedWorld:
+            ground = PROBLEMS.load(start, stop)
+
+            class Counting:
+                async def propose(self, requests: Sequence[ProposeRequest]) -> Any:
+                    asked.extend(len(request.seeds) for request in requests)
+                    return await ground.policy.propose(requests)
+
+            return replace(ground, policy=Counting())
+
+    only = replace(QUICK, entrants=(REFERENCE,))
+    measured(tmp_path, replace(only, sizes=(4,)), Counted(0))
+    assert sum(asked) == 4 * PROBLEMS.size
+    measured(tmp_path, replace(only, sizes=(16,)), Counted(0))
+    assert sum(asked) == 16 * PROBLEMS.size
 
 
 @dataclass(frozen=True)
@@ -169,16 +220,19 @@ class Failing:
         return replace(ground, new_scorer=lambda: Breaking(ground.new_scorer()))
 
 
-@pytest.mark.parametrize("calls", [1, 9, 20])
-def test_a_run_that_broke_down_goes_on_where_it_was(tmp_path: Path, calls: int) -> None:
+@pytest.mark.parametrize("calls", [0, 1, 9, 20])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_run_that_broke_down_goes_on_where_it_was(tmp_path: Path, calls: int, batch: int) -> None:
+    comparison = replace(QUICK, batch=batch)
     with pytest.raises(OSError, match="the scorer is gone"):
-        measured(tmp_path / "broken", world=Failing(calls))
-    left = sorted(path.name for path in (tmp_path / "broken").rglob("*") if path.is_file())
-    assert not [name for name in left if name.endswith(".part")]
-    lines, cells = measured(tmp_path / "broken")
-    _, whole = measured(tmp_path / "whole")
-    assert cells == whole
-    assert len(lines) == 6 - (len(left) - 1)  # comparison.json is no cell
+        measured(tmp_path / "broken", comparison, Failing(calls))
+    before = recorded(tmp_path / "broken")
+    _, records = measured(tmp_path / "broken", comparison)
+    _, whole = measured(tmp_path / "whole", comparison)
+    assert records == whole
+    assert before.items() <= records.items()  # nothing was made twice
+    assert len(lines_of(tmp_path / "broken")) == len(records)
+    assert bool(before) == (calls > 0)
 
 
 def test_processes_measure_the_same(tmp_path: Path) -> None:
@@ -195,19 +249,47 @@ def test_another_comparison_does_not_mix_in(tmp_path: Path) -> None:
         measured(tmp_path, replace(QUICK, run_seed=1))
     with pytest.raises(ConfigError, match="another comparison"):
         measured(tmp_path, world=SyntheticProblems(SMALL, 5))
-    path = next(tmp_path.glob("cells/*/beam@4.json"))
-    cell = json.loads(path.read_text())
-    cell["strategy"]["width"] = 77
-    path.write_text(json.dumps(cell))
+    text = (tmp_path / "records.jsonl").read_text()
+    (tmp_path / "records.jsonl").write_text(text.replace('"width": 2,', '"width": 77,'))
     with pytest.raises(ConfigError, match="other options"):
+        measured(tmp_path)
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    measured(tmp_path)
+    with pytest.raises(ConfigError, match=r"world\.settings\.auc differ"):
+        measured(tmp_path, world=SyntheticProblems(replace(SMALL, auc=0.6), 6))
+    identity = json.loads((tmp_path / "comparison.json").read_text())
+    del identity["world"]["settings"]["seed"]
+    (tmp_path / "comparison.json").write_text(json.dumps(identity))
+    with pytest.raises(ConfigError, match="a version that did not look at it"):
+        measured(tmp_path)
+    (tmp_path / "comparison.json").write_text("[")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        measured(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[]", "records of version None"),
+        ("{}", "records of version None"),
+        ('{"version": 99}', "records of version 99"),
+        ('{"version": 1, "problem": "x"}', "problem: "),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, said: str) -> None:
+    measured(tmp_path)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RecordError, match=f"line {6 * PROBLEMS.size + 1}: .*{said}"):
         measured(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"right": {}}', "null"])
 def test_a_damaged_cell_is_named(tmp_path: Path, text: str) -> None:
     measured(tmp_path)
-    path = next(tmp_path.glob("cells/*/beam@4.json"))
-    path.write_text(text)
+    write_atomically(cell_path(tmp_path, 0, 6, "beam", 4), text)
     with pytest.raises(RecordError, match=r"beam@4\.json"):
         measured(tmp_path)
 
@@ -235,11 +317,10 @@ def test_every_entrant_and_choice_can_be_made_and_described() -> None:
 
 
 def test_answers_are_compared_as_the_votes_compare_them() -> None:
-    task = Task(Problem("?"), (), "1/2")
-    assert is_right(task, "1/2")
-    assert is_right(task, "0.5")
-    assert not is_right(task, "2")
-    assert not is_right(task, None)
+    assert is_right("1/2", "1/2")
+    assert is_right("1/2", "0.5")
+    assert not is_right("1/2", "2")
+    assert not is_right("1/2", None)
 
 
 # --- summary -----------------------------------------------------------------------------------
@@ -261,16 +342,18 @@ def test_resampled_means_are_a_paired_bootstrap(rows: list[tuple[float, float, f
     assert (twice[:, 0] == twice[:, 1]).all()
 
 
-def test_a_summary_says_what_the_cells_say(tmp_path: Path) -> None:
-    _, cells = measured(tmp_path, replace(QUICK, shard=4))
+def test_a_summary_says_what_the_records_say(tmp_path: Path) -> None:
+    _, records = measured(tmp_path, replace(QUICK, shard=4))
     summary = summarise(read_cells(tmp_path))
     assert summary["problems"] == 6
     for row in summary["rows"]:
-        parts = [c for c in cells.values() if (c["name"], c["size"]) == (row["name"], row["size"])]
-        right = [value for part in parts for value in part["right"][row["choice"]]]
+        cell = [
+            record for key, (record, _) in records.items() if key[1:] == (row["name"], row["size"])
+        ]
+        right = [record.choices[row["choice"]].right for record in cell]
         assert row["accuracy"]["mean"] == pytest.approx(sum(right) / 6)
         assert row["accuracy"]["low"] <= row["accuracy"]["mean"] <= row["accuracy"]["high"]
-        spent = [value for part in parts for value in part["generated_tokens"]]
+        spent = [record.usage.generated_tokens for record in cell]
         assert row["generated_tokens"] == pytest.approx(sum(spent) / 6)
         assert row["generated_tokens"] <= row["budget"]
     assert len(summary["pairs"]) == 2 * 3
@@ -286,9 +369,11 @@ def test_a_summary_says_what_the_cells_say(tmp_path: Path) -> None:
         assert pair["difference"]["mean"] == pytest.approx(first - second)
 
 
-def test_a_cell_missing_on_a_shard_is_left_out(tmp_path: Path) -> None:
+def test_a_cell_missing_on_a_problem_is_left_out(tmp_path: Path) -> None:
     measured(tmp_path, replace(QUICK, shard=3))
-    next(tmp_path.glob("cells/000003*/rebase@4.json")).unlink()
+    lost = b'"problem": 4, "name": "rebase", "size": 4,'
+    kept = [line for line in lines_of(tmp_path) if lost not in line]
+    (tmp_path / "records.jsonl").write_bytes(b"".join(kept))
     names = {(cell.name, cell.size) for cell in read_cells(tmp_path)}
     assert ("rebase", 4) not in names
     assert ("rebase", 8) in names
@@ -313,13 +398,12 @@ def test_each_cell_gets_a_scorer_of_its_own(tmp_path: Path) -> None:
 
             return replace(ground, new_scorer=new_scorer)
 
-    _, cells = measured(tmp_path, world=Watched(0))
+    measured(tmp_path, world=Watched(0))
     assert len(made) == 1 + 2 * 2  # the pool of best-of-n, and each search
     total = sum(scorer.counts.new_tokens for scorer in made)
-    pool = max(c["size"] for c in cells.values() if c["name"] == REFERENCE)
-    counted = [c for c in cells.values() if c["name"] != REFERENCE or c["size"] == pool]
-    assert total == sum(sum(cell["computed_tokens"]) for cell in counted)
-    assert total == sum(sum(cell["scored_tokens"]) for cell in counted)
+    counted = [r for r in RecordFile(tmp_path) if r.name != REFERENCE or r.size == max(QUICK.sizes)]
+    assert total == sum(record.usage.tokens_computed for record in counted)
+    assert total == sum(record.usage.scored_tokens for record in counted)
 
 
 def test_a_shard_that_is_there_loads_no_models(tmp_path: Path) -> None:

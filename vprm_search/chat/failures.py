@@ -25,14 +25,6 @@ _RETRYABLE_NAMES = frozenset(
         "TooManyRequests",
     }
 )
-_UNREACHABLE = frozenset({"APIConnectionError", "TransportError", "ServiceUnavailable"})
-_REMEDIES = {
-    401: "check the API key",
-    403: "check the API key and what it may use",
-    404: "check the model's name and the server's address (base_url)",
-    408: "raise the time limit (retry.timeout_s), or ask for less at a time",
-    429: "lower max_concurrency, or raise the server's quota",
-}
 _CAUSES_FOLLOWED = 4
 _SHOWN_CHARS = 300
 _SECRET_WORDS = re.compile(
@@ -119,18 +111,36 @@ def explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
     return one_line(without_secrets(f"{where}: {text}" if text else where, secrets))
 
 
-def remedy(error: BaseException) -> str:
-    """Return what to do about a call that failed for good, "" where nothing is known."""
-    for cause in _causes(error):
-        status = status_of(cause)
-        if status is not None:
-            return _REMEDIES.get(status, "look at the server's log" if status >= 500 else "")
-        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
-            return "raise the time limit (retry.timeout_s), or ask for less at a time"
-        kinds = {kind.__name__ for kind in type(cause).__mro__}
-        if isinstance(cause, ConnectionError) or _UNREACHABLE & kinds:
-            return "check that the server runs and its address (base_url)"
-    return ""
+_REMEDIES = tuple(
+    (re.compile(words, re.IGNORECASE), advice)
+    for words, advice in (
+        (
+            r"context length|context window|max_model_len|too[ _]long|out of context",
+            "ask for fewer tokens or give the server a longer context",
+        ),
+        (r"\b(?:401|403)\b|api[ _]key", "give the server's API key"),
+        (r"\b404\b", "check the server's address and the model's name"),
+        (r"\b429\b|quota|rate limit", "ask less at a time, or raise the limit of the account"),
+        (
+            r"time[d ]*-?out|time limit|deadline",
+            "check that the server keeps up, or ask less at a time",
+        ),
+        (
+            r"connect|no_server|refused the connection|name resolution",
+            "check that the server runs, and its address",
+        ),
+        (r"\b5\d\d\b|server_error", "look into the server's log"),
+        (r"\b4\d\d\b|^refused", "the request is not what the server takes: see its words"),
+        (r"out_of_memory|memory", "free memory, or ask less at a time"),
+        (r"image", "check the pictures"),
+    )
+)
+
+
+def remedy(failure: str) -> str:
+    """Return what may be done about a failure, from the words that tell of it (`explain`)."""
+    known = (advice for pattern, advice in _REMEDIES if pattern.search(failure))
+    return next(known, "see the words of the error")
 
 
 def one_line(text: str) -> str:

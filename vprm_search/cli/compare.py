@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import SecretStr
 from rich.text import Text
 
 from vprm_search.cli import console, options
 from vprm_search.compare.worlds import LoadedWorld, Task
-from vprm_search.errors import ConfigError, RecordError
+from vprm_search.errors import ConfigError, RecordError, SearchError
 from vprm_search.report.view import printable
 from vprm_search.steps import normalise_text
 from vprm_search.types import Problem
@@ -59,8 +60,15 @@ def compare(
     base_url: Annotated[
         str | None, typer.Option(rich_help_panel=_ON, help="OpenAI-compatible server.")
     ] = None,
+    continuation: Annotated[
+        options.ContinuationName,
+        typer.Option(rich_help_panel=_ON, help="How a partial answer goes on."),
+    ] = options.ContinuationName.auto,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7,
+    step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512,
     scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
     device: options.Device = "auto",
     strategy: Annotated[
         list[str] | None, typer.Option(rich_help_panel=_WHAT, help="Repeatable; default: all.")
@@ -81,8 +89,15 @@ def compare(
         bool,
         typer.Option(help=f"{_FAST_PROBLEMS} problems, N = 4 and 16: minutes, no conclusions."),
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Problems that advance together.")] = 50,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Problems that advance together; a kill loses no others."),
+    ] = 50,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
+    max_failed: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have."),
+    ] = 0.05,
     out: Annotated[
         Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is measured there stays.")
     ] = Path("comparison"),
@@ -95,7 +110,9 @@ def compare(
 
     Best-of-N sets the budget: what its N samples cost on a problem is what every other strategy
     of that size may generate on it. Writes tables (Markdown), results (JSON) and plots (PNG) into
-    the folder; a stopped run is taken up again. `--n` and `--strategy` may be added to later.
+    the folder; a stopped run is taken up again. `--n`, `--strategy` and `--selector` may be added
+    to later. Exits with 1 when so many calls failed that something is no result (`--max-failed`);
+    the same command then makes those searches again.
     """
     options.need("numpy", "local")
     from vprm_search.compare.comparison import Comparison
@@ -113,9 +130,22 @@ def compare(
         tuple(selector or ()),
         seed,
         batch,
+        max_failed=max_failed,
     )
+    problem_set: World
     if file is not None:
-        problem_set = _file_world(file, count, policy, base_url, temperature, scorer, device)
+        made_by = {
+            "name": policy,
+            "base_url": base_url,
+            "temperature": temperature,
+            "max_tokens_per_step": step_tokens,
+            "continuation": continuation.value,
+        }
+        scored_by = {"name": scorer, "device": device}
+        if scorer_tokenizer is not None:
+            scored_by["tokenizer"] = str(scorer_tokenizer)
+        key = None if scorer_api_key is None else SecretStr(scorer_api_key)
+        problem_set = FileProblems.read(file, made_by, scored_by, count, scorer_key=key)
     else:
         built_in = {
             "problems": count or 500,
@@ -128,19 +158,6 @@ def compare(
             raise ConfigError("--policy and --scorer are for --problems FILE.jsonl")
         problem_set = _built_in_world(world, built_in)
     _run(comparison, problem_set, out, jobs, readme)
-
-
-def _file_world(
-    file: Path,
-    limit: int | None,
-    policy: str,
-    base_url: str | None,
-    temperature: float,
-    scorer: str,
-    device: str,
-) -> World:
-    made_by = {"name": policy, "base_url": base_url, "temperature": temperature}
-    return FileProblems.read(file, made_by, {"name": scorer, "device": device}, limit)
 
 
 def _built_in_world(name: str, given: Mapping[str, Any]) -> World:
@@ -182,14 +199,23 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Pat
     if readme is not None:
         _check_marks(readme)
     run_comparison(comparison, world, out, jobs=jobs, report=_tell)
-    summary = {**summarise(read_cells(out)), "comparison": comparison.identity(world)}
+    summary = summarise(read_cells(out, comparison.choices), comparison.max_failed)
+    summary["comparison"] = json.loads((out / "comparison.json").read_text())
+    told = {(row["name"], row["size"]) for row in (*summary["rows"], *summary["no_results"])}
+    left_out = [f"{name}@{size}" for name, size in comparison.cells if (name, size) not in told]
+    summary["not_measured"] = left_out
     text = full_report(summary)
     console.write_file(out / "comparison-results.json", json.dumps(summary, indent=1))
     console.write_file(out / "comparison.md", text)
     console.write_file(out / "comparison.png", comparison_png(summary))
+    console.OUT.file.write(printable(text, lines=True) + "\n")
+    if bad := [f"{cell['name']}@{cell['size']}" for cell in summary["no_results"]] + left_out:
+        raise SearchError(
+            f"{len(bad)} of {len(comparison.cells)} cells are no results ({', '.join(bad)}), since "
+            "calls failed; the same command makes those searches again"
+        )
     if readme is not None:
         fill_section(readme, readme_section(summary), marks=("strategies",))
-    console.OUT.file.write(printable(text, lines=True) + "\n")
 
 
 def _check_marks(page: Path) -> None:
@@ -276,6 +302,7 @@ class FileProblems:
     lines: tuple[str, ...]
     policy: Mapping[str, Any]
     scorer: Mapping[str, Any]
+    scorer_key: SecretStr | None = field(default=None, repr=False)
 
     @classmethod
     def read(
@@ -284,8 +311,17 @@ class FileProblems:
         policy: Mapping[str, Any],
         scorer: Mapping[str, Any],
         limit: int | None = None,
+        scorer_key: SecretStr | None = None,
     ) -> FileProblems:
-        """Read the file and check every line. Raises `RecordError` naming the first bad one."""
+        """Read the file and check every line. Raises `RecordError` naming the first bad one.
+
+        Args:
+            path: the file.
+            policy: arguments of `options.load_policy`.
+            scorer: arguments of `options.load_scorer`.
+            limit: problems to take, the first ones; None takes all.
+            scorer_key: key of the server behind the scorer; it is written nowhere.
+        """
         try:
             lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
@@ -294,7 +330,7 @@ class FileProblems:
             _parsed(line, f"{path}, problem {number}")
         if not lines:
             raise RecordError(f"{path} holds no problems; give one JSON object per line")
-        return cls(path, tuple(lines[:limit]), policy, scorer)
+        return cls(path, tuple(lines[:limit]), policy, scorer, scorer_key)
 
     @property
     def size(self) -> int:
@@ -302,30 +338,46 @@ class FileProblems:
         return len(self.lines)
 
     def identity(self) -> dict[str, Any]:
-        """Return the digest of the problems and the names of the models."""
-        text = hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
-        return {"world": "file", "problems": text, "policy": self.policy, "scorer": self.scorer}
+        """Return digests of the problems and of their images' bytes, and what names the models.
+
+        Raises `ImageError` for an image that is not there.
+        """
+        text, images = hashlib.sha256("\n".join(self.lines).encode()), hashlib.sha256()
+        for number, line in enumerate(self.lines, start=1):
+            for data in self._images(_parsed(line, f"{self.path}, problem {number}")[2]):
+                images.update(hashlib.sha256(data).digest())
+        return {
+            "world": "file",
+            "problems": text.hexdigest(),
+            "images": images.hexdigest(),
+            "policy": self.policy,
+            "scorer": self.scorer,
+        }
 
     def load(self, start: int, stop: int) -> LoadedWorld:
         """Read the images and load the models."""
         places = enumerate(self.lines[start:stop], start=start + 1)
         tasks = [self._task(line, f"{self.path}, problem {number}") for number, line in places]
-        return LoadedWorld(
-            tasks, options.load_policy(**self.policy), lambda: options.load_scorer(**self.scorer)
-        )
+        key = None if self.scorer_key is None else self.scorer_key.get_secret_value()
+        new_scorer = options.scorer_maker(**self.scorer, api_key=key)
+        models = {"scorer": getattr(new_scorer(), "identity", "")}
+        return LoadedWorld(tasks, options.load_policy(**self.policy), new_scorer, models=models)
 
     def _task(self, line: str, where: str) -> Task:
-        from vprm_search.images.normalise import check_is_path, normalise_image, read_image_file
+        from vprm_search.images.normalise import normalise_image
 
         question, answer, names = _parsed(line, where)
-        for name in names:
-            check_is_path(name)  # a URL is refused as such, not as a file that is missing
-        paths = [str(self.path.parent / name) for name in names]
-        images: tuple[ImageData, ...] = tuple(
-            normalise_image(read_image_file(path, max_bytes=100_000_000)) for path in paths
-        )
+        images: tuple[ImageData, ...] = tuple(map(normalise_image, self._images(names)))
         problem = Problem(normalise_text(question).strip(), tuple(image.digest for image in images))
         return Task(problem, images, answer)
+
+    def _images(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield the bytes of images. Raises `ImageError`; nothing is fetched."""
+        from vprm_search.images.normalise import check_is_path, read_image_file
+
+        for name in names:
+            check_is_path(name)  # a URL is refused as such, not as a file that is missing
+            yield read_image_file(str(self.path.parent / name), max_bytes=100_000_000)
 
 
 def _parsed(line: str, where: str) -> tuple[str, str, list[str]]:

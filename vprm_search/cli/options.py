@@ -79,12 +79,8 @@ _STRATEGIES: dict[StrategyName, type[BestOfN] | type[StepwiseSearch]] = {
 }
 
 Images = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--image",
-        metavar="FILE",
-        help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone.",
-    ),
+    list[Path],
+    typer.Option("--image", metavar="FILE", help="PNG, JPEG or WEBP of the problem; repeatable."),
 ]
 Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
 Scorer = Annotated[
@@ -217,11 +213,11 @@ def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> Ste
     return CalibratedScorer(scorer, read_calibration(file).of(policy))
 
 
-def read_images(paths: Sequence[Path] | None) -> tuple[ImageData, ...]:
+def read_images(paths: Sequence[Path]) -> tuple[ImageData, ...]:
     """Read and normalise image files. Raises `ImageError`."""
     from vprm_search.images.normalise import normalise_image
 
-    return tuple(normalise_image(path) for path in paths or ())
+    return tuple(normalise_image(path) for path in paths)
 
 
 # --- the models a command names: `tiny`, a folder, a server, or a provider's chat model
@@ -244,20 +240,33 @@ def load_scorer(
     native InternVL reward model, `MissingDependencyError` without torch, `ConfigError` for an
     address that cannot be used.
     """
+    return scorer_maker(name, device, api_key=api_key, tokenizer=tokenizer)()
+
+
+def scorer_maker(
+    name: str,
+    device: str = "auto",
+    *,
+    api_key: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Callable[[], StepScorer]:
+    """Return what makes scorers that have kept nothing, as `load_scorer`; a folder is read once."""
     if name.startswith(VLLM):
         from vprm_search.scoring.vllm_scorer import VllmScorer
 
-        return VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
+        served = VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
+        return lambda: served
     if tokenizer is not None:
         raise ConfigError("--scorer-tokenizer is for --scorer vllm:URL only")
     need("torch", "local")
     need("transformers", "local")
+    from vprm_search.scoring.engine.checkpoint import load_checkpoint
     from vprm_search.scoring.transformers_scorer import TransformersScorer
     from vprm_search.tiny.weights import weights_path
 
-    path = weights_path("prm") if name == TINY else Path(name)
     _silence_loading()
-    return TransformersScorer.from_pretrained(path, device=device)
+    checkpoint = load_checkpoint(weights_path("prm") if name == TINY else name, device=device)
+    return lambda: TransformersScorer(checkpoint)
 
 
 def load_policy(

@@ -1,102 +1,40 @@
-"""One cell of a comparison: what one strategy did at one size on one shard, and its file."""
+"""Cells: what one strategy did at one size on a range of problems, as earlier versions kept it.
+
+Comparisons read them beside their own records; other libraries' results come in this form, too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vprm_search.compare.entrants import choice_of
-from vprm_search.compare.worlds import Task, is_right
 from vprm_search.errors import RecordError
-from vprm_search.graph.run import SearchRun
-
-CUT = "budget: generated_tokens"
-"""How the reason begins for which a search ends that has used up its tokens."""
 
 Row = dict[str, Any]
 """A cell as plain JSON: who, what it is, and one value per problem in every list."""
 
-
-@dataclass(slots=True)
-class Spent:
-    """A stopwatch that can be stopped and started again: wall time and this process's CPU time."""
-
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-    def __enter__(self) -> Spent:
-        self.seconds -= time.perf_counter()
-        self.cpu_seconds -= time.process_time()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter()
-        self.cpu_seconds += time.process_time()
-
-
-@dataclass(slots=True)
-class Cell:
-    """The measurements of one strategy at one size, problem by problem."""
-
-    name: str
-    size: int
-    choices: tuple[str, ...]
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    generated_tokens: list[int] = field(default_factory=list)
-    scored_tokens: list[int] = field(default_factory=list)
-    computed_tokens: list[int] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    cut: list[int] = field(default_factory=list)
-    finished: list[int] = field(default_factory=list)
-    right: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, tasks: Sequence[Task], runs: Sequence[SearchRun], spent: Spent) -> None:
-        """Take in the searches of a batch; `spent` is what they took together."""
-        self.seconds += spent.seconds
-        self.cpu_seconds += spent.cpu_seconds
-        for run in runs:
-            totals = run.tree.totals
-            self.generated_tokens.append(totals.generated_tokens)
-            self.scored_tokens.append(totals.scored_tokens)
-            self.computed_tokens.append(totals.tokens_computed)
-            self.rounds.append(totals.rounds)
-            self.cut.append(int(run.result.ended_by.startswith(CUT)))
-            self.finished.append(len(run.tree.finished()))
-        for choice in self.choices:
-            selector = choice_of(choice)
-            values = self.right.setdefault(choice, [])
-            for task, run in zip(tasks, runs, strict=True):
-                node = selector.select(run.tree, run.tree.finished()).node
-                values.append(int(node is not None and is_right(task, run.tree[node].answer)))
-
-    def to_json(self, strategy: dict[str, Any], budgets: Sequence[int]) -> Row:
-        """Return the cell as plain JSON."""
-        lists = ("generated_tokens", "scored_tokens", "computed_tokens", "rounds", "cut")
-        return {
-            "name": self.name,
-            "size": self.size,
-            "strategy": strategy,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "budget": list(budgets),
-            **{name: getattr(self, name) for name in (*lists, "finished")},
-            "right": self.right,
-        }
+CELL_COUNTS = (
+    "budget",
+    "generated_tokens",
+    "scored_tokens",
+    "computed_tokens",
+    "rounds",
+    "cut",
+    "finished",
+)
+"""The lists of a cell."""
 
 
 def cell_path(out: Path, start: int, stop: int, name: str, size: int) -> Path:
-    """Return where a cell is written."""
+    """Return where a cell stands."""
     return out / "cells" / f"{start:06}-{stop:06}" / f"{name}@{size}.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is never there in part."""
+    """Write a file, and its folder, so that it is never there in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text(text)
     partial.replace(path)
@@ -130,8 +68,8 @@ def read_cell(path: Path) -> Row:
     """Read a measured cell. Raises `RecordError` if it is damaged."""
     try:
         row = json.loads(path.read_text())
-        problems = len(row["generated_tokens"])
-        if not all(len(values) == problems for values in row["right"].values()):
+        lists = [row[name] for name in CELL_COUNTS] + list(row["right"].values())
+        if not row["right"] or len({len(values) for values in lists}) != 1:
             raise ValueError("its lists differ in length")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not a measured cell ({error}); remove it") from error

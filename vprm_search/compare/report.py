@@ -23,22 +23,42 @@ BUDGET_RULE = (
 
 
 def full_report(summary: Mapping[str, Any]) -> str:
-    """Return everything: accuracies, gains over best-of-N, costs, and all pairs at every N."""
+    """Return everything: accuracies, gains over best-of-N, costs, all pairs, what is missing."""
     sizes = _sizes(summary)
     headline = summary["headline"]
-    return "\n\n".join(
-        [
-            f"{summary['problems']} problems; 95 % bootstrap intervals over problems.",
-            BUDGET_RULE,
-            "### Accuracy, %",
-            accuracy_table(summary),
-            f"### Points over best-of-N of the same N, both by {headline}",
-            gain_table(summary),
-            "### Cost of a problem",
-            cost_table(summary),
-            *(part for size in sizes for part in _pair_section(summary, size)),
+    results = [
+        f"{summary['problems']} problems; 95 % bootstrap intervals over problems.",
+        BUDGET_RULE,
+        "### Accuracy, %",
+        accuracy_table(summary),
+        f"### Points over best-of-N of the same N, both by {headline}",
+        gain_table(summary),
+        "### Cost of a problem",
+        cost_table(summary),
+        *(part for size in sizes for part in _pair_section(summary, size)),
+    ]
+    return "\n\n".join([*(results if sizes else []), *no_results_section(summary)])
+
+
+def no_results_section(summary: Mapping[str, Any]) -> list[str]:
+    """Return which cells are no results and why, what to do about it, and what was left out."""
+    lines = _head("strategy", "N", "failed calls", "most frequent error", "what to do")
+    for cell in summary["no_results"]:
+        said = (cell["failed"], cell["error"], cell["remedy"])
+        shown = " | ".join(text.replace("|", "\\|") for text in said)
+        lines.append(f"| {cell['name']} | {cell['size']} | {shown} |")
+    parts = []
+    if summary["no_results"]:
+        limit = f"{100 * summary['max_failed']:g} %"
+        parts = [
+            "### No results",
+            f"More than {limit} of the calls failed, so these strategies have no accuracy. The "
+            "same command makes the searches again in which calls failed, and no others.",
+            "\n".join(lines),
         ]
-    )
+    if left_out := summary.get("not_measured"):
+        parts.append(f"Not measured, since best-of-N set no budget: {', '.join(left_out)}.")
+    return parts
 
 
 def readme_section(summary: Mapping[str, Any]) -> str:
@@ -96,20 +116,25 @@ def cost_table(summary: Mapping[str, Any], sizes: Iterable[int] | None = None) -
     """Return what a problem cost on average, and what was left of its budget."""
     lines = [
         "| strategy | N | generated tokens | of the budget | ended by it | scored tokens "
-        "| computed by the scorer | rounds | finished paths | ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| computed by the scorer | rounds | finished paths | failed calls | ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size in _sizes(summary) if sizes is None else sizes:
         for row in summary["rows"]:
             if row["size"] == size and row["headline"]:
                 lines.append(
                     f"| {row['name']} | {size} | {row['generated_tokens']:.0f} "
-                    f"| {100 * row['generated_tokens'] / row['budget']:.1f} % "
+                    f"| {_share(row['generated_tokens'], row['budget'])} "
                     f"| {100 * row['cut']:.0f} % | {row['scored_tokens']:.0f} "
                     f"| {row['computed_tokens']:.0f} | {row['rounds']:.1f} "
-                    f"| {row['finished']:.1f} | {1000 * row['seconds']:.0f} |"
+                    f"| {row['finished']:.1f} | {100 * row['failed']:.1f} % "
+                    f"| {1000 * row['seconds']:.0f} |"
                 )
     return "\n".join(lines)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
 def pair_table(summary: Mapping[str, Any], size: int) -> str:

@@ -1,8 +1,8 @@
-"""From measured cells to accuracies, costs and paired differences, with 95 % intervals."""
+"""From records to accuracies, costs and paired differences, with 95 % intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,22 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vprm_search.compare.cell import Row, read_cell
+from vprm_search.chat.failures import remedy
 from vprm_search.compare.entrants import REFERENCE
+from vprm_search.compare.records import MAX_FAILED, Failures, Record, RecordFile
 from vprm_search.errors import RecordError
 
 HEADLINE = "weighted-vote:product"
 """The selector under which strategies are held against one another, where they have it."""
-
-_PER_PROBLEM = (
-    "budget",
-    "generated_tokens",
-    "scored_tokens",
-    "computed_tokens",
-    "rounds",
-    "cut",
-    "finished",
-)
 
 RESAMPLES = 10_000
 
@@ -69,14 +60,14 @@ Key = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One strategy at one size over all problems: cost per problem, and right answers."""
+    """One strategy at one size over all problems: cost per problem, right answers, failures."""
 
     name: str
     size: int
     seconds: float
     costs: Mapping[str, NDArray[np.float64]]
     right: Mapping[str, NDArray[np.float64]]
-    shards: int
+    failures: Failures
 
     @property
     def headline(self) -> str:
@@ -84,36 +75,40 @@ class Measured:
         return HEADLINE if HEADLINE in self.right else list(self.right)[-1]
 
 
-def read_cells(out: Path) -> list[Measured]:
-    """Read all cells of a folder, the shards joined in the order of the problems.
+def read_cells(out: Path, choices: Sequence[str] = ()) -> list[Measured]:
+    """Read all cells of a folder, in the order of the problems.
 
-    Strategies and sizes that were not measured on every shard yet are left out. Raises
-    `RecordError` if nothing is left or a cell is damaged.
+    Strategies and sizes that were not measured on every problem yet are left out. `choices` are
+    selectors to add, where they were not asked: they choose from the recorded trees. Raises
+    `RecordError` if nothing is left or a record is damaged.
     """
-    shards = sorted(path for path in (out / "cells").glob("*-*") if path.is_dir())
-    parts: dict[tuple[str, int], list[Row]] = {}
-    for shard in shards:
-        for path in sorted(shard.glob("*.json")):
-            row = read_cell(path)
-            parts.setdefault((row["name"], row["size"]), []).append(row)
-    whole = [_joined(rows) for rows in parts.values() if len(rows) == len(shards)]
+    records = RecordFile(out)
+    parts: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        parts.setdefault((record.name, record.size), []).append(record)
+    problems = len({record.problem for record in records})
+    whole = [_joined(rows, records, choices) for rows in parts.values() if len(rows) == problems]
     if not whole:
         raise RecordError(f"{out}: nothing was measured on all problems yet; run the comparison")
     return sorted(whole, key=lambda cell: (cell.size, cell.name != REFERENCE, cell.name))
 
 
-def _joined(rows: Sequence[Row]) -> Measured:
-    def column(values: Iterable[Sequence[float]]) -> NDArray[np.float64]:
-        return np.concatenate([np.asarray(part, dtype=np.float64) for part in values])
-
-    choices = [name for name in rows[0]["right"] if all(name in row["right"] for row in rows)]
+def _joined(rows: list[Record], records: RecordFile, choices: Sequence[str]) -> Measured:
+    rows.sort(key=lambda record: record.problem)
+    costs = [record.cost for record in rows]
+    asked = dict.fromkeys((*rows[0].choices, *choices))
+    chosen = {name: [records.choice(record, name) for record in rows] for name in asked}
     return Measured(
-        name=rows[0]["name"],
-        size=rows[0]["size"],
-        seconds=sum(row["seconds"] for row in rows),
-        costs={name: column(row[name] for row in rows) for name in _PER_PROBLEM},
-        right={name: column(row["right"][name] for row in rows) for name in choices},
-        shards=len(rows),
+        name=rows[0].name,
+        size=rows[0].size,
+        seconds=sum(record.seconds for record in rows),
+        costs={name: np.array([float(cost[name]) for cost in costs]) for name in costs[0]},
+        right={
+            name: np.array([float(choice.right) for choice in found if choice is not None])
+            for name, found in chosen.items()
+            if None not in found
+        },
+        failures=Failures.sum(record.failures for record in rows),
     )
 
 
@@ -135,12 +130,26 @@ def resampled_means(
     return means
 
 
-def summarise(cells: Sequence[Measured]) -> dict[str, Any]:
+def summarise(cells: Sequence[Measured], max_failed: float = MAX_FAILED) -> dict[str, Any]:
     """Return all results as plain JSON: rows (one per strategy, size, selector) and pairs.
 
     Every row's `against_reference` is its accuracy less that of best-of-N of the same size with
-    the headline selector; `pairs` hold the strategies of one size against each other.
+    the headline selector; `pairs` hold the strategies of one size against each other. A cell of
+    whose calls a larger share than `max_failed` failed is no result: it has no rows, and stands
+    under `no_results` with its most frequent error.
     """
+    lacking = [cell for cell in cells if cell.failures.share > max_failed]
+    whole: dict[str, Any] = {
+        "problems": max((len(v) for c in cells for v in c.right.values()), default=0),
+        "headline": HEADLINE,
+        "max_failed": max_failed,
+        "rows": [],
+        "pairs": [],
+        "no_results": [_no_result(cell) for cell in lacking],
+    }
+    cells = [cell for cell in cells if cell.failures.share <= max_failed]
+    if not cells:
+        return whole
     keys = [(c.name, c.size, choice) for c in cells for choice in c.right]
     columns = np.stack([c.right[choice] for c in cells for choice in c.right], axis=1)
     means = resampled_means(columns)
@@ -165,7 +174,19 @@ def summarise(cells: Sequence[Measured]) -> dict[str, Any]:
         for a, b in combinations(headline.values(), 2)
         if a[1] == b[1]
     ]
-    return {"problems": len(columns), "headline": HEADLINE, "rows": rows, "pairs": pairs}
+    return {**whole, "rows": rows, "pairs": pairs}
+
+
+def _no_result(cell: Measured) -> dict[str, Any]:
+    failures = cell.failures
+    return {
+        "name": cell.name,
+        "size": cell.size,
+        "share": failures.share,
+        "failed": str(failures),
+        "error": failures.most_frequent,
+        "remedy": remedy(failures.most_frequent),
+    }
 
 
 def _row(
@@ -180,6 +201,7 @@ def _row(
         "accuracy": accuracy,
         "against_reference": against,
         "seconds": cell.seconds / len(next(iter(cell.costs.values()))),
+        "failed": cell.failures.share,
         **costs,
     }
 

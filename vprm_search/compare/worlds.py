@@ -46,14 +46,16 @@ class Task:
 class LoadedWorld:
     """What a shard is measured on.
 
-    `new_scorer` is called for every cell: what one strategy had scored must not be another's gain.
-    `extract` reads the answer out of a whole solution.
+    `new_scorer` is called for every strategy: what one had scored must not be another's gain.
+    `extract` reads the answer out of a whole solution. `models` names, as plain JSON, what can be
+    known of the models only now, such as what a server says it serves.
     """
 
     tasks: Sequence[Task]
     policy: Policy
     new_scorer: Callable[[], StepScorer]
     extract: Callable[[str], str | None] = extract_answer
+    models: Mapping[str, Any] = field(default_factory=dict)
 
 
 class World(Protocol):
@@ -73,11 +75,11 @@ class World(Protocol):
         ...
 
 
-def is_right(task: Task, answer: str | None) -> bool:
-    """Return whether an answer equals the task's."""
-    if answer is None or answer == task.answer:
+def is_right(expected: str, answer: str | None) -> bool:
+    """Return whether an answer is the expected one."""
+    if answer is None or answer == expected:
         return answer is not None
-    first, second = answer_classes([answer, task.answer])
+    first, second = answer_classes([answer, expected])
     return first is not None and first == second
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
-from vprm_search.errors import SearchError, SearchWarning
+from vprm_search.errors import SearchError
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop, Told
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
@@ -146,8 +145,6 @@ async def arun_search(
         on_no_answer=on_no_answer,
         on_event=on_event,
     )
-    if warning := runs[0].result.warning:
-        warnings.warn(warning, SearchWarning, stacklevel=2)
     return runs[0]
 
 
@@ -159,6 +156,7 @@ async def run_jobs(
     *,
     on_no_answer: OnNoAnswer = "best_truncated",
     on_event: OnEvent | None = None,
+    on_run: Callable[[int, SearchRun], None] | None = None,
     lockstep: bool | None = None,
 ) -> list[SearchRun]:
     """Run many searches at the same time; return one run per job, in order.
@@ -176,6 +174,8 @@ async def run_jobs(
         rules: strategy, selector, budget and how texts are read.
         on_no_answer: see `arun_search`.
         on_event: see `arun_search`.
+        on_run: called with the place of a job and its run as soon as that search has ended, so
+            that it can be kept while others go on; what it raises ends them.
         lockstep: see above. Default: the policy's `batches`, True if it has none.
     """
     begun = [replace(job, seconds=0.0, plan=Plan()) for job in jobs]
@@ -183,25 +183,31 @@ async def run_jobs(
     waits = together or rules.waits_for_all(policy)
     loop = Loop(policy, scorer, rules, waits=waits, on_no_answer=on_no_answer)
     tell: OnEvent = on_event or (lambda event: None)
-    if together:
-        await _search(loop, begun, tell)
-        return [_concluded(loop, job, tell) for job in begun]
+    runs: dict[int, SearchRun] = {}
 
-    async def alone(job: Job) -> SearchRun:
+    def conclude(place: int) -> None:
+        runs[place] = _concluded(loop, begun[place], tell)
+        if on_run is not None:
+            on_run(place, runs[place])
+
+    async def alone(place: int) -> None:
         run = new_run()
         try:
             with in_run(run):
-                await _search(loop, [job], tell)
+                await _search(loop, [begun[place]], tell, lambda _: conclude(place))
         finally:
             loop.calls.end_run(run)
-        return _concluded(loop, job, tell)
 
-    tasks = [asyncio.ensure_future(alone(job)) for job in begun]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:  # only after an error is any still under way
-            task.cancel()
+    if together:
+        await _search(loop, begun, tell, conclude)
+    else:
+        tasks = [asyncio.ensure_future(alone(place)) for place in range(len(begun))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # only after an error is any still under way
+                task.cancel()
+    return [runs[place] for place in range(len(begun))]
 
 
 async def search_many(
@@ -228,17 +234,23 @@ async def search_many(
     return runs
 
 
-async def _search(loop: Loop, jobs: Sequence[Job], tell: OnEvent) -> None:
-    """Make rounds until every search has ended; one that has ended leaves the round."""
-    while active := [job for job in jobs if not job.plan.finish]:
+async def _search(
+    loop: Loop, jobs: Sequence[Job], tell: OnEvent, conclude: Callable[[int], None]
+) -> None:
+    """Make rounds until every search has ended; one that has ended leaves, and is concluded."""
+    active = dict(enumerate(jobs))
+    while active:
         started = time.monotonic()
-        _tell(tell, [loop.plan(job) for job in active])
-        left = [job for job in active if not job.plan.finish]
+        _tell(tell, [loop.plan(job) for job in active.values()])
+        left = [job for job in active.values() if not job.plan.finish]
         if left:
             _tell(tell, await loop.propose(left))
             _tell(tell, await loop.score(left))
-        for job in active:
+        for job in active.values():
             job.seconds += time.monotonic() - started
+        for place in [place for place, job in active.items() if job.plan.finish]:
+            del active[place]
+            conclude(place)
 
 
 def _concluded(loop: Loop, job: Job, tell: OnEvent) -> SearchRun:
