@@ -14,6 +14,7 @@
     ├── CheckpointError       a model directory is missing, incomplete or unsafe
     └── MissingDependencyError  an optional extra is not installed
 
+`SearchWarning` is no error: a search has an answer, or none, and says why to be careful with it.
 A message says what happened, to which item, the limit and the value, and what to do.
 """
 
@@ -62,6 +63,10 @@ class SearchError(VprmError):
 
 class NoAnswerError(SearchError):
     """No path finished and the configuration asks for an error in that case."""
+
+
+class SearchWarning(UserWarning):
+    """A search was cut by a limit, no path finished, or most calls failed; see its text."""
 
 
 class CheckpointError(VprmError):

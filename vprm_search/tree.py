@@ -7,6 +7,7 @@ date record by record; nothing a search asks for in a round costs more in a larg
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -316,6 +317,10 @@ class SearchTree:
             ensure_ascii=False,
             allow_nan=False,
         )
+
+    def digest(self) -> str:
+        """Return "sha256-<64 hex>" of the canonical JSON text: equal trees have equal digests."""
+        return f"sha256-{hashlib.sha256(self.dumps().encode()).hexdigest()}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchTree:

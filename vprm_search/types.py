@@ -427,7 +427,9 @@ class SearchResult:
 
     `ended_by` is the strategy's reason ("all paths ended"), or the budget that ran out
     ("budget: generated_tokens 512 of 500"). `fallback` is True when no path finished and the best
-    truncated path was taken instead.
+    truncated path was taken instead. `warning` says what a user has to know before trusting the
+    answer, and what to do about it: that a limit cut the search, that no path finished and why,
+    that most calls failed; "" if all went well.
     """
 
     answer: str | None
@@ -438,9 +440,11 @@ class SearchResult:
     fallback: _Flag
     candidates: tuple[Candidate, ...]
     usage: Usage
+    warning: str = ""
 
-    def to_json(self) -> dict[str, Json]:
-        """Return the result as plain JSON."""
+    def to_json(self, *, candidates: bool = True) -> dict[str, Json]:
+        """Return the result as plain JSON, with or without the candidates."""
+        listed = {"candidates": [c.to_json() for c in self.candidates]} if candidates else {}
         return {
             "answer": self.answer,
             "text": self.text,
@@ -448,14 +452,16 @@ class SearchResult:
             "node": self.node,
             "ended_by": self.ended_by,
             "fallback": self.fallback,
-            "candidates": [c.to_json() for c in self.candidates],
+            **listed,
             "usage": self.usage.to_json(),
+            "warning": self.warning,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
         """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _read(cls, data, "not a result record")
+        whole = {"candidates": (), **data} if isinstance(data, Mapping) else data
+        return _read(cls, whole, "not a result record")
 
 
 @cache

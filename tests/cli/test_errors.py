@@ -178,3 +178,32 @@ def test_help_loads_no_heavy_library() -> None:
     )
     loaded = set(done.stderr.split())
     assert loaded.isdisjoint({"torch", "transformers", "langgraph", "langchain_core"})
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ("Es sind fünf.".encode("latin-1"), "byte 9 (0xfc)"),
+        ("Answer: 5".encode("utf-16"), "byte 0 (0xff)"),
+        (b"cut\xe2\x82", "byte 3 (0xe2)"),
+    ],
+)
+def test_a_solution_in_another_encoding_is_refused(
+    run: Run, tmp_path: Path, data: bytes, where: str
+) -> None:
+    """Not scored with question marks where its letters were."""
+    file = tmp_path / "solution.txt"
+    file.write_bytes(data)
+    ran = run("score", "--question", "?", "--solution", str(file))
+    assert ran.code == 1
+    check_one_line(ran.err, str(file), where, "UTF-8")
+
+
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_search(
+    run: Run, tmp_path: Path, option: str
+) -> None:
+    for place, part in ((tmp_path / "no" / "page", "no folder"), (tmp_path, "it is a folder")):
+        ran = run("solve", "--question", "?", "--scorer", "no/such/folder", option, str(place))
+        assert ran.code == 1
+        check_one_line(ran.err, part)  # and not that the scorer is missing, which comes later

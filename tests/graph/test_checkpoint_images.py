@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import sqlite3
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
@@ -211,7 +214,23 @@ async def test_a_search_over_a_megabyte_leaves_a_small_file(strategy: Any, tmp_p
         assert png[1000:1030] not in data
         sizes.append(path.stat().st_size)
     assert len(sizes) == 2
-    assert max(sizes) < 1_000_000
+    assert max(sizes) < 400_000
+
+
+def test_a_conversation_grows_with_its_questions_and_not_with_their_square(tmp_path: Path) -> None:
+    path, sizes = tmp_path / "state.sqlite", []
+    with SqliteSaver.from_conn_string(str(path)) as saver:
+        app = compiled(DiskImageStore(tmp_path / "i"), saver, strategy=BestOfN(8))
+        for number in range(24):
+            text = HumanMessage(f"And how many tiles have the number {number}?")
+            given = {"messages": [text]} if number else asked(png=noisy_png(600))
+            state = app.invoke(given, THREAD)
+            assert len(json.dumps(state["messages"][-1].response_metadata)) < 1000
+            saver.conn.execute("pragma wal_checkpoint(truncate)")
+            sizes.append(path.stat().st_size)
+    assert len(state["messages"]) == 48
+    assert sizes[23] - sizes[11] < 1.2 * (sizes[11] - sizes[0])
+    assert max(sizes) < 2_000_000
 
 
 @pytest.mark.parametrize("how", ["invoke", "batch", "abatch", "events", "stream"])
@@ -233,6 +252,44 @@ async def test_no_way_in_stores_the_picture_first(how: str) -> None:
     assert "vprm-image://" in held
     assert "base64" not in held
     assert given == asked(png=PNG)  # the caller's own messages are left alone
+
+
+@pytest.mark.parametrize("way", ["node", "transformer", "chain"])
+async def test_an_intake_moves_pictures_out_of_a_parents_state(way: str) -> None:
+    store = MemoryImageStore()
+    intake = ImageIntake(store)
+    parent = StateGraph(MessagesState)
+    names = ["intake", "first", "search", "last"]
+    parent.add_node("intake", intake if way == "node" else lambda state: {})
+    parent.add_node("first", lambda state: {})
+    parent.add_node("search", compiled(store, None, strategy=BestOfN(2)))
+    parent.add_node("last", lambda state: {})
+    for before, after in zip([START, *names], [*names, END], strict=True):
+        parent.add_edge(before, after)
+    saver = InMemorySaver()
+    app = parent.compile(checkpointer=saver)
+    given = {"messages": [AIMessage("Hello."), *asked(png=PNG)["messages"]]}
+    if way == "node":
+        state = app.invoke(given, THREAD)
+        await app.ainvoke(given, {"configurable": {"thread_id": "async"}})
+    elif way == "transformer":
+        state = app.invoke(intake.lighten(given), THREAD)
+    else:
+        state = await (RunnableLambda(intake.lighten) | app).ainvoke(given, THREAD)
+    assert [m.type for m in state["messages"]] == ["ai", "human", "ai"]
+    assert state["messages"][1].content[0]["url"] == f"vprm-image://{DIGEST}"
+    heavy = {
+        saved.metadata["step"]
+        for saved in saver.list(THREAD)  # those of the search, too
+        if "base64" in repr(saved.checkpoint)
+    }
+    assert heavy == ({-1, 0} if way == "node" else set())
+    assert given["messages"][1] == asked(png=PNG)["messages"][0]
+
+
+@pytest.mark.parametrize("given", [{}, {"messages": []}, None, "text", {"other": 1}])
+def test_an_intake_lets_through_what_holds_no_messages(given: Any) -> None:
+    assert ImageIntake(MemoryImageStore()).lighten(given) is given
 
 
 def test_pictures_added_behind_the_graphs_back_are_taken_out_at_once() -> None:

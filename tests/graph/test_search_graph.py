@@ -30,7 +30,7 @@ from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Plan, Pruning, Strategy
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
-from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult
+from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult, SearchResult
 
 PNG = noisy_png(64)
 BEAM = BeamSearch(width=3, expand=3)
@@ -39,7 +39,8 @@ STRATEGIES = [
     BEAM,
     BeamSearch(width=2, expand=4, pruning=Pruning(below=0.4), stop=None),
 ]
-THREAD = {"configurable": {"thread_id": "one"}}
+THREAD: Any = {"configurable": {"thread_id": "one"}}
+THREAD_ROOT: Any = {"configurable": {"thread_id": "one", "checkpoint_ns": ""}}
 
 
 def graph(**options: Any) -> SearchGraph:
@@ -128,7 +129,7 @@ def test_the_message_channel_may_have_another_name_and_schema() -> None:
     assert set(out) == {"chat", "note"}
     assert out["note"] == "kept"
     saved = app.get_state(THREAD).values
-    assert out["chat"][-1].response_metadata["vprm"] == saved["search_result"]
+    assert out["chat"][-1].content == saved["search_result"]["text"]
     named = graph(messages_key="chat").compile().invoke({"chat": asked()["messages"]})
     assert tree_of_state(named).dumps() == tree_of_state(saved).dumps()
 
@@ -140,7 +141,7 @@ def test_a_schema_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="no key 'messages'"):
         graph(state_schema=Mine)
     with pytest.raises(ConfigError, match="search_nodes"):
-        graph(state_schema=SearchState, delta_checkpoints=True)
+        graph(state_schema=SearchState, delta_checkpoints=False)
     with pytest.raises(ConfigError, match="not str"):
         graph(policy="gpt")
 
@@ -162,23 +163,40 @@ def test_the_graph_is_drawn_as_designed() -> None:
 # --- conversations -----------------------------------------------------------------------------
 
 
-def test_the_answer_is_a_message_with_scores_usage_and_candidates() -> None:
-    state = graph().compile().invoke(asked(png=PNG))
+def test_the_answer_is_a_small_message_with_scores_usage_and_the_trees_digest() -> None:
+    state = graph(strategy=BestOfN(64)).compile().invoke(asked(png=PNG))
     answer = state["messages"][-1]
-    result = state["search_result"]
+    result, tree = state["search_result"], tree_of_state(state)
     assert isinstance(answer, AIMessage)
     assert answer.content == result["text"]
-    assert answer.response_metadata["vprm"] == result
+    said = answer.response_metadata["vprm"]
+    told = {key: value for key, value in result.items() if key != "text"}
+    assert said == {**told, "tree": tree.digest()}
     assert json.loads(json.dumps(result)) == result
-    winner = next(c for c in result["candidates"] if c["node"] == result["node"])
-    assert all(0 <= score <= 1 for score in winner["step_scores"])
-    tree = tree_of_state(state)
+    assert len(json.dumps(answer.response_metadata)) < 1000
+    assert "candidates" not in result
+    assert 0 <= said["score"] <= 1
     assert answer.usage_metadata == {
         "input_tokens": sum(r.prompt_tokens for r in tree),
         "output_tokens": sum(r.generated_tokens for r in tree),
         "total_tokens": sum(r.prompt_tokens + r.generated_tokens for r in tree),
     }
-    assert result["usage"]["candidates"] == len(tree) - 1
+    assert result["usage"]["candidates"] == 64
+
+
+def test_candidates_come_on_request() -> None:
+    small = graph(strategy=BestOfN(8)).compile()
+    app = graph(strategy=BestOfN(8), candidates=True).compile()
+    state = app.invoke(asked(png=PNG))
+    listed = state["search_result"]["candidates"]
+    assert SearchResult.from_json(state["search_result"]).to_json() == state["search_result"]
+    assert state["messages"][-1].response_metadata["vprm"]["candidates"] == listed
+    tree = tree_of_state(small.invoke(asked(png=PNG)))
+    assert {c["node"] for c in listed} == {record.id for record in tree.finished()}
+    for candidate in listed:
+        assert tuple(candidate["step_scores"]) == tree.step_scores(candidate["node"])
+    told = [e for e in small.stream(asked(png=PNG), stream_mode="custom") if e["event"] == "answer"]
+    assert told[0]["candidates"] == listed
 
 
 def test_the_problem_is_read_from_the_whole_conversation() -> None:
@@ -249,8 +267,9 @@ def test_a_search_is_a_node_of_a_larger_graph() -> None:
     app = parent.compile(checkpointer=InMemorySaver())
     out = app.invoke(asked(), THREAD)
     expected = graph().compile().invoke(asked())
+    said = expected["messages"][-1].response_metadata["vprm"]
     assert timeless({"search_result": out["messages"][-2].response_metadata["vprm"]}) == timeless(
-        expected
+        {"search_result": said}
     )
     assert out["messages"][-1].content == "done"
 
@@ -474,6 +493,32 @@ def test_a_paused_search_may_be_edited(delta: bool) -> None:
     tree = tree_of_state(app.get_state(THREAD).values)
     assert tree[best.id].reason == "vetoed by hand"
     assert not tree.children(best.id)
+
+
+def test_missing_checkpoints_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with SqliteSaver.from_conn_string(str(path)) as saver:
+        app = graph().compile(checkpointer=saver, interrupt_before=["answer"])
+        app.invoke(asked(), THREAD)
+        whole = len(tree_of_state(app.get_state(THREAD).values))
+        newest = app.get_state(THREAD).config["configurable"]["checkpoint_id"]
+        for table in ("checkpoints", "writes"):  # what a job that keeps the newest one does
+            saver.conn.execute(f"delete from {table} where checkpoint_id != ?", (newest,))
+        with pytest.raises(RecordError, match=rf"\d of the {whole} nodes.*delta_checkpoints=False"):
+            app.invoke(None, THREAD)
+
+
+def test_a_saver_may_keep_the_last_checkpoint_alone() -> None:
+    saver = InMemorySaver()
+    app = graph(delta_checkpoints=False).compile(checkpointer=saver, interrupt_before=["answer"])
+    app.invoke(asked(), THREAD)
+    last = saver.get_tuple(THREAD)
+    assert last is not None
+    other = InMemorySaver()
+    other.put(THREAD_ROOT, last.checkpoint, last.metadata, last.checkpoint["channel_versions"])
+    again = graph(delta_checkpoints=False).compile(checkpointer=other)
+    expected = tree_of_state(graph().compile().invoke(asked()))
+    assert tree_of_state(again.invoke(None, THREAD)).dumps() == expected.dumps()
 
 
 class Garbling(HashChatModel):

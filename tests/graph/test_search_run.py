@@ -127,6 +127,7 @@ def test_the_graph_and_the_function_take_the_same_options() -> None:
         "state_schema",
         "context_schema",
         "retry_policy",
+        "candidates",
         "delta_checkpoints",
     }
     of_graph = inspect.signature(create_search_graph).parameters

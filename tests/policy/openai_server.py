@@ -34,6 +34,9 @@ class Server:
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.failures: Callable[[int, Body], Failure | None] = lambda number, body: None
+        self.models: list[Body] | None = None  # what `/v1/models` lists; None: there is no list
+        self.models_hang = False
+        self.listings = 0  # how often that was asked
         self.closing = threading.Event()
 
     def answer(self, body: Body) -> Body:
@@ -90,6 +93,15 @@ def serving(solve: Callable[[Body, int], str]) -> Iterator[Server]:
             else:
                 error = {"error": {"message": failure.text, "code": failure.status}}
                 self._send(failure.status, failure.headers, error)
+
+        def do_GET(self) -> None:
+            server.listings += 1
+            if server.models_hang:
+                server.closing.wait(60)
+            if server.models is None:
+                self._send(404, {}, {"error": {"message": "not found"}})
+            else:
+                self._send(200, {}, {"object": "list", "data": server.models})
 
         def _send(self, status: int, headers: dict[str, str], reply: Any) -> None:
             data = json.dumps(reply).encode()

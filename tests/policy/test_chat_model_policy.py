@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from langchain_core.runnables import RunnableLambda
 from tests.policy.models import BLUE, RED, Script, request, texts_of
 from vprm_search.errors import ConfigError
 from vprm_search.policy import ChatModelPolicy, ModelCapabilities, RetryRules
-from vprm_search.types import Policy
+from vprm_search.types import Policy, Until
 
 QUICK = RetryRules(first_wait_s=0.001, longest_wait_s=0.002)
 PREFILL = ModelCapabilities(prefill="message")
@@ -69,6 +70,29 @@ async def test_next_step_of_a_plain_model_shows_the_steps() -> None:
     assert isinstance(message, HumanMessage)
     assert "Step 1: a\n\nStep 2: b" in message.text
     assert "exactly one" in message.text
+
+
+META = (
+    r"\b(blank|empty|lines?|newlines?|separat\w*|whitespace|format\w*|mark\w*|stop|repeat\w*|"
+    r"instruct\w*|output|tokens?)\b|[<>\\]|write nothing"
+)
+
+
+@pytest.mark.parametrize("until", ["step", "end"])
+@pytest.mark.parametrize("steps", [(), ("a = 1.",), ("a = 1.", "b = 2.")])
+@pytest.mark.parametrize("known", [PREFILL, ModelCapabilities()], ids=["prefill", "instruct"])
+async def test_a_request_speaks_of_the_solution_and_not_of_its_form(
+    known: ModelCapabilities, steps: tuple[str, ...], until: Until
+) -> None:
+    """What a request says of its own form, small models write about instead of solving."""
+    model = Script(lambda *_, **__: "c = 3.")
+    await one(ChatModelPolicy(model, capabilities=known), *steps, until=until, question="Q")
+    asked = texts_of([m for m in model.calls[0]["messages"] if isinstance(m, HumanMessage)])
+    assert not re.findall(META, asked, re.IGNORECASE)
+    assert '"Answer:"' in asked  # how the end is told
+    whole, single = "Solve the problem" in asked, re.search("only the first|exactly one", asked)
+    asks_for_one = until == "step" and known.prefill == "none"
+    assert (whole, bool(single)) == (not asks_for_one, asks_for_one)
 
 
 async def test_prefill_continues_the_models_own_message() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from pydantic import SecretStr
 
 from tests.policy.models import RED, request
 from tests.policy.openai_server import Body, Failure, Server, serving
-from vprm_search.policy import ChatModelPolicy, RetryRules
+from vprm_search.graph import arun_search, run_search
+from vprm_search.policy import ChatModelPolicy, ModelCapabilities, RetryRules
+from vprm_search.search import BestOfN, MajorityVote
 from vprm_search.types import Until
 
 KEY = "vprm-canary-key-0123456789"
@@ -186,6 +188,182 @@ async def test_instruct_instead_of_prefill(server: Server) -> None:
     assert "continue_final_message" not in body
     assert "include_stop_str_in_output" not in body
     assert STEPS[0] in body["messages"][0]["content"]
+
+
+# --- what the server is, and how long its context ------------------------------------------------
+
+OWNERS = ["vllm", "sglang"]
+
+
+def card(owner: str, **more: Any) -> Body:
+    return {"id": "tiny", "object": "model", "created": 1, "owned_by": owner, **more}
+
+
+@pytest.mark.parametrize("owner", [*OWNERS, "library"])
+async def test_servers_that_continue_are_recognised_wherever_they_run(
+    server: Server, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hosting service, by its address, and a server of one's own, by what it says."""
+    monkeypatch.setattr("vprm_search.chat.capabilities._HOSTED", ("127.0.0.1",))
+    server.models = [card("somebody") | {"id": "other"}, card(owner)]
+    policy = ChatModelPolicy(client(server))
+    assert policy.capabilities.prefill == "none"
+    rows = await policy.propose([request(STEPS[0]) for _ in range(5)])
+    recognised = owner in OWNERS
+    assert policy.capabilities.prefill == ("server" if recognised else "none")
+    for body in server.bodies:
+        assert body.get("continue_final_message", False) is recognised
+        assert body.get("add_generation_prompt", True) is not recognised
+        roles = [message["role"] for message in body["messages"]]
+        assert roles == (["user", "assistant"] if recognised else ["user"])
+    assert {proposal.finish for (proposal,) in rows} == {"step"}
+    await policy.propose([request(STEPS[0])])
+    assert server.listings == 1
+
+
+@pytest.mark.parametrize("models", [None, [], [{"id": "x"}], [card("vllm", max_model_len="2k")]])
+async def test_a_server_that_says_nothing_is_asked_once(server: Server, models: Any) -> None:
+    server.models = models
+    policy = ChatModelPolicy(client(server))
+    for _ in range(2):
+        (row,) = await policy.propose([request(STEPS[0], n=2)])
+        assert {proposal.finish for proposal in row} == {"step"}
+    assert policy.capabilities.prefill == "server"  # by its address
+    assert policy.capabilities.context_tokens is None
+    assert server.listings == 1
+
+
+async def test_what_the_user_says_is_not_asked(server: Server) -> None:
+    server.models = [card("vllm", max_model_len=100)]
+    policy = ChatModelPolicy(client(server), capabilities=ModelCapabilities(), continuation="auto")
+    await policy.propose([request(STEPS[0])])
+    assert server.listings == 0
+    instructed = ChatModelPolicy(client(server), continuation="instruct")
+    await instructed.propose([request(STEPS[0])])
+    assert [message["role"] for message in server.bodies[-1]["messages"]] == ["user"]
+
+
+WORDS: dict[str, tuple[int, str]] = {
+    "vLLM": (
+        400,
+        "max_tokens is too large: {asked}. This model's maximum context length is {window} tokens "
+        "and your request has {prompt} input tokens ({asked} > {window} - {prompt}). None",
+    ),
+    "vLLM 0.32": (
+        400,
+        "max_completion_tokens={asked} cannot be greater than max_model_len=max_total_tokens="
+        "{window}. Please request fewer output tokens.",
+    ),
+    "SGLang": (
+        400,
+        "Requested token count exceeds the model's maximum context length of {window} tokens. You "
+        "requested a total of 0 tokens: {prompt} tokens from the input messages and {asked} tokens "
+        "for the completion.",
+    ),
+    "OpenAI": (
+        400,
+        "This model's maximum context length is {window} tokens. However, you requested 0 tokens "
+        "({prompt} in the messages, {asked} in the completion).",
+    ),
+    "TGI": (
+        422,
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {window}. Given: "
+        "{prompt} `inputs` tokens and {asked} `max_new_tokens`",
+    ),
+    "answer": (
+        400,
+        "max_tokens is too large: {asked}. This model supports at most {most} completion tokens, "
+        "whereas you provided {asked}.",
+    ),
+    "no number": (400, "max_tokens is too large for this model"),
+}
+
+
+def refusing(words: str, window: int, prompt: int) -> Callable[[int, Body], Failure | None]:
+    """Return a server's rule: what does not fit into its context is refused, in these words."""
+
+    def failure(number: int, body: Body) -> Failure | None:
+        asked = body["max_completion_tokens"]
+        if asked + prompt < window:
+            return None
+        status, text = WORDS[words]
+        most = window - prompt - 1
+        return Failure(
+            status, text=text.format(asked=asked, window=window, prompt=prompt, most=most)
+        )
+
+    return failure
+
+
+@pytest.mark.parametrize("words", list(WORDS))
+@pytest.mark.parametrize("until", ["step", "end"])
+async def test_a_short_context_is_learnt_once(server: Server, words: str, until: Until) -> None:
+    server.failures = refusing(words, window=300, prompt=40)
+    policy = ChatModelPolicy(client(server), retry=quick())
+    (row,) = await policy.propose([request(n=3, until=until)])
+    assert {p.error for p in row} == {""}
+    refused = len(server.bodies) - 1
+    assert refused == 1 or words in ("no number", "vLLM 0.32")
+    assert refused <= 6
+    assert [p.requests for p in row] == [refused + 1, 0, 0]
+    for _ in range(3):
+        (row,) = await policy.propose([request(n=3, until=until)])
+        assert {p.error for p in row} == {""}
+    assert len(server.bodies) == refused + 4
+    if words in ("vLLM", "SGLang", "OpenAI", "TGI", "answer"):
+        assert server.bodies[-1]["max_completion_tokens"] == 259
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_best_of_n_at_a_server_with_a_short_context_has_answers(
+    server: Server, asynchronous: bool
+) -> None:
+    server.failures = refusing("vLLM", window=200, prompt=40)
+    policy = ChatModelPolicy(client(server))
+    search: Any = {
+        "policy": policy, "scorer": None, "strategy": BestOfN(8), "selector": MajorityVote(),
+    }  # fmt: skip
+    if asynchronous:
+        result = (await arun_search("1 + 2?", **search)).result
+    else:
+        result = (await asyncio.to_thread(run_search, "1 + 2?", **search)).result
+    assert result.answer == "3"
+    assert len(server.bodies) == 2
+
+
+async def test_the_listed_context_saves_the_refusal(server: Server) -> None:
+    server.models = [card("vllm", max_model_len=200)]
+    server.failures = refusing("no number", window=200, prompt=40)
+    policy = ChatModelPolicy(client(server))
+    untils: tuple[Until, ...] = ("end", "step")
+    for until in untils:
+        (row,) = await policy.propose([request(n=2, until=until)])
+        assert {p.error for p in row} == {""}
+    assert len(server.bodies) == 2
+
+
+async def test_a_prompt_longer_than_the_context_says_so(server: Server) -> None:
+    server.failures = refusing("vLLM", window=300, prompt=400)
+    policy = ChatModelPolicy(client(server))
+    ((proposal,),) = await policy.propose([request()])
+    assert "no room for an answer" in proposal.error
+    assert "maximum context length is 300" in proposal.error
+    assert len(server.bodies) == 1
+    server.failures = lambda number, body: None
+    await policy.propose([request()])
+    assert server.bodies[-1]["max_completion_tokens"] >= 16
+
+
+async def test_a_hanging_list_of_models_takes_none_of_the_time(server: Server) -> None:
+    """A search of one second does not wait five for it."""
+    server.models_hang = True
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    policy = ChatModelPolicy(client(server))
+    asked = replace(request(), timeout_s=0.3)
+    ((proposal,),) = await asyncio.wait_for(policy.propose([asked]), 4)
+    assert proposal.out_of_time
+    assert loop.time() - started < 4
 
 
 # --- failures ------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class ModelCapabilities:
     (a call argument `seeds`). `stop`: which stop strings it takes. `instructions`: it follows
     instructions in the question. `max_tokens_key`: the call argument that limits an answer.
     `in_process`: calls share this process, so there is no reason to limit them. `max_temperature`:
-    the highest one it takes.
+    the highest one it takes. `context_tokens`: what prompt and answer may have together, if known.
     """
 
     prefill: Prefill = "none"
@@ -41,6 +41,7 @@ class ModelCapabilities:
     max_tokens_key: str | None = "max_tokens"
     in_process: bool = False
     max_temperature: float = 2.0
+    context_tokens: int | None = None
 
 
 UNKNOWN_MODEL = ModelCapabilities()
@@ -53,6 +54,11 @@ ANTHROPIC_PREFILL = replace(ANTHROPIC, prefill="message", prefill_whitespace=Fal
 OLLAMA = ModelCapabilities(prefill="message", max_tokens_key=None)
 
 _OPENAI_HOSTS = ("openai.com", "azure.com")
+_OPENAI_ITSELF = ("openai.com", "openai.azure.com", "cognitiveservices.azure.com")
+_CONTINUING = frozenset({"vllm", "sglang"})
+"""Owners in a list of models whose servers continue a partial answer when they are told to."""
+
+_RECOGNITION_S = 5.0  # seconds to wait for a list of models
 _HOSTED = (
     "openrouter.ai",
     "groq.com",
@@ -93,6 +99,32 @@ def capabilities_of(model: BaseChatModel) -> ModelCapabilities:
     if "langchain_ollama" in modules:
         return OLLAMA
     return UNKNOWN_MODEL
+
+
+async def recognised(model: BaseChatModel, known: ModelCapabilities) -> ModelCapabilities:
+    """Return what the server behind an OpenAI client says of itself, added to what is `known`.
+
+    vLLM and SGLang name themselves as the owner of what they serve (`/v1/models`), wherever they
+    run, and with it the length of the context. Any other server, and one that does not answer,
+    leaves `known` as it is. OpenAI and Azure are not asked.
+    """
+    client = getattr(model, "root_async_client", None)
+    host = _host(model)
+    if client is None or not host or _within(host, _OPENAI_ITSELF):
+        return known
+    try:
+        listed = await client.with_options(max_retries=0, timeout=_RECOGNITION_S).models.list()
+        cards = {card.id: card.model_dump() for card in listed.data}
+        name = str(getattr(model, "model_name", ""))
+        card = cards.get(name) or (next(iter(cards.values())) if len(cards) == 1 else {})
+    except Exception:  # whatever a server of unknown make may answer
+        return known
+    if card.get("owned_by") in _CONTINUING:
+        known = OPEN_SERVER
+    window = card.get("max_model_len")
+    if isinstance(window, int) and window > 0:
+        return replace(known, context_tokens=window)
+    return known
 
 
 def _openai_compatible(model: Any, name: str) -> ModelCapabilities:

@@ -25,6 +25,14 @@ _RETRYABLE_NAMES = frozenset(
         "TooManyRequests",
     }
 )
+_UNREACHABLE = frozenset({"APIConnectionError", "TransportError", "ServiceUnavailable"})
+_REMEDIES = {
+    401: "check the API key",
+    403: "check the API key and what it may use",
+    404: "check the model's name and the server's address (base_url)",
+    408: "raise the time limit (retry.timeout_s), or ask for less at a time",
+    429: "lower max_concurrency, or raise the server's quota",
+}
 _CAUSES_FOLLOWED = 4
 _SHOWN_CHARS = 300
 _SECRET_WORDS = re.compile(
@@ -111,9 +119,23 @@ def explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
     return one_line(without_secrets(f"{where}: {text}" if text else where, secrets))
 
 
-_REMEDIES = tuple(
-    (re.compile(words, re.IGNORECASE), advice)
-    for words, advice in (
+def remedy(error: BaseException) -> str:
+    """Return what to do about a call that failed for good, "" where nothing is known."""
+    for cause in _causes(error):
+        status = status_of(cause)
+        if status is not None:
+            return _REMEDIES.get(status, "look at the server's log" if status >= 500 else "")
+        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+            return "raise the time limit (retry.timeout_s), or ask for less at a time"
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        if isinstance(cause, ConnectionError) or _UNREACHABLE & kinds:
+            return "check that the server runs and its address (base_url)"
+    return ""
+
+
+_ADVICE = tuple(
+    (re.compile(words, re.IGNORECASE), said)
+    for words, said in (
         (
             r"context length|context window|max_model_len|too[ _]long|out of context",
             "ask for fewer tokens or give the server a longer context",
@@ -137,9 +159,9 @@ _REMEDIES = tuple(
 )
 
 
-def remedy(failure: str) -> str:
+def advice(failure: str) -> str:
     """Return what may be done about a failure, from the words that tell of it (`explain`)."""
-    known = (advice for pattern, advice in _REMEDIES if pattern.search(failure))
+    known = (said for pattern, said in _ADVICE if pattern.search(failure))
     return next(known, "see the words of the error")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from vprm_search.cli.doctor import doctor
 from vprm_search.cli.score import score
 from vprm_search.cli.serve import serve
 from vprm_search.cli.solve import solve
-from vprm_search.errors import VprmError
+from vprm_search.errors import SearchWarning, VprmError
 
 DEBUG = "--debug"
 
@@ -90,7 +91,11 @@ def _give_up(label: str, error: BaseException, debug: bool, code: int) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep other libraries' progress bars and chatter out of the output, and off the network."""
+    """Keep other libraries' progress bars and chatter out of the output, and off the network.
+
+    What a search warns of, its command says itself.
+    """
+    warnings.simplefilter("ignore", SearchWarning)
     for name, value in (
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_HUB_OFFLINE", "1"),

@@ -153,6 +153,7 @@ def fit(
     png: Annotated[Path | None, typer.Option(help="Write a reliability diagram.")] = None,
 ) -> None:
     """Fit one calibration per policy and measure it on held-out problems."""
+    console.check_place(out, png)
     options.need("numpy", "calibration")
     from vprm_search.calibration.maps import CalibrationFile
     from vprm_search.labelling.records import by_policy, read_scored_paths

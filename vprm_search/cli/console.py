@@ -37,6 +37,17 @@ def print_json(data: Any) -> None:
     OUT.file.write(json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
 
 
+def check_place(*paths: Path | None) -> None:
+    """Raise `ConfigError` for the first file that cannot be there: before the work, not after."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise ConfigError(f"{path} cannot be written: it is a folder; name a file")
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"{path} cannot be written: there is no folder {path.parent}; make it"
+            )
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a report and say where. Raises `ConfigError` if the file cannot be written."""
     data = content.encode() if isinstance(content, str) else content

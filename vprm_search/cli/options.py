@@ -79,8 +79,12 @@ _STRATEGIES: dict[StrategyName, type[BestOfN] | type[StepwiseSearch]] = {
 }
 
 Images = Annotated[
-    list[Path],
-    typer.Option("--image", metavar="FILE", help="PNG, JPEG or WEBP of the problem; repeatable."),
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone.",
+    ),
 ]
 Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
 Scorer = Annotated[
@@ -213,11 +217,11 @@ def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> Ste
     return CalibratedScorer(scorer, read_calibration(file).of(policy))
 
 
-def read_images(paths: Sequence[Path]) -> tuple[ImageData, ...]:
+def read_images(paths: Sequence[Path] | None) -> tuple[ImageData, ...]:
     """Read and normalise image files. Raises `ImageError`."""
     from vprm_search.images.normalise import normalise_image
 
-    return tuple(normalise_image(path) for path in paths)
+    return tuple(normalise_image(path) for path in paths or ())
 
 
 # --- the models a command names: `tiny`, a folder, a server, or a provider's chat model

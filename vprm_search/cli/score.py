@@ -26,12 +26,7 @@ def score(
     solution: Annotated[
         str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
     ],
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone."
-        ),
-    ] = None,
+    image: options.Images = None,
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
@@ -51,7 +46,7 @@ def score(
     text = _read(solution)
     if not text.strip():
         raise InputError("the solution has no steps: it is empty")
-    images = options.read_images(image or [])
+    images = options.read_images(image)
     request = solution_request(question, text, images, max_steps=max_steps)
     loaded = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     judge = options.calibrated(loaded, calibration, calibration_policy)
@@ -78,8 +73,16 @@ def _read(solution: str) -> str:
         raise InputError(f"{solution}: cannot be read ({error.strerror})") from error
     if len(data) > limit:
         raise InputError(f"the solution has more than {limit} bytes; shorten it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{'the solution' if solution == '-' else solution}: byte {error.start} "
+            f"(0x{data[error.start]:02x}) is not UTF-8, which a solution must be; convert it, for "
+            "example with iconv"
+        ) from error
     # other systems' line ends, and the mark some put before a text, are no part of the solution
-    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _as_json(

@@ -88,8 +88,8 @@ _SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
 
 
 def solve(
-    image: options.Images,
     question: options.Question,
+    image: options.Images = None,
     system: Annotated[str, typer.Option(help="System prompt for the policy.")] = "",
     policy: Annotated[
         str,
@@ -186,10 +186,11 @@ def solve(
         Path | None, typer.Option(help="Write a picture.", rich_help_panel=_OUTPUT)
     ] = None,
 ) -> None:
-    """Search for the answer to a question about images.
+    """Search for the answer to a question, about images or not.
 
-    Exits with 3 when no answer was found.
+    Exits with 3 when no answer was found, be it that the policy's server cannot be reached.
     """
+    console.check_place(html, png)
     beam: dict[str, Any] = {
         "width": width,
         "expand": expand,
@@ -248,6 +249,9 @@ def solve(
                 status.update(f"round {event['round']}: {children} steps")
 
         searched = ask(graph, question, images, system=system, on_event=tell)
+    if searched.result.warning:
+        warning = f"warning: {printable(searched.result.warning)}"
+        console.ERR.print(warning, markup=False, soft_wrap=True)
     _show(searched, price_list, as_json=json, aggregate=chooser.aggregate)
     _write(searched, images, html, png, chooser.aggregate)
     if searched.result.answer is None:
@@ -296,10 +300,6 @@ def _show(searched: SearchRun, prices: Prices | None, *, as_json: bool, aggregat
     console.OUT.print(f"Paths: {ends_line(searched.tree)}", markup=False, style="dim")
     if prices is not None:
         console.OUT.print(cost_line(usage, prices), markup=False)
-    if searched.result.answer is None and searched.result.node is None:
-        failures = sorted({r.reason for r in searched.tree if r.status == "failed" and r.reason})
-        for reason in failures[:3]:
-            console.ERR.print(f"failed: {printable(reason)}", markup=False, soft_wrap=True)
 
 
 def _write(

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vprm_search.chat.failures import remedy
+from vprm_search.chat.failures import advice
 from vprm_search.compare.cell import same_strategy, write_atomically
 from vprm_search.compare.entrants import (
     DEFAULT_ENTRANTS,
@@ -427,7 +427,7 @@ class _Shard:
             said = failures.most_frequent
             raise SearchError(
                 f"stopped at {entrant.name}@{size}: nothing came of {self._lost} searches in a "
-                f"row; {failures}, most often: {said} To do: {remedy(said)}; then run the same "
+                f"row; {failures}, most often: {said} To do: {advice(said)}; then run the same "
                 "command again, which makes the searches that failed anew and keeps the others"
             )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         SearchGraph,
         create_search_graph,
     )
-    from vprm_search.graph.state import SearchState, tree_of_state
+    from vprm_search.graph.state import SearchState, search_done, tree_of_state
     from vprm_search.graph.verifier import VerifierNode, VerifierState, create_verifier_node
 
 _HOMES = {
@@ -27,6 +27,7 @@ _HOMES = {
     "create_verifier_node": "verifier",
     "run_jobs": "run",
     "run_search": "run",
+    "search_done": "state",
     "tree_of_state": "state",
 }
 
@@ -42,6 +43,7 @@ __all__ = [
     "create_verifier_node",
     "run_jobs",
     "run_search",
+    "search_done",
     "tree_of_state",
 ]
 

@@ -70,7 +70,7 @@ def scored(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
 
 
 def answered(tree: SearchTree, result: SearchResult) -> list[Event]:
-    """Return "answer": the chosen path."""
+    """Return "answer": the chosen path, and all that it was chosen from."""
     return [
         _event(
             tree,
@@ -80,6 +80,8 @@ def answered(tree: SearchTree, result: SearchResult) -> list[Event]:
             score=result.score,
             ended_by=result.ended_by,
             fallback=result.fallback,
+            candidates=[candidate.to_json() for candidate in result.candidates],
+            warning=result.warning,
         )
     ]
 

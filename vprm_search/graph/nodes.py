@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +23,15 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
 
 from vprm_search import ids
+from vprm_search.errors import SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop
 from vprm_search.graph.questions import question_of, read_problem
 from vprm_search.graph.session import LiveTrees, run_blocking
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
-from vprm_search.images.messages import ImageIntake, reference_images
+from vprm_search.images.messages import ImageIntake
 from vprm_search.search.plan import Plan
-from vprm_search.types import ImageData, NodeRecord, Problem, SearchResult
+from vprm_search.types import ImageData, Json, NodeRecord, Problem, SearchResult
 
 State = Mapping[str, Any]
 Update = dict[str, Any]
@@ -41,18 +43,25 @@ class SearchNodes:
 
     Args:
         loop: the loop whose phases the nodes are.
-        intake: takes pictures out of messages, and brings them back for a round.
-        messages_key: the key of the conversation.
+        intake: takes pictures out of messages, and brings them back for a round; it knows the key
+            of the conversation.
         run_seed: makes the seeds of all candidates.
+        candidates: whether the outcome lists all candidates.
     """
 
     def __init__(
-        self, loop: Loop, intake: ImageIntake, messages_key: str = "messages", run_seed: int = 0
+        self,
+        loop: Loop,
+        intake: ImageIntake,
+        *,
+        run_seed: int = 0,
+        candidates: bool = False,
     ) -> None:
         self.loop = loop
         self.intake = intake
-        self.messages_key = messages_key
+        self.messages_key = intake.messages_key
         self._run_seed = run_seed
+        self._candidates = candidates
         self._trees = LiveTrees()
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
@@ -68,14 +77,14 @@ class SearchNodes:
 
     async def _ingest(self, state: State) -> Outcome:
         """Read the question, move its pictures out of the state, and start a new search."""
-        key = self.messages_key
+        key, intake = self.messages_key, self.intake
         given: Sequence[AnyMessage] = state.get(key) or []
-        name_image = self.intake.name_image
-        messages = await asyncio.to_thread(reference_images, given, name_image)
+        messages = await asyncio.to_thread(intake.references, given)
         update: Update = {
-            "search_problem": read_problem(messages, name_image).to_json(),
+            "search_problem": read_problem(messages, intake.name_image).to_json(),
             "search_run_seed": self._run_seed,
             "search_nodes": Overwrite({}),
+            "search_size": 0,
             "search_plan": plan_to_json(Plan()),
             "search_seconds": 0.0,
             "search_result": None,
@@ -110,10 +119,14 @@ class SearchNodes:
         """Choose the answer and say it."""
         job = self._job(state)
         result, told = self.loop.conclude(job)
+        if result.warning:
+            warnings.warn(result.warning, SearchWarning, stacklevel=1)
         key = self.messages_key
         asked = question_of(state[key]).id or ""
         name = f"vprm-{ids.digest(job.tree.root_id, asked)[:12].hex()}"
-        return {key: [answer_message(result, name)], "search_result": result.to_json()}, told
+        outcome = result.to_json(candidates=self._candidates)
+        metadata = {**outcome, "tree": job.tree.digest()}
+        return {key: [answer_message(result, name, metadata)], "search_result": outcome}, told
 
     async def _images(self, state: State) -> tuple[ImageData, ...]:
         problem = Problem.from_json(state["search_problem"])
@@ -127,7 +140,7 @@ class SearchNodes:
     def _update(self, state: State, job: Job, records: Sequence[NodeRecord]) -> Update:
         table = record_table(records)
         self._trees.give(state, _thread(), table, job.tree)
-        return {"search_nodes": table}
+        return {"search_nodes": table, "search_size": len(job.tree)} if table else {}
 
 
 def next_node(state: State) -> str:
@@ -135,22 +148,31 @@ def next_node(state: State) -> str:
     return "answer" if state["search_plan"]["finish"] else "propose"
 
 
-def answer_message(result: SearchResult, message_id: str) -> AIMessage:
-    """Return the answer as a message; scores, usage and candidates are in its metadata.
+def answer_message(
+    result: SearchResult, message_id: str, metadata: Mapping[str, Json]
+) -> AIMessage:
+    """Return the answer as a message; `response_metadata["vprm"]` is `metadata` without its text.
 
-    `response_metadata["vprm"]` is the result as plain JSON.
+    A message is stored with every later checkpoint of its conversation, so it has to be small.
     """
     spent = result.usage
     return AIMessage(
-        content=result.text or f"No answer was found ({result.ended_by}).",
+        content=_content(result),
         id=message_id,
-        response_metadata={"vprm": result.to_json()},
+        response_metadata={"vprm": {k: v for k, v in metadata.items() if k != "text"}},
         usage_metadata=UsageMetadata(
             input_tokens=spent.prompt_tokens,
             output_tokens=spent.generated_tokens,
             total_tokens=spent.prompt_tokens + spent.generated_tokens,
         ),
     )
+
+
+def _content(result: SearchResult) -> str:
+    """Return what the message says: an unfinished text is never passed off as an answer."""
+    if not result.text:
+        return f"No answer was found: {result.warning}."
+    return f"{result.text}\n\n[Unfinished: {result.warning}.]" if result.fallback else result.text
 
 
 def _node(name: str, phase: Callable[[State], Awaitable[Outcome]]) -> RunnableLambda[Any, Update]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
-from vprm_search.errors import SearchError
+from vprm_search.errors import SearchError, SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop, Told
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
@@ -145,6 +146,8 @@ async def arun_search(
         on_no_answer=on_no_answer,
         on_event=on_event,
     )
+    if warning := runs[0].result.warning:
+        warnings.warn(warning, SearchWarning, stacklevel=2)
     return runs[0]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
-from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import RetryPolicy
 from typing_extensions import TypedDict
@@ -24,8 +23,8 @@ from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import SearchNodes, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
-from vprm_search.graph.state import SearchState, channels
-from vprm_search.images.messages import ImageIntake, reference_images
+from vprm_search.graph.state import SearchState, channels, talk
+from vprm_search.images.messages import ImageIntake
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.outcome import OnNoAnswer
@@ -62,15 +61,18 @@ def create_search_graph(
     state_schema: type[Any] | None = None,
     context_schema: type[Any] | None = None,
     retry_policy: RetryPolicy = RETRY,
-    delta_checkpoints: bool = False,
+    candidates: bool = False,
+    delta_checkpoints: bool = True,
 ) -> SearchGraph:
     """Return the graph ingest → plan → propose → score → plan … → answer, not yet compiled.
 
     It takes a conversation under `messages_key` that ends with a question, with or without
     images, and appends the answer as an `AIMessage` whose `response_metadata["vprm"]` holds the
-    scores, the usage and all candidates. Pictures are moved into `image_store`, and references
-    stay in the messages (`restore_images` brings them back for a model that needs them). A new
-    human message on the same thread starts a new search.
+    answer, its path score, the usage and the digest of the tree, in less than 2 kB. Pictures are
+    moved into `image_store`, and references stay in the messages (`restore_images` brings them
+    back for a model that needs them; `ImageIntake` moves them out of a parent graph's state). A
+    new human message on the same thread starts a new search; the tree of the one before
+    (`tree_of_state`) is in the checkpoint that it ended with.
 
     Compile it with a checkpointer and a killed search goes on where it was
     (`invoke(None, config)`); with `durability="sync"` at most one node is repeated. The tree is
@@ -102,10 +104,14 @@ def create_search_graph(
         context_schema: passed on to the `StateGraph`.
         retry_policy: when a node whose policy or scorer raised is tried again. Default: `RETRY`,
             three attempts, .5 s and more apart, for passing troubles only.
-        delta_checkpoints: store only what changed in each checkpoint, not the whole tree
-            (LangGraph's `DeltaChannel`, still in beta): for long searches (a tree of 242 nodes
-            over 23 rounds left 4.1 MB in SQLite, and 1.0 MB so). Old checkpoints of the thread
-            must then be kept.
+        candidates: list every candidate path with its scores in `search_result` and in the
+            answer's metadata, too, which is then stored with every later message. Default: False.
+        delta_checkpoints: store in each checkpoint only the records and messages that are new in
+            it (LangGraph's `DeltaChannel`), so that each is stored once and not once a step. False
+            for a saver that keeps only the last checkpoint of a thread, or where old ones are
+            deleted: tree and messages are then whole in every one. Records that are missing are
+            noticed (`RecordError`). The messages of a `state_schema` are stored as it says.
+            Default: True.
 
     Raises:
         ConfigError: the policy is neither, there is no scorer where one is needed, or
@@ -128,8 +134,8 @@ def create_search_graph(
         on_no_answer=on_no_answer,
         scored=ScoredRounds(),
     )
-    intake = ImageIntake(DiskImageStore() if image_store is None else image_store)
-    nodes = SearchNodes(loop, intake, messages_key, run_seed)
+    intake = ImageIntake(DiskImageStore() if image_store is None else image_store, messages_key)
+    nodes = SearchNodes(loop, intake, run_seed=run_seed, candidates=candidates)
     schema = _state_schema(state_schema, messages_key, delta=delta_checkpoints)
     graph = SearchGraph(schema, context_schema, nodes)
     _wire(graph, retry_policy, delta=delta_checkpoints)
@@ -191,14 +197,12 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
         return cast("SearchGraph", self.builder).search_nodes
 
     def _light(self, given: Any) -> Any:
-        key = self._nodes.messages_key
+        intake = self._nodes.intake
         if isinstance(given, PromptValue):
             given = given.to_messages()
         if isinstance(given, str | BaseMessage | list | tuple):  # what a chat model takes
-            given = {key: given}
-        if not isinstance(given, Mapping) or not given.get(key):
-            return given
-        return {**given, key: reference_images(given[key], self._nodes.intake.name_image)}
+            given = {intake.messages_key: given}
+        return intake.lighten(given)
 
 
 def _unbounded(config: RunnableConfig | None) -> RunnableConfig:
@@ -226,8 +230,8 @@ class SearchGraph(StateGraph[Any, Any, Any, Any]):
 def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None:
     nodes = graph.search_nodes
     hints = get_type_hints(graph.state_schema, include_extras=True)
-    talk = {nodes.messages_key: hints[nodes.messages_key]}
-    read = _typed_dict("SearchInput", {**talk, **channels(delta=delta)})
+    said = {nodes.messages_key: hints[nodes.messages_key]}
+    read = _typed_dict("SearchInput", {**said, **channels(delta=delta)})
     for name, node in nodes.runnables().items():
         graph.add_node(name, node, input_schema=read, retry_policy=retry_policy)
     graph.add_edge(START, "ingest")
@@ -239,20 +243,20 @@ def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None
 
 
 def _state_schema(given: type[Any] | None, messages_key: str, *, delta: bool) -> type[Any]:
-    if given is None and messages_key == "messages" and not delta:
+    if given is None and messages_key == "messages" and delta:
         return SearchState
     if given is None:
-        talk = {messages_key: Annotated[list[AnyMessage], add_messages]}
-        return _typed_dict("SearchState", {**talk, **channels(delta=delta)})
+        keys = {messages_key: talk(delta=delta), **channels(delta=delta)}
+        return _typed_dict("SearchState", keys)
     hints = get_type_hints(given)
     if messages_key not in hints:
         raise ConfigError(
             f"state_schema {given.__name__} has no key {messages_key!r}; declare it as "
             "Annotated[list[AnyMessage], add_messages], or name another messages_key"
         )
-    if delta and "search_nodes" in hints:
+    if not delta and "search_nodes" in hints:
         raise ConfigError(
-            f"state_schema {given.__name__} declares search_nodes, which delta_checkpoints=True "
+            f"state_schema {given.__name__} declares search_nodes, which delta_checkpoints=False "
             "declares in its own way; leave one of them out"
         )
     return given

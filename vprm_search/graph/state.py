@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AnyMessage, convert_to_messages
+from langgraph.channels.delta import DeltaChannel
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
@@ -14,6 +15,9 @@ from vprm_search.errors import RecordError
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import Json, NodeId, NodeRecord, Problem
+
+if TYPE_CHECKING:
+    from langgraph.types import StateSnapshot
 
 RecordTable = dict[str, Any]
 """Node records as plain JSON, by node id."""
@@ -40,51 +44,60 @@ def _joined(old: Mapping[str, Json], new: Mapping[str, Json]) -> Mapping[str, Js
     return new if joined == new else joined
 
 
+def merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
+    """Join several tables of records, one after the other (the reducer of a `DeltaChannel`)."""
+    return functools.reduce(merge_records, news, known)
+
+
 class SearchChannels(TypedDict, total=False):
     """The keys a search adds to a graph's state.
 
     `search_problem` is the question with its image digests, `search_nodes` the tree's records by
-    id, `search_plan` the round under way, `search_seconds` the time spent, and `search_result` the
-    outcome (None while the search runs). All start anew when a new question arrives.
+    id, `search_size` how many there are, `search_plan` the round under way, `search_seconds` the
+    time spent, and `search_result` the outcome (None while the search runs). All start anew when a
+    new question arrives.
+
+    A checkpoint holds of `search_nodes` only what its step wrote (LangGraph's `DeltaChannel`).
     """
 
     search_problem: dict[str, Any]
     search_run_seed: int
-    search_nodes: Annotated[dict[str, Any], merge_records]
+    search_nodes: Annotated[dict[str, Any], DeltaChannel(merge_all)]
+    search_size: int
     search_plan: dict[str, Any]
     search_seconds: float
     search_result: dict[str, Any] | None
 
 
+def _add_all(said: list[AnyMessage], writes: Sequence[Any]) -> list[AnyMessage]:
+    return functools.reduce(add_messages, writes, said)  # type: ignore[arg-type]
+
+
+TALK = Annotated[list[AnyMessage], DeltaChannel(_add_all, snapshot_frequency=20)]
+"""A conversation of which a checkpoint holds what is new, and every twentieth time all of it."""
+
+
 class SearchState(SearchChannels, total=False):
     """The state of a search graph: a conversation and the search for its next answer."""
 
-    messages: Annotated[list[AnyMessage], add_messages]
+    messages: TALK
 
 
-def channels(*, delta: bool = False) -> dict[str, Any]:
-    """Return the annotations of `SearchChannels`.
-
-    With `delta`, a checkpoint holds only the records that changed (LangGraph's `DeltaChannel`,
-    beta in 1.2): the file grows with the tree and not with its square, but no checkpoint of a
-    thread may be deleted while the thread is in use.
-    """
+def channels(*, delta: bool = True) -> dict[str, Any]:
+    """Return the annotations of `SearchChannels`; without `delta`, every checkpoint is whole."""
     hints = get_type_hints(SearchChannels, include_extras=True)
-    if delta:
-        from langgraph.channels.delta import DeltaChannel
-
-        hints["search_nodes"] = Annotated[dict[str, Any], DeltaChannel(_merge_all)]
-    return hints
+    return hints if delta else {**hints, "search_nodes": Annotated[RecordTable, merge_records]}
 
 
-def _merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
-    return functools.reduce(merge_records, news, known)
+def talk(*, delta: bool = True) -> Any:
+    """Return the annotation of the conversation; without `delta`, every checkpoint is whole."""
+    return TALK if delta else Annotated[list[AnyMessage], add_messages]
 
 
 def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
     """Return the search tree inside a graph's state (a result, or `get_state(config).values`).
 
-    Raises `RecordError` if there is no search in it or its records are damaged.
+    Raises `RecordError` if there is no search in it, or its records are damaged or not all there.
     """
     problem = state.get("search_problem")
     if not problem:
@@ -93,7 +106,35 @@ def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
     table = state.get("search_nodes") or {}
     tree.merge(NodeRecord.from_json(record) for record in table.values())
     tree.check()
+    expected = state.get("search_size", 0)
+    if len(tree) < expected:
+        raise RecordError(
+            f"the state holds {len(tree)} of the {expected} nodes of its search: earlier "
+            "checkpoints of the thread are gone, and each holds only what was new in it; keep all "
+            "checkpoints of a thread, or give create_search_graph delta_checkpoints=False"
+        )
     return tree
+
+
+def search_done(
+    state: Mapping[str, Any] | StateSnapshot, *, messages_key: str = "messages"
+) -> bool:
+    """Tell whether the search in a state has ended and the last question has its answer.
+
+    False for a search that runs, was paused, killed or cancelled, for a thread that holds none, and
+    while a newer human message waits. An empty `get_state(config).next` does not mean an end: it
+    leaves out a node that has run and whose checkpoint is still to be written, so a killed process
+    may leave it empty after any node. Where this is False, `invoke(None, config)` goes on.
+
+    Args:
+        state: `get_state(config)`, its `values`, or what `invoke` returned.
+        messages_key: the key of the conversation.
+    """
+    values = state if isinstance(state, Mapping) else state.values
+    if not values.get("search_result"):
+        return False
+    kinds = [message.type for message in convert_to_messages(values.get(messages_key) or [])]
+    return next((kind == "ai" for kind in reversed(kinds) if kind in ("ai", "human")), True)
 
 
 def record_table(records: Sequence[NodeRecord]) -> RecordTable:

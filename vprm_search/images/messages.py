@@ -184,13 +184,52 @@ def _url(block: Mapping[str, Any]) -> str | None:
 class ImageIntake:
     """Takes pictures out of messages into a store, and back out of the store for a problem.
 
+    A search graph moves the pictures of its own input. As a node of a larger graph it comes too
+    late: LangGraph has stored the parent's state, pictures and all, and stores it again with every
+    step. There an intake moves them out, either as the first node,
+    `builder.add_node("intake", ImageIntake(store))`, so that they are stored with the input and
+    not again; or before the graph, `(ImageIntake(store).lighten | graph).invoke(...)` or
+    `graph.invoke(intake.lighten({"messages": [...]}))`, so that they are not stored at all. The
+    search graph is given the same store.
+
     The last few pictures stay in memory: a store on disk recomputes the digest at every read.
+
+    Args:
+        store: where the pictures are kept.
+        messages_key: the key of the conversation in a graph's state. Default: "messages".
     """
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore, messages_key: str = "messages") -> None:
         self.store = store
+        self.messages_key = messages_key
         self._kept: OrderedDict[str, ImageData] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __call__(self, state: Mapping[str, Any]) -> dict[str, list[AnyMessage]]:
+        """Return the messages whose pictures were moved out: a node of a graph.
+
+        The key's reducer must be `add_messages`, which puts them in the place of those with the
+        same ids. Raises what `name_image` raises.
+        """
+        given = state.get(self.messages_key) or []
+        pairs = zip(self.references(given), given, strict=True)
+        return {self.messages_key: [light for light, heavy in pairs if light is not heavy]}
+
+    def lighten(self, given: Any) -> Any:
+        """Return the input of a graph with references for pictures, anything else as it is.
+
+        Raises what `name_image` raises.
+        """
+        if not isinstance(given, Mapping) or not given.get(self.messages_key):
+            return given
+        return {**given, self.messages_key: self.references(given[self.messages_key])}
+
+    def references(self, messages: Any) -> list[AnyMessage]:
+        """Return messages, in any of LangChain's notations, with references for pictures.
+
+        Raises what `name_image` raises.
+        """
+        return reference_images(messages, self.name_image)
 
     def name_image(self, block: Mapping[str, Any]) -> str:
         """Return the digest of the picture in `block`, which is put into the store.

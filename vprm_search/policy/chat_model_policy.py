@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -21,8 +23,14 @@ from vprm_search.chat.calls import (
     unwrap_model,
     without_cache,
 )
-from vprm_search.chat.capabilities import ModelCapabilities, Prefill, capabilities_of
-from vprm_search.chat.failures import explain, secrets_of
+from vprm_search.chat.capabilities import (
+    ModelCapabilities,
+    Prefill,
+    capabilities_of,
+    recognised,
+)
+from vprm_search.chat.context_window import ContextWindow, read_overrun
+from vprm_search.chat.failures import explain, is_retryable, remedy, secrets_of
 from vprm_search.errors import ConfigError
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
@@ -70,6 +78,10 @@ class ChatModelPolicy:
     make siblings equal. See `replies` for how the end of a step is told from the end of the
     solution.
 
+    A model server is asked once what it is (`/v1/models`): vLLM and SGLang continue partial answers
+    and tell the length of their context. A call that asks for more tokens than the context leaves
+    is made again with fewer, and so are later ones.
+
     A call that fails for good costs its own children only: proposals with `finish="error"`.
     Timeouts, broken connections, 408, 409, 425, 429 and 5xx are tried again; give the model client
     `max_retries=0` so that only one of the two repeats.
@@ -95,7 +107,8 @@ class ChatModelPolicy:
         is_final: tells whether a step states the final answer, for models that do not say why
             they stopped. Default: it has "Answer: …" or a box.
         retry: how often a call is repeated and how long it may take.
-        capabilities: what the model can do. Default: `capabilities_of(model)`.
+        capabilities: what the model can do. Default: `capabilities_of(model)`, and what its server
+            says.
 
     Raises:
         ConfigError: `model` is not a chat model, or an option is out of range.
@@ -128,21 +141,67 @@ class ChatModelPolicy:
             n_per_call=1 if n_per_call == "auto" else n_per_call,
             step_separator=len(step_separator),
         )
-        if instruction is None:
-            instruction = DEFAULT_INSTRUCTION if known.instructions else ""
-        prefill = _prefill(continuation, known)
-        self.capabilities = known
-        self._style = PromptStyle(
-            step_separator, prefill, known.prefill_whitespace, system_prompt, instruction
-        )
-        asked = prefill == "none"
-        self._rules = ReadingRules(step_separator, is_final, max_step_chars, asked=asked)
+        if continuation not in get_args(Continuation):
+            raise ConfigError(
+                f"continuation is {continuation!r}; use 'auto', 'prefill' or 'instruct'"
+            )
+        self._continuation: Continuation = continuation
+        self._n_per_call: int | Literal["auto"] = n_per_call
+        self._separator = step_separator
+        self._system_prompt = system_prompt
+        self._instruction = instruction
+        self._is_final = is_final
+        self._max_step_chars = max_step_chars
         self._max_tokens = {"step": max_tokens_per_step, "end": max_tokens_total}
-        self._per_call = _per_call(n_per_call, known)
+        self._adopt(known)
         slots = max_concurrency or (_MOST_IN_PROCESS if known.in_process else _DEFAULT_CONCURRENCY)
         self._bounded = BoundedCalls(retry, slots)
+        self._asked_server = capabilities is not None  # or it is known without asking
+        self._asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._suffix_seen = False  # the server has shown that it keeps stop strings in its output
         self._stop_eats_steps = False  # white space before a step is lost, so stopping at it fails
+
+    def _adopt(self, known: ModelCapabilities) -> None:
+        """Ask and read from now on as a model that can do this is asked and read."""
+        instruction = self._instruction
+        if instruction is None:
+            instruction = DEFAULT_INSTRUCTION if known.instructions else ""
+        prefill = _prefill(self._continuation, known)
+        self.capabilities = known
+        self._style = PromptStyle(
+            self._separator, prefill, known.prefill_whitespace, self._system_prompt, instruction
+        )
+        self._rules = ReadingRules(
+            self._separator, self._is_final, self._max_step_chars, asked=prefill == "none"
+        )
+        self._per_call = _per_call(self._n_per_call, known)
+        self._window = ContextWindow(known.context_tokens)
+
+    async def _recognise(self, requests: Sequence[ProposeRequest]) -> list[ProposeRequest]:
+        """Let the server say what it is, before the first call; return what is left to do then."""
+        if self._asked_server:
+            return list(requests)
+
+        async def ask() -> None:
+            known = await recognised(self._model, self.capabilities)
+            if not self._asked_server:
+                self._asked_server = True
+                self._adopt(known)
+
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        task = self._asking.get(loop)
+        if task is None:
+            task = self._asking[loop] = loop.create_task(ask())
+        limits = [r.timeout_s for r in requests if r.timeout_s is not None]
+        await asyncio.wait([task], timeout=min(limits, default=None))
+        spent = loop.time() - started
+        return [
+            r if r.timeout_s is None else replace(r, timeout_s=max(0.0, r.timeout_s - spent))
+            for r in requests
+        ]
 
     @property
     def batches(self) -> bool:
@@ -151,6 +210,7 @@ class ChatModelPolicy:
 
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         """Answer all requests: one list per request, one proposal per seed, in order."""
+        requests = await self._recognise(requests)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 [group.create_task(self._answer(call)) for call in self._calls(request)]
@@ -184,8 +244,7 @@ class ChatModelPolicy:
     async def _answer_once(self, call: _Call, stop: tuple[str, ...]) -> list[Proposal]:
         """Make one call; return at least one proposal, at most one per seed."""
         request = call.request
-        jitter = (call.seeds[0] % 1024) / 1023
-        outcome = await self._bounded(lambda: self._generate(call, stop), jitter=jitter)
+        outcome = await self._within_context(call, stop)
         if outcome.value is None:
             return failed_proposals(len(call.seeds), self._explain(outcome), outcome.attempts)
         replies = read_replies(outcome.value)[: len(call.seeds)]
@@ -209,7 +268,30 @@ class ChatModelPolicy:
         tokens = share_tokens(replies, usage.generated_tokens)
         return as_proposals(readings, tokens, usage, outcome.attempts)
 
-    async def _generate(self, call: _Call, stop: tuple[str, ...]) -> LLMResult:
+    async def _within_context(self, call: _Call, stop: tuple[str, ...]) -> Outcome[LLMResult]:
+        """Make one call; ask for fewer tokens while the model's context is too short for them."""
+        wanted = self._max_tokens[call.request.until]
+        chars = sum(len(str(message.text)) for message in call.messages)
+        size = (wanted, chars, len(call.request.images))
+        tokens = self._window.room(*size)
+        jitter = (call.seeds[0] % 1024) / 1023
+        attempts, shrunk = 0, False
+        while True:
+            outcome = await self._bounded(
+                partial(self._generate, call, stop, tokens), jitter=jitter
+            )
+            attempts += outcome.attempts
+            if outcome.error is None and shrunk:
+                self._window.note(tokens, *size)
+            told = None
+            if outcome.error is not None and self.capabilities.max_tokens_key:
+                told = None if is_retryable(outcome.error) else read_overrun(str(outcome.error))
+            fewer = None if told is None else self._window.learn(told, tokens, *size)
+            if fewer is None:
+                return replace(outcome, attempts=attempts)
+            tokens, shrunk = fewer, True
+
+    async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int) -> LLMResult:
         """Ask the model once; the run is nested under the caller's (tracing)."""
         model = self._model
         if self.capabilities.seeds == "none":  # a LangChain cache would make all siblings equal
@@ -220,14 +302,14 @@ class ChatModelPolicy:
             callbacks=ensure_config().get("callbacks"),
             tags=[HIDDEN],
             run_name="propose",
-            **self._arguments(call, stop),
+            **self._arguments(call, stop, tokens),
         )
 
-    def _arguments(self, call: _Call, stop: tuple[str, ...]) -> dict[str, Any]:
+    def _arguments(self, call: _Call, stop: tuple[str, ...], tokens: int) -> dict[str, Any]:
         """Return the call arguments beyond messages and stop strings."""
         known, arguments, request = self.capabilities, dict(self._bound), call.request
         if known.max_tokens_key:
-            arguments[known.max_tokens_key] = self._max_tokens[request.until]
+            arguments[known.max_tokens_key] = tokens
         if known.seeds == "children":
             arguments["seeds"] = list(call.seeds)
         elif known.seeds == "call":
@@ -278,9 +360,12 @@ class ChatModelPolicy:
         if outcome.error is None:
             return "no answer"
         text = explain(outcome.error, secrets_of(self._model))
+        if read_overrun(str(outcome.error)) is not None and not is_retryable(outcome.error):
+            return f"{text}; the prompt leaves no room for an answer in the model's context"
         if self._style.prefill != "none" and outcome.status in (400, 422):
             text += "; if the model cannot continue a partial answer, use continuation='instruct'"
-        return text
+        advice = remedy(outcome.error)
+        return f"{text}; {advice}" if advice else text
 
 
 def _white_space_eaten(
@@ -312,9 +397,7 @@ def _prefill(continuation: Continuation, known: ModelCapabilities) -> Prefill:
         return known.prefill
     if continuation == "instruct":
         return "none"
-    if continuation == "prefill":
-        return "message" if known.prefill == "none" else known.prefill
-    raise ConfigError(f"continuation is {continuation!r}; use 'auto', 'prefill' or 'instruct'")
+    return "message" if known.prefill == "none" else known.prefill
 
 
 def _per_call(n_per_call: int | Literal["auto"], known: ModelCapabilities) -> int:

@@ -15,20 +15,16 @@ from vprm_search.chat.capabilities import Prefill, StopWords
 from vprm_search.images.messages import image_message
 from vprm_search.types import ProposeRequest
 
+# Small models take up whatever a request says about its own form and write about that ("the blank
+# line"), so these say what is wanted of the solution and nothing about how it is read.
 DEFAULT_INSTRUCTION = (
-    "Solve the problem step by step. Write every step as one short paragraph, with a blank line "
-    "between steps and no blank line inside a step. End the last step with a line "
-    '"Answer: <the final answer>" and write nothing after it.'
+    "Solve the problem step by step, one short paragraph for each step. "
+    'Finish with "Answer:" and the final answer.'
 )
-FIRST_STEP = "Write only the first step now, then stop."
-NEXT_STEP = (
-    "Write only the next step now, exactly one, and do not repeat the steps above. If the solution "
-    'is complete with it, end it with the line "Answer: <the final answer>".'
-)
-REST = (
-    "Continue right after the last step above, without repeating any of it, to the end of the "
-    "solution."
-)
+_IF_LAST = 'If that settles the problem, finish with "Answer:" and the final answer.'
+FIRST_STEP = f"Give only the first step of the solution, in one or two sentences. {_IF_LAST}"
+NEXT_STEP = f"Give exactly one step, the next, in one or two sentences. {_IF_LAST}"
+REST = "Go on from the last step above to the final answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +47,13 @@ def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMess
     system = request.problem.system or style.system_prompt
     messages: list[BaseMessage] = [SystemMessage(system)] if system else []
     parts = [request.problem.question]
-    if style.instruction:
+    asked = _asked_steps(request, style) if style.prefill == "none" else []
+    # Who is asked for one step is not told to solve the whole problem.
+    if style.instruction and not (
+        asked and request.until == "step" and style.instruction == DEFAULT_INSTRUCTION
+    ):
         parts.append(style.instruction)
-    if style.prefill == "none":
-        parts += _asked_steps(request, style)
+    parts += asked
     messages.append(image_message("\n\n".join(parts), *request.images))
     if style.prefill != "none" and request.steps:
         prefix = style.separator.join(request.steps) + style.separator

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,7 +29,8 @@ def conclude(
 
     Only finished paths are candidates. If there is none (or none has a score, for a selector that
     needs one), "best_truncated" takes the best path that was cut short (by the token limit, the
-    depth or the budget) and sets `fallback`; "error" raises `NoAnswerError`.
+    depth or the budget) and sets `fallback`; "error" raises `NoAnswerError`, which says what was in
+    the way.
     """
     finished = tree.finished()
     selection = selector.select(tree, finished)
@@ -39,8 +42,9 @@ def conclude(
     ordered = sorted(
         candidates, key=lambda c: (-c.votes, 1.0 if c.score is None else -c.score, c.node)
     )
+    warning = _warning(tree, ended_by, selection, fallback=fallback)
     if selection.node is None:
-        return SearchResult(None, "", None, None, ended_by, True, tuple(ordered), usage)
+        return SearchResult(None, "", None, None, ended_by, True, tuple(ordered), usage, warning)
     winner = tree[selection.node]
     return SearchResult(
         answer=winner.answer,
@@ -51,6 +55,7 @@ def conclude(
         fallback=fallback,
         candidates=tuple(ordered),
         usage=usage,
+        warning=warning,
     )
 
 
@@ -59,9 +64,8 @@ def _fallback(
 ) -> Selection:
     if on_no_answer == "error":
         raise NoAnswerError(
-            f"no path finished with a score ({ended_by}; {len(tree) - 1} steps proposed); "
-            "raise the token limit or the budget, or accept the best unfinished path with "
-            "on_no_answer='best_truncated'"
+            f"no path finished with a score ({ended_by}; {_in_the_way(tree, ended_by)}); "
+            "on_no_answer='best_truncated' accepts the best unfinished path"
         )
     cut = [record for record in tree.ended() if record.status == "truncated"]
     cut += [record for record in tree if record.parent is not None and _is_stuck(tree, record)]
@@ -86,6 +90,58 @@ def _candidate(
         score=tree.path_score(record.id, selector.aggregate),
         votes=selection.votes.get(record.id, 0.0),
     )
+
+
+# --- what a user has to hear -------------------------------------------------------------------
+
+BUDGET = "budget: "
+"""Begins `ended_by` where a limit ended the search; what follows names it."""
+
+_VARYING = re.compile(r"[0-9a-f]{8,}(?:-[0-9a-f]+)*|[0-9]+", re.IGNORECASE)
+
+
+def _warning(tree: SearchTree, ended_by: str, selection: Selection, *, fallback: bool) -> str:
+    """Return what a user has to know before trusting the answer, "" if all went well."""
+    if fallback:
+        shown = "" if selection.node is None else "; this is the best unfinished path"
+        return f"no path finished ({ended_by}){shown}: {_in_the_way(tree, ended_by)}"
+    if ended_by.startswith(BUDGET):
+        return (
+            f"the budget cut the search ({ended_by.removeprefix(BUDGET)}): this is the best of the "
+            "finished paths so far"
+        )
+    failed, all_failed = _failures(tree), tree.totals.candidates
+    return _most(failed, all_failed, "candidates failed") if 2 * len(failed) > all_failed else ""
+
+
+def _in_the_way(tree: SearchTree, ended_by: str) -> str:
+    """Return what kept paths from finishing, and what to do about each of it."""
+    found, records = [], list(tree)
+    if failed := _failures(tree):
+        found.append(_most(failed, tree.totals.candidates, "candidates failed"))
+    unscored = [r.score_reason for r in records if r.is_step and r.score_reason]
+    if unscored and (tree.finished() or any(r.cause == "unscored" for r in records)):
+        found.append(_most(unscored, sum(r.is_step for r in records), "steps have no score"))
+    cut = Counter(r.cause for r in records if r.status == "truncated")
+    if cut["max_depth"]:
+        found.append(f"{cut['max_depth']} paths reached max_depth: raise it")
+    if cut[""]:
+        found.append(f"{cut['']} steps were cut by the policy's token limit: raise it")
+    if ended_by.startswith(BUDGET):
+        found.append("raise the limit")
+    return "; ".join(found) or f"{sum(r.is_step for r in records)} steps proposed"
+
+
+def _failures(tree: SearchTree) -> list[str]:
+    return [r.reason for r in tree if r.status == "failed" and r.cause == "failed"]
+
+
+def _most(reasons: Sequence[str], total: int, what: str) -> str:
+    """Return how many there are and the most frequent reason; numbers and ids in it may differ."""
+    kinds = Counter(_VARYING.sub("#", reason) for reason in reasons)
+    kind, count = min(kinds.items(), key=lambda item: (-item[1], item[0]))
+    shown = min(reason for reason in reasons if _VARYING.sub("#", reason) == kind)
+    return f"{len(reasons)} of {total} {what}, most often ({count} times): {shown}"
 
 
 # --- how every path ended ----------------------------------------------------------------------

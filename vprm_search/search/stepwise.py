@@ -58,7 +58,7 @@ class StepwiseSearch(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_depth: int = Field(default=32, ge=1, le=128)
+    max_depth: int = Field(default=32, ge=1, le=256)
     aggregate: str = "mean"
     dedup: bool = True
     refill: int = Field(default=1, ge=0, le=8)
