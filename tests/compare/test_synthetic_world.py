@@ -195,7 +195,8 @@ def test_a_score_does_not_depend_on_what_is_asked_with_it() -> None:
 
 def test_impossible_worlds_are_refused() -> None:
     impossible: list[dict[str, float]] = [
-        {"auc": 0.0}, {"auc": 1.0}, {"noise": 0.0}, {"p_step": 1.5}, {"correlation": 1.0}, {"depth": 0}
+        {"auc": 0.0}, {"auc": 1.0}, {"noise": 0.0},
+        {"p_step": 1.5}, {"correlation": 1.0}, {"depth": 0},
     ]  # fmt: skip
     for wrong in impossible:
         with pytest.raises(ValueError, match=r"world|AUC|noise"):

@@ -19,8 +19,9 @@ from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.images import DiskImageStore
 from vprm_search.labelling.records import read_records, read_scored_paths
 from vprm_search.scoring.score_cache import CachedScorer, FileScoreStore
+from vprm_search.testing import ScriptedScorer
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem, ScoreRequest, ScoreResult, SearchResult
+from vprm_search.types import Problem, ScoreRequest, SearchResult
 
 V01 = Path(__file__).parent / "v0.1"
 THREAD: Any = {"configurable": {"thread_id": "one"}}
@@ -84,17 +85,10 @@ def test_a_finished_conversation_goes_on(tmp_path: Path) -> None:
     assert len(state["messages"]) == len(told["messages"]) + 2
 
 
-class Unasked:
-    """Fails the test when it is asked for a score."""
-
-    async def score(self, requests: Any) -> list[ScoreResult]:
-        raise AssertionError("everything is known")
-
-
 async def test_remembered_scores_are_found(tmp_path: Path) -> None:
     shutil.copy(V01 / "scores" / "scores.jsonl", tmp_path)
     store = FileScoreStore(tmp_path / "scores.jsonl")
-    scorer = CachedScorer(Unasked(), store, identity="corpus")
+    scorer = CachedScorer(ScriptedScorer([]), store, identity="corpus")
     asked = [
         ScoreRequest(Problem("What is 2+2?", (), "sys"), ("2+2=4.", f"Answer: {i}"))
         for i in range(4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from typing import Any
+from itertools import cycle
 
 import pytest
 from hypothesis import given, settings
@@ -14,14 +14,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage
 
-from tests.families.judges import (
-    HttpError,
-    LogprobJudge,
-    StructuredJudge,
-    TextJudge,
-    human_text,
-    last_step,
-)
+from tests.families.judges import LogprobJudge, StructuredJudge, TextJudge, last_step
 from tests.scoring.test_oracle import picture
 from vprm_search.chat.calls import RetryRules
 from vprm_search.errors import ConfigError
@@ -36,6 +29,7 @@ from vprm_search.scoring.judge_scorer import (
 )
 from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.search import BestOfN, BestScore
+from vprm_search.testing import ChatCall, ScriptedChatModel, http_error
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScorer
 
 PROBLEM = Problem("What is 2 + 2?")
@@ -77,7 +71,7 @@ def test_probability_of_yes_against_no(paths: list[list[str]]) -> None:
 async def test_a_step_is_judged_with_the_steps_before_it_and_without_later_ones() -> None:
     model = TextJudge(answer=lambda text, number: "Verdict: yes")
     await JudgeScorer(model).score([request("first", "second", "third")])
-    texts = [human_text(messages) for messages in model.asked]
+    texts = model.asked
     assert sorted(last_step(text) for text in texts) == ["first", "second", "third"]
     for text in texts:
         assert ("third" in text) == (last_step(text) == "third")
@@ -98,7 +92,8 @@ async def test_text_verdicts_where_nothing_else_works() -> None:
     scorer = JudgeScorer(model)
     assert values(await scorer.score([request("2 + 2 = 4", "2 + 2 = 5")])) == [[1.0, 0.0]]
     assert scorer.mode == "text"
-    assert model.given == [{}, {}]  # a model that cannot structure its output is not asked to
+    # a model that cannot structure its output is not asked to
+    assert [call.options for call in model.calls] == [{}, {}]
 
 
 async def test_a_model_that_takes_logprobs_but_gives_none_is_asked_for_verdicts() -> None:
@@ -114,8 +109,8 @@ async def test_a_model_that_takes_logprobs_but_gives_none_is_asked_for_verdicts(
 async def test_a_server_that_refuses_the_arguments_moves_on_but_one_bad_request_does_not() -> None:
     def refuse_probabilities(text: str, number: int) -> object:
         if "unreadable" in text:
-            return HttpError(400)
-        return HttpError(400, "logprobs") if "one word" in text else "Verdict: yes"
+            return http_error(400)
+        return http_error(400, "logprobs") if "one word" in text else "Verdict: yes"
 
     scorer = JudgeScorer(LogprobJudge(answer=refuse_probabilities), retry=QUICK)
     [failed] = await scorer.score([request("unreadable")])
@@ -142,7 +137,7 @@ async def test_other_words() -> None:
 
 async def test_one_failed_step_is_a_value_and_the_others_are_scored() -> None:
     def answer(text: str, number: int) -> object:
-        return HttpError(404, "gone") if "bad" in last_step(text) else "Verdict: yes"
+        return http_error(404, "gone") if "bad" in last_step(text) else "Verdict: yes"
 
     scorer = JudgeScorer(TextJudge(answer=answer), retry=QUICK)
     [one, two] = await scorer.score([request("good", "bad", "good again"), request("other")])
@@ -155,10 +150,10 @@ async def test_one_failed_step_is_a_value_and_the_others_are_scored() -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (HttpError(503), "server_error"),
+        (http_error(503), "server_error"),
         (TimeoutError(), "no_server"),
         (ConnectionError("reset"), "no_server"),
-        (HttpError(401, "Incorrect API key sk-abcdef123456"), "refused"),
+        (http_error(401, "Incorrect API key sk-abcdef123456"), "refused"),
         (ValueError("a bug"), "bad_reply"),
     ],
 )
@@ -174,14 +169,14 @@ async def test_reasons_say_what_failed_and_show_no_keys(error: Exception, reason
 
 async def test_failures_that_pass_are_repeated() -> None:
     def answer(text: str, number: int) -> object:
-        return HttpError(429) if number < 3 else "Verdict: yes"
+        return http_error(429) if number < 3 else "Verdict: yes"
 
     scorer = JudgeScorer(TextJudge(answer=answer), retry=QUICK)
     assert values(await scorer.score([request("x")])) == [[1.0]]
 
 
 async def test_samples_that_fail_leave_the_mean_to_the_others() -> None:
-    answers = ("Verdict: yes", HttpError(404), "no idea", "Verdict: no")
+    answers = ("Verdict: yes", http_error(404), "no idea", "Verdict: no")
     model = TextJudge(answer=lambda text, number: answers[number - 1])
     [result] = await JudgeScorer(model, mode="text", samples=4, retry=QUICK).score([request("x")])
     assert result.scores[0].value == 0.5
@@ -209,8 +204,9 @@ async def test_equal_steps_are_asked_once_and_remembered() -> None:
     results = await scorer.score([request("a", "b", "d")])
     assert len(model.asked) == 4
     assert values(results) == [[1.0, 1.0, 1.0]]
-    assert results[0].cost.tokens_sent == 10  # of the new step alone
-    assert scorer.meter.input_tokens == 40
+    sent = [len(call.text.split()) for call in model.calls]
+    assert results[0].cost.tokens_sent == sent[-1]  # of the new step alone
+    assert scorer.meter.input_tokens == sum(sent)
 
 
 @given(
@@ -242,21 +238,18 @@ def test_scores_that_others_evict_while_a_call_waits_are_not_lost(
 
 
 async def test_a_cancelled_call_leaves_no_question_behind() -> None:
-    class Slow(TextJudge):
-        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
-            self.running += 1
-            place = self.running
-            if place == 6:
-                started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                for _ in range(10 * place):  # one call takes longer to clean up than another
-                    await asyncio.sleep(0)
-                self.running -= 1
+    async def slow(call: ChatCall) -> str:
+        if call.number == 5:
+            started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10 * call.number):  # one call takes longer to clean up than another
+                await asyncio.sleep(0)
+        raise AssertionError("not reached")
 
     started = asyncio.Event()
-    model = Slow(answer=None)
+    model = ScriptedChatModel(slow)
     scorer = JudgeScorer(model, mode="text", samples=3)
     task = asyncio.create_task(scorer.score([request("a", "b")]))
     await asyncio.wait_for(started.wait(), 10)
@@ -289,7 +282,7 @@ async def test_a_langchain_cache_does_not_make_samples_equal() -> None:
 async def test_bound_arguments_are_kept() -> None:
     model = LogprobJudge(answer=by_probability)
     await JudgeScorer(model.bind(temperature=0)).score([request("x")])
-    assert model.given[0]["temperature"] == 0
+    assert model.calls[0].options["temperature"] == 0
 
 
 async def test_images_are_content_blocks_before_the_text() -> None:
@@ -297,7 +290,7 @@ async def test_images_are_content_blocks_before_the_text() -> None:
     model = TextJudge(answer=lambda text, number: "Verdict: yes")
     asked = ScoreRequest(Problem("What is this?", (image.digest,)), ("a square",), (image,))
     await JudgeScorer(model, mode="text").score([asked])
-    blocks = model.asked[0][-1].content
+    blocks = model.calls[0].messages[-1].content
     assert [block["type"] for block in blocks] == ["image", "text"]
     assert base64.b64decode(blocks[0]["base64"]) == image.png
     missing = ScoreRequest(Problem("What is this?", (image.digest,)), ("a square",))
@@ -383,7 +376,7 @@ async def test_whole_answers() -> None:
     scorer = JudgeScorer(model, mode="text", orm=True)
     found = await scorer.score([request("2 + 2 = 5", "so x = 4")])
     assert values(found) == [[0.0, 0.0]]  # the answer so far holds the mistake
-    assert sorted(last_step(human_text(m)) for m in model.asked) == [
+    assert sorted(map(last_step, model.asked)) == [
         "2 + 2 = 5",
         "2 + 2 = 5\n\nso x = 4",
     ]
@@ -409,11 +402,8 @@ def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
 
 async def test_a_search_chooses_by_a_judge() -> None:
     """The judge in its place: a policy that is wrong three times out of four, and best-of-8."""
-    policy = TextJudge(
-        answer=lambda text, number: (
-            "2 + 2 = 5\n\nAnswer: 5" if number % 4 else "2 + 2 = 4\n\nAnswer: 4"
-        )
-    )
+    wrong_thrice = ["2 + 2 = 5\n\nAnswer: 5"] * 3 + ["2 + 2 = 4\n\nAnswer: 4"]
+    policy = ScriptedChatModel(cycle(wrong_thrice))
     judge = TextJudge(answer=lambda text, number: f"Verdict: {'no' if wrong(text) else 'yes'}")
     scorer = JudgeScorer(judge)
     run = await arun_search(

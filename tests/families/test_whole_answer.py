@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from vprm_search.errors import ConfigError
 from vprm_search.scoring import TransformersScorer
 from vprm_search.scoring.families import FAMILIES
 from vprm_search.scoring.wrappers import OutcomeScorer, step_results, whole_answers
+from vprm_search.testing import ScriptedScorer
 from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
 
 Pair = tuple[TransformersScorer, FamilyOracle, Path]
@@ -60,29 +61,18 @@ async def test_wrapping_any_scorer_gives_the_same(pair: Pair) -> None:
     )
 
 
-class Counting:
-    """A scorer that gives a text's length, and no score to an empty one."""
-
-    identity = "counting"
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [
-            ScoreResult(
-                tuple(StepScore(len(s) / 100) if s else StepScore(None, "empty") for s in r.steps),
-                5,
-                tuple(len(s) for s in r.steps),
-            )
-            for r in requests
-        ]
+def by_length(request: ScoreRequest) -> float | str:
+    """A text's length is its score, and an empty one has none."""
+    return len(request.steps[-1]) / 100 or "empty"
 
 
 async def test_costs_add_up_and_failures_stay_values() -> None:
-    scorer = OutcomeScorer(Counting())
-    problem = Problem("?")
+    scorer = OutcomeScorer(ScriptedScorer(by_length))
+    problem = Problem("How many are there now?")
     results = await scorer.score([ScoreRequest(problem, ("ab", "c")), ScoreRequest(problem, ("",))])
     assert [s.value for s in results[0].scores] == [0.02, 0.05]
     assert results[0].prefix_tokens == 5
-    assert results[0].step_tokens == (2, 3)
+    assert results[0].step_tokens == (2, 1)
     assert results[1].scores == (StepScore(None, "empty"),)
 
 
@@ -99,10 +89,7 @@ def test_expanding_and_collecting_keep_order_and_number(asked: list[tuple[str, .
 
 
 def test_a_scorer_without_a_name_needs_one() -> None:
-    class Nameless:
-        async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-            return []
-
+    nameless = ScriptedScorer(by_length, identity="")
     with pytest.raises(ConfigError, match="identity"):
-        OutcomeScorer(Nameless())
-    assert OutcomeScorer(Nameless(), identity="mine").identity == "mine/orm"
+        OutcomeScorer(nameless)
+    assert OutcomeScorer(nameless, identity="mine").identity == "mine/orm"

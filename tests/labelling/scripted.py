@@ -6,11 +6,10 @@ with a fixed chance, drawn from the child's seed; a solution is right when no st
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Sequence
 
 from vprm_search.labelling.monte_carlo import LabelTask
+from vprm_search.testing import ScriptedPolicy
 from vprm_search.types import Problem, Proposal, ProposeRequest
 
 LENGTH = 4
@@ -24,21 +23,16 @@ def is_right(response: str, answer: str) -> bool:
     return response.rsplit(" ", 1)[-1] == answer
 
 
-class ScriptedPolicy:
-    """Slips with chance `slip` per step; counts what it was asked for."""
+class SlippingPolicy(ScriptedPolicy):
+    """Slips with chance `slip` per step; breaks after `dead_after` requests, `cut`s its ends."""
 
     def __init__(self, slip: float, dead_after: int | None = None, cut: bool = False) -> None:
+        super().__init__(self.proposal)
         self.slip, self.dead_after, self.cut = slip, dead_after, cut
-        self.requests: list[ProposeRequest] = []
 
-    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
-        await asyncio.sleep(0)
-        self.requests += requests
-        if self.dead_after is not None and len(self.requests) > self.dead_after:
+    def proposal(self, request: ProposeRequest, seed: int) -> Proposal:
+        if self.dead_after is not None and len(self.asked) > self.dead_after:
             raise ConnectionError("the policy's server went away")
-        return [[self._proposal(request, seed) for seed in request.seeds] for request in requests]
-
-    def _proposal(self, request: ProposeRequest, seed: int) -> Proposal:
         rng = random.Random(seed)
         bad = any("slip" in step for step in request.steps)
         written: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from vprm_search.labelling.records import (
     step_points,
     write_scored_paths,
 )
-from vprm_search.types import ImageData, ScoreRequest, ScoreResult, StepScore
+from vprm_search.testing import ScriptedScorer
+from vprm_search.types import ImageData
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 labels = st.none() | st.booleans()
@@ -95,19 +95,6 @@ def test_only_points_with_a_score_and_a_label_count() -> None:
     assert path_points(paths, "product") == ([0.375], [True], ["p"])
 
 
-class LengthScorer:
-    """Scores a step by its length and remembers what it was shown."""
-
-    identity = "length"
-
-    def __init__(self) -> None:
-        self.shown: list[ScoreRequest] = []
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.shown += requests
-        return [ScoreResult(tuple(StepScore(len(s) / 10) for s in r.steps)) for r in requests]
-
-
 async def test_label_records_become_scored_paths() -> None:
     image = ImageData("sha256-" + "0" * 64, b"")
     right = LabelledSolution(
@@ -120,7 +107,7 @@ async def test_label_records_become_scored_paths() -> None:
     lost = (StepLabel("c", 0.0, 0, 16), StepLabel("dd", None))
     cut = LabelledSolution("c\n\ndd", lost, "length", correct=False)
     records = [ProblemRecord(f"p{n}", "q?", (image.digest,), "7", 16, (right, cut)) for n in "ab"]
-    scorer = LengthScorer()
+    scorer = ScriptedScorer(lambda r: len(r.steps[-1]) / 10, identity="length")
     found = score_records(records, scorer, lambda record: (image,), policy="tiny")
     paths = [path async for path in found]
     first = ScoredPath(
@@ -130,7 +117,7 @@ async def test_label_records_become_scored_paths() -> None:
     assert paths[2].steps == (ScoredStep("c", 0.1, False), ScoredStep("dd", 0.2, None))
     assert paths[2].correct is None
     assert [p.problem for p in paths] == ["pa"] * 3 + ["pb"] * 3
-    assert all(r.images == (image,) and r.problem.question == "q?" for r in scorer.shown)
+    assert all(r.images == (image,) and r.problem.question == "q?" for r in scorer.asked)
     strict = score_records(records, scorer, lambda r: (image,), policy="t", threshold=0.5)
     assert (await anext(strict)).steps[0].label is False
 

@@ -13,22 +13,14 @@ from vprm_search.calibration.maps import Calibration, CalibrationFile, LogitMap
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.scoring.wrappers import CalibratedScorer, read_calibration
-from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore
+from vprm_search.testing import ScriptedScorer
+from vprm_search.types import Problem, ScoreRequest
 
 HALF = Calibration(policy="p", scorer="told", map=LogitMap(temperature=2.0, bias=-0.5))
 
 
-class Told:
-    """A scorer that answers what it was told to."""
-
-    identity = "told"
-
-    def __init__(self, scores: Sequence[float | None]) -> None:
-        self.scores = scores
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        steps = tuple(StepScore(s, "" if s is not None else "nan_logits") for s in self.scores)
-        return [ScoreResult(steps, 7, tuple(range(len(steps)))) for _ in requests]
+def told(scores: Sequence[float | None], identity: str = "told") -> ScriptedScorer:
+    return ScriptedScorer(lambda asked: scores[len(asked.steps) - 1], identity=identity)
 
 
 def request(steps: int) -> ScoreRequest:
@@ -37,8 +29,8 @@ def request(steps: int) -> ScoreRequest:
 
 @given(st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=6))
 async def test_scores_are_mapped_and_all_else_stays(scores: list[float | None]) -> None:
-    (raw,) = await Told(scores).score([request(len(scores))])
-    (mapped,) = await CalibratedScorer(Told(scores), HALF).score([request(len(scores))])
+    (raw,) = await told(scores).score([request(len(scores))])
+    (mapped,) = await CalibratedScorer(told(scores), HALF).score([request(len(scores))])
     assert (mapped.prefix_tokens, mapped.step_tokens) == (raw.prefix_tokens, raw.step_tokens)
     for old, new in zip(raw.scores, mapped.scores, strict=True):
         assert new.reason == old.reason
@@ -46,7 +38,7 @@ async def test_scores_are_mapped_and_all_else_stays(scores: list[float | None]) 
 
 
 async def test_a_memo_never_mixes_raw_and_calibrated_scores() -> None:
-    raw, other = Told([0.9]), HALF.model_copy(update={"map": LogitMap(temperature=3.0)})
+    raw, other = told([0.9]), HALF.model_copy(update={"map": LogitMap(temperature=3.0)})
     names = {raw.identity} | {CalibratedScorer(raw, c).identity for c in (HALF, other)}
     assert len(names) == 3
     store = CachedScorer(raw).store
@@ -57,10 +49,7 @@ async def test_a_memo_never_mixes_raw_and_calibrated_scores() -> None:
 
 
 def test_a_scorer_without_an_identity_lends_none() -> None:
-    class Nameless(Told):
-        identity = ""
-
-    calibrated = CalibratedScorer(Nameless([0.5]), HALF)
+    calibrated = CalibratedScorer(told([0.5], identity=""), HALF)
     assert calibrated.identity == ""
     with pytest.raises(ConfigError, match="identity"):
         CachedScorer(calibrated)
@@ -69,11 +58,11 @@ def test_a_scorer_without_an_identity_lends_none() -> None:
 def test_a_calibration_of_another_scorer_or_of_paths_is_refused() -> None:
     foreign = HALF.model_copy(update={"scorer": "another"})
     with pytest.raises(ConfigError, match=r"'another'.*'told'"):
-        CalibratedScorer(Told([0.5]), foreign)
-    CalibratedScorer(Told([0.5]), foreign, any_scorer=True)
+        CalibratedScorer(told([0.5]), foreign)
+    CalibratedScorer(told([0.5]), foreign, any_scorer=True)
     of_paths = Calibration(policy="p", target="path", aggregate="mean", map=LogitMap())
     with pytest.raises(ConfigError, match="as_aggregation"):
-        CalibratedScorer(Told([0.5]), of_paths)
+        CalibratedScorer(told([0.5]), of_paths)
 
 
 def test_a_file_is_read_and_a_bad_one_is_told(tmp_path: Path) -> None:

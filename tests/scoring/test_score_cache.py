@@ -28,33 +28,17 @@ from vprm_search.scoring import (
     step_keys,
 )
 from vprm_search.scoring.score_cache import StoredScore
+from vprm_search.testing import ScriptedScorer
 from vprm_search.types import Counts, Problem, ScoreRequest, ScoreResult, StepScore
 
 
-class TextLengthScorer:
-    """A user's own scorer: P is made of the text; it counts what it was asked."""
+def by_length(request: ScoreRequest) -> float:
+    """P is made of the text."""
+    return 1 / (1 + len(request.problem.question) + sum(map(len, request.steps)))
 
-    identity = "text-length-1"
 
-    def __init__(self, reasons: dict[str, str] | None = None) -> None:
-        self.reasons = reasons or {}
-        self.asked: list[ScoreRequest] = []
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.asked.extend(requests)
-        return [self._score(request) for request in requests]
-
-    def _score(self, request: ScoreRequest) -> ScoreResult:
-        reason = self.reasons.get(request.steps[-1] if request.steps else "")
-        if reason:
-            return ScoreResult.failed(len(request.steps), reason)
-        seen = len(request.problem.question)
-        scores = []
-        for step in request.steps:
-            seen += len(step)
-            scores.append(StepScore(1 / (1 + seen)))
-        prefix_tokens = 7 if scores else 0
-        return ScoreResult(tuple(scores), prefix_tokens, tuple(len(step) for step in request.steps))
+def scorer(identity: str = "text-length-1") -> ScriptedScorer:
+    return ScriptedScorer(by_length, identity=identity)
 
 
 def ask(*steps: str, question: str = "q", images: tuple[str, ...] = ()) -> ScoreRequest:
@@ -69,7 +53,7 @@ requests = st.builds(
 
 @given(rounds=st.lists(st.lists(requests, max_size=5), max_size=5))
 async def test_a_cache_changes_no_result(rounds: list[list[ScoreRequest]]) -> None:
-    cache, plain = CachedScorer(TextLengthScorer()), TextLengthScorer()
+    cache, plain = CachedScorer(scorer()), scorer()
     for batch in rounds:
         assert await cache.score(batch) == await plain.score(batch)
     asked = [step_keys("m", request)[-1] for request in cache.inner.asked if request.steps]
@@ -77,19 +61,19 @@ async def test_a_cache_changes_no_result(rounds: list[list[ScoreRequest]]) -> No
 
 
 async def test_equal_requests_and_remembered_ones_cost_nothing() -> None:
-    class Costly(TextLengthScorer):
+    class Costly(ScriptedScorer):
         async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
             cost = Counts(tokens_sent=5, tokens_computed=3, images_encoded=1, forward_passes=1.0)
             return [replace(result, cost=cost) for result in await super().score(requests)]
 
-    cache = CachedScorer(Costly())
+    cache = CachedScorer(Costly(by_length))
     results = await cache.score([ask("a"), ask("bb"), ask("a")])
     assert [result.cost.tokens_computed for result in results] == [3, 3, 0]
     assert [r.cost.tokens_sent for r in await cache.score([ask("a"), ask("a")])] == [0, 0]
 
 
 async def test_a_beam_search_asks_for_new_steps_only() -> None:
-    cache = CachedScorer(TextLengthScorer())
+    cache = CachedScorer(scorer())
     beam: list[tuple[str, ...]] = [()]
     for depth in range(5):
         children = [(*path, f"step {depth} {n}") for path in beam for n in range(3)]
@@ -139,7 +123,17 @@ async def test_another_model_layout_or_precision_shares_nothing(tmp_path: Path) 
 
 async def test_only_final_failures_are_remembered() -> None:
     reasons = {"long": "too_long: 9 of 8", "nan": "not_finite: x", "oom": "out_of_memory: x"}
-    cache = CachedScorer(TextLengthScorer(reasons))
+
+    class Failing(ScriptedScorer):
+        async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+            return [
+                ScoreResult.failed(len(r.steps), reasons[r.steps[-1]])
+                if r.steps[-1] in reasons
+                else result
+                for r, result in zip(requests, await super().score(requests), strict=True)
+            ]
+
+    cache = CachedScorer(Failing(by_length))
     for _ in range(3):
         for last in reasons:
             (result,) = await cache.score([ask("a", last)])
@@ -152,7 +146,7 @@ async def test_only_final_failures_are_remembered() -> None:
 
 
 async def test_a_tiny_memory_forgets_but_stays_right() -> None:
-    cache, plain = CachedScorer(TextLengthScorer(), MemoryScoreStore(2)), TextLengthScorer()
+    cache, plain = CachedScorer(scorer(), MemoryScoreStore(2)), scorer()
     paths = [ask("a", "b", "c"), ask("a", "d"), ask("e"), ask("a", "b", "c", "d", "e")]
     for _ in range(3):
         assert await cache.score(paths) == await plain.score(paths)
@@ -160,12 +154,9 @@ async def test_a_tiny_memory_forgets_but_stays_right() -> None:
 
 
 def test_a_scorer_without_identity_is_refused() -> None:
-    class Nameless(TextLengthScorer):
-        identity = ""
-
     with pytest.raises(ConfigError, match="identity"):
-        CachedScorer(Nameless())
-    assert CachedScorer(Nameless(), identity="mine").identity == "mine"
+        CachedScorer(scorer(""))
+    assert CachedScorer(scorer(""), identity="mine").identity == "mine"
 
 
 texts = st.text(max_size=4)

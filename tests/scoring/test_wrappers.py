@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -10,15 +10,15 @@ from vprm_search.calibration.maps import Calibration, LogitMap
 from vprm_search.scoring import CachedScorer, OutcomeScorer
 from vprm_search.scoring.reasons import CODES, NO_SERVER, code_of
 from vprm_search.scoring.wrappers import CalibratedScorer
-from vprm_search.types import Problem, ScoreRequest, ScoreResult, StepScore, StepScorer
+from vprm_search.testing import ScriptedScorer
+from vprm_search.types import Problem, ScoreRequest, StepScorer
 
 
-class OpenedScorer:
+class OpenedScorer(ScriptedScorer):
     """A user's scorer that keeps a prefix cache and must be opened and closed."""
 
-    identity = "opened-1"
-
     def __init__(self, keeps: bool) -> None:
+        super().__init__(lambda _: 0.5)
         self.has_prefix_cache = keeps
         self.calls: list[str] = []
 
@@ -27,22 +27,7 @@ class OpenedScorer:
         return self
 
     async def aclose(self) -> None:
-        self.calls.append("close")
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.calls += [" | ".join(request.steps) for request in requests]
-        return [
-            ScoreResult((StepScore(0.5),) * len(r.steps), 1, (1,) * len(r.steps)) for r in requests
-        ]
-
-
-class Plain:
-    """The least a scorer is."""
-
-    identity = "plain-1"
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [ScoreResult.failed(len(request.steps), f"{NO_SERVER}: x") for request in requests]
+        self.calls.append(f"close after {len(self.batches)}")
 
 
 def calibrated(inner: StepScorer) -> CalibratedScorer:
@@ -64,8 +49,7 @@ async def test_every_wrapper_passes_on_the_prefix_cache_and_the_end(
     async with wrap(inner) as scorer:
         assert scorer is not inner
         await scorer.score([ScoreRequest(Problem("q"), ("a", "b"))])
-    assert inner.calls[0] == "open"
-    assert inner.calls[-1] == "close"
+    assert inner.calls == ["open", "close after 1"]
     assert len({inner.identity, wrap(inner).identity, OutcomeScorer(wrap(inner)).identity}) >= 2
 
 
@@ -73,7 +57,7 @@ async def test_every_wrapper_passes_on_the_prefix_cache_and_the_end(
 async def test_a_wrapper_needs_no_more_than_a_scorer(
     wrap: Callable[[StepScorer], StepScorer],
 ) -> None:
-    async with wrap(Plain()) as scorer:
+    async with wrap(ScriptedScorer(lambda _: f"{NO_SERVER}: x")) as scorer:
         assert not scorer.has_prefix_cache
         [result] = await scorer.score([ScoreRequest(Problem("q"), ("a",))])
     assert code_of(result.scores[0].reason) == NO_SERVER
@@ -82,7 +66,7 @@ async def test_a_wrapper_needs_no_more_than_a_scorer(
 async def test_an_empty_step_stays_in_the_outcomes_answer() -> None:
     inner = OpenedScorer(True)
     await OutcomeScorer(inner).score([ScoreRequest(Problem("q"), ("", " a ", ""))])
-    assert inner.calls == ["", "\n\n a ", "\n\n a \n\n"]
+    assert [r.steps for r in inner.asked] == [("",), ("\n\n a ",), ("\n\n a \n\n",)]
 
 
 def test_codes_are_read_and_words_are_not() -> None:

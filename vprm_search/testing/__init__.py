@@ -14,7 +14,7 @@ from vprm_search.compare.worlds import (
     SyntheticWorld,
     WorldSettings,
 )
-from vprm_search.testing.chat_model import ChatCall, ScriptedChatModel
+from vprm_search.testing.chat_model import ChatCall, ScriptedChatModel, http_error
 from vprm_search.testing.policy import ScriptedPolicy
 from vprm_search.testing.proxy import (
     DEFAULT_FAULTS,
@@ -43,4 +43,5 @@ __all__ = [
     "SyntheticWorld",
     "WorldSettings",
     "chance",
+    "http_error",
 ]

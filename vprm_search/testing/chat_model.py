@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -32,6 +33,17 @@ from vprm_search.types import ImageData
 
 Written = str | AIMessage | Exception
 """What a model answers: a text, a message as it is, or the exception that the call raises."""
+
+
+def http_error(status: int, text: str = "failed", **headers: str) -> httpx.HTTPStatusError:
+    """Return what an HTTP client raises for a reply with this status: for scripts.
+
+    `headers` are those of the reply, with underscores for hyphens: `retry_after="2"`.
+    """
+    request = httpx.Request("POST", "http://127.0.0.1/")
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = httpx.Response(status, headers=named, request=request)
+    return httpx.HTTPStatusError(text, request=request, response=response)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,15 @@ class ScriptedScorer:
         return [
             ScoreResult(
                 tuple(_score(next(said)) for _ in request.steps),
-                prefix_tokens=words_in(request.problem.system, request.problem.question),
+                prefix_tokens=_prefix(request) if request.steps else 0,
                 step_tokens=tuple(words_in(step) + 1 for step in request.steps),
             )
             for request in requests
         ]
+
+
+def _prefix(request: ScoreRequest) -> int:
+    return words_in(request.problem.system, request.problem.question)
 
 
 def _score(said: Scored) -> StepScore:
