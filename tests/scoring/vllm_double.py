@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -21,25 +20,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from vprm_search.testing import Fault, FaultProxy, ProxiedRequest
 from vprm_search.types import ImageData, Problem, ScoreRequest
 
 Body = dict[str, Any]
 IDENTITY = "model-one"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What to do to one request for scores.
-
-    Kinds: "status" (`status`, `headers`), "reset", "reset_mid_body", "hang", "drip", "html",
-    "nan", "infinity", "overflow", "out_of_range", "text_score", "fewer_paths", "fewer_steps",
-    "no_data", "no_identity", "other_model", "huge", "gzip", "redirect", "forget_images",
-    "stranger_image", "version".
-    """
-
-    kind: str
-    status: int = 0
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 def expected(question: str, images: Sequence[str], path: Sequence[str]) -> list[float]:
@@ -72,13 +57,16 @@ def expected_of(asked: ScoreRequest) -> list[float]:
 class Double:
     """The state of the server, open to tests.
 
-    `faults` are used up one per request for scores. `refuses(data)` may return a status for a
-    request's data. With `caches` the server leaves out rows it computed before, as vLLM's prefix
-    cache does, for requests that allow it, per salt.
+    `faults` are used up one per request for scores. A name spoils the answer: "html", "nan",
+    "infinity", "overflow", "out_of_range", "text_score", "fewer_paths", "fewer_steps", "no_data",
+    "no_identity", "other_model", "huge", "gzip", "redirect", "forget_images", "stranger_image",
+    "version"; a `Fault` is the network's, behind `faulty` alone. `refuses(data)` may return a
+    status for a request's data. With `caches` the server leaves out rows it computed before, as
+    vLLM's prefix cache does, for requests that allow it, per salt.
     """
 
     url: str = ""
-    faults: deque[Fault] = field(default_factory=deque)
+    faults: deque[str | Fault] = field(default_factory=deque)
     refuses: Callable[[Body], int | None] = lambda data: None
     caches: bool = False
     never: Callable[[str], bool] = lambda step: False
@@ -103,6 +91,12 @@ class Double:
     closing: threading.Event = field(default_factory=threading.Event)
     _rows: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def network_fault(self, request: ProxiedRequest) -> Fault | None:
+        """Return what the network does to a request for scores; a rule for `FaultProxy`."""
+        if "describe" in request.json()["data"] or not self.faults:
+            return None
+        return self.faults.popleft() if isinstance(self.faults[0], Fault) else None  # type: ignore[return-value]
 
     @property
     def pixels_sent(self) -> list[str]:
@@ -214,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
             double.asked_for.set()
             double.times.append(time.monotonic())
             double.headers.append(dict(self.headers))
-            fault = double.faults.popleft() if double.faults else None
+            spoils = double.faults and isinstance(double.faults[0], str)
+            kind = str(double.faults.popleft()) if spoils else ""
             double.at_once += 1
             double.most_at_once = max(double.most_at_once, double.at_once)
         try:
@@ -223,21 +218,13 @@ class _Handler(BaseHTTPRequestHandler):
             if status is not None:
                 self.reply(status, json.dumps({"error": {"message": "refused here"}}).encode())
             else:
-                self._misbehave(fault, data)
+                self._misbehave(kind, data)
         finally:
             with double.lock:
                 double.at_once -= 1
 
-    def _misbehave(self, fault: Fault | None, data: Body) -> None:
-        kind = "" if fault is None else fault.kind
-        if fault is not None and kind == "status":
-            text = json.dumps({"error": {"message": "try later"}}).encode()
-            self.reply(fault.status, text, dict(fault.headers))
-        elif kind == "reset":
-            self._reset()
-        elif kind == "hang":
-            self.double.closing.wait(30)
-        elif kind == "redirect":
+    def _misbehave(self, kind: str, data: Body) -> None:
+        if kind == "redirect":
             self.reply(307, b"", {"location": "/elsewhere"})
         elif kind == "html":
             self.reply(200, b"<html>busy</html>", {"content-type": "text/html"})
@@ -250,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             text = json.dumps({"request_id": "r", "created_at": 1, "data": answer})
             if kind == "overflow":  # a number that JSON allows and no float can hold
                 text = text.replace("0.", "1e999, 0.", 1).replace("1e999, 0.", "1e999", 1)
-            self._send_scores(kind, text.encode())
+            self.reply(200, text.encode() + b" " * 3_000_000 * (kind == "huge"))
 
     def _spoiled(self, kind: str, answer: Body) -> Body:
         rows = answer.get("scores")
@@ -280,41 +267,14 @@ class _Handler(BaseHTTPRequestHandler):
             rows[-1][-1] = spoiled[kind]
         return answer
 
-    def _send_scores(self, kind: str, data: bytes) -> None:
-        if kind == "reset_mid_body":
-            self._head(200, len(data), {})
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            self._reset()
-        elif kind == "drip":
-            self._head(200, len(data), {})
-            for byte in data:
-                if self.double.closing.wait(0.05):
-                    return
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-        elif kind == "huge":
-            self.reply(200, data + b" " * 3_000_000)
-        else:
-            self.reply(200, data)
-
-    def _reset(self) -> None:
-        linger = struct.pack("ii", 1, 0)  # close with RST instead of FIN
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.close_connection = True
-        self.connection.close()
-
     def reply(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-        self._head(status, len(data), headers or {})
-        self.wfile.write(data)
-
-    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(length))
-        for name, value in headers.items():
+        self.send_header("content-length", str(len(data)))
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -361,3 +321,14 @@ def serving(**settings: Any) -> Iterator[Double]:
     finally:
         double.closing.set()
         stop(listener, thread)
+
+
+@contextmanager
+def faulty(**settings: Any) -> Iterator[Double]:
+    """Run a double behind a network that does what `faults` says."""
+    with (
+        serving(**settings) as double,
+        FaultProxy(double.url, double.network_fault, only="/pooling") as proxy,
+    ):
+        double.url = proxy.url
+        yield double

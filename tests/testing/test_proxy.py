@@ -159,7 +159,7 @@ def post(proxy: FaultProxy, path: str = "/echo", **options: Any) -> httpx.Respon
 
 def test_each_fault_is_what_it_says(server: Any) -> None:
     faults = [
-        Fault("status", status=429, retry_after_s=1.5),
+        Fault("status", status=429, retry_after=1.5),
         Fault("reset"),
         Fault("reset", reaches=True),
         Fault("truncated"),

@@ -38,7 +38,8 @@ class Fault:
     - "late": the reply comes `seconds` later.
     - "hang": no reply ever comes; the connection stays open.
     - "reset": the connection is reset (RST) before the reply.
-    - "status": the proxy replies with `status` and, if given, `Retry-After: retry_after_s`.
+    - "status": the proxy replies with `status` and, if given, `Retry-After: retry_after`, seconds
+      or an HTTP date.
     - "truncated": the connection is closed after half of the body.
     - "slow": the body comes in pieces of 64 bytes, an event stream event by event, with `seconds`
       between them.
@@ -52,7 +53,7 @@ class Fault:
     kind: FaultKind
     seconds: float = 0.0
     status: int = 503
-    retry_after_s: float | None = None
+    retry_after: float | str | None = None
     reaches: bool = False
 
 
@@ -75,9 +76,9 @@ DEFAULT_FAULTS = (
     Fault("late", seconds=0.05),
     Fault("reset"),
     Fault("reset", reaches=True),
-    Fault("status", status=429, retry_after_s=0.05),
+    Fault("status", status=429, retry_after=0.05),
     Fault("status", status=500),
-    Fault("status", status=503, retry_after_s=0.05),
+    Fault("status", status=503, retry_after=0.05),
     Fault("truncated"),
     Fault("slow", seconds=0.002),
     Fault("malformed"),
@@ -219,12 +220,8 @@ class FaultProxy:
             await asyncio.Event().wait()
         if fault.kind == "reset":
             link.reset()
-        wait = fault.retry_after_s
-        await link.say(
-            fault.status,
-            "a fault made for a test",
-            [] if wait is None else [("Retry-After", f"{wait:g}")],
-        )
+        asks = [] if fault.retry_after is None else [("Retry-After", str(fault.retry_after))]
+        await link.say(fault.status, "a fault made for a test", asks)
 
     def _asked(
         self, head: h11.Request, body: bytes
