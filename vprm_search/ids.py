@@ -32,6 +32,8 @@ def digest(*parts: str | bytes | int) -> bytes:
 def root_id(problem: Problem, run_seed: int) -> NodeId:
     """Return the id of the root of a search over `problem` with the given run seed."""
     parts = (problem.system, problem.question, *problem.images)
+    if problem.context:
+        parts += ("in", problem.context)
     return digest("root", run_seed, *parts)[:_ID_BYTES].hex()
 
 

@@ -106,15 +106,20 @@ class Problem:
 
     `images` holds content digests ("sha256-<64 hex>"), never bytes; an image store turns a digest
     into pixels. They stand where the question says `<image>`, in this order, or else before it.
+    `context` is the digest of the conversation in which it was asked, "" for a question that
+    stands alone: the same question in two conversations is two problems.
     """
 
     question: str
     images: tuple[str, ...] = ()
     system: str = ""
+    context: str = ""
 
     def to_json(self) -> dict[str, Json]:
         """Return the problem as plain JSON."""
-        return {"question": self.question, "images": list(self.images), "system": self.system}
+        context = {"context": self.context} if self.context else {}
+        images = list(self.images)
+        return {"question": self.question, "images": images, "system": self.system, **context}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Problem:
@@ -201,6 +206,11 @@ class ProposeRequest:
     policies is meant; a policy that stands alone ignores it. What has not come after `timeout_s`
     seconds may be given up: such children are failed proposals. `temperature_scale` is a factor
     on the policy's own sampling temperature; a policy that does not know it ignores the factor.
+
+    `messages` is the conversation that ends with the question: LangChain messages with their
+    pictures in them, the system prompt included. Empty for a question that stands alone (then
+    `problem` and `images` say all); a policy that knows single questions only takes
+    `problem.question`, which names what the question refers to.
     """
 
     problem: Problem
@@ -211,6 +221,7 @@ class ProposeRequest:
     policy: str = ""
     timeout_s: float | None = None
     temperature_scale: float = 1.0
+    messages: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

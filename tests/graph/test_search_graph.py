@@ -209,11 +209,10 @@ def test_the_problem_is_read_from_the_whole_conversation() -> None:
     assert first["search_problem"]["system"] == "Answer briefly."
     follow_up = {"messages": [HumanMessage("And how many are blue?")]}
     second = app.invoke(follow_up, THREAD)
-    assert second["search_problem"] == {
-        "question": "And how many are blue?",
-        "images": [digest],
-        "system": "Answer briefly.",
-    }
+    problem = second["search_problem"]
+    assert problem["question"].endswith("And how many are blue?")
+    assert (problem["images"], problem["system"]) == ([digest], "Answer briefly.")
+    assert problem["context"] != first["search_problem"].get("context", "")
     kinds = [message.type for message in second["messages"]]
     assert kinds == ["system", "human", "ai", "human", "ai"]
     assert second["messages"][2] == first["messages"][2]
@@ -227,8 +226,8 @@ def test_the_same_question_again_is_searched_anew_and_answered_again() -> None:
     first = app.invoke({"messages": [HumanMessage(QUESTION)]}, THREAD)
     calls = len(model.calls)
     second = app.invoke({"messages": [HumanMessage(QUESTION)]}, THREAD)
-    assert len(model.calls) == 2 * calls
-    assert tree_of_state(first).dumps() == tree_of_state(second).dumps()
+    assert len(model.calls) > calls
+    assert tree_of_state(first).root_id != tree_of_state(second).root_id  # it knows its answer now
     assert [message.type for message in second["messages"]] == ["human", "ai", "human", "ai"]
 
 

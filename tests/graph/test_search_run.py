@@ -65,7 +65,7 @@ def test_a_question_may_be_a_message_or_a_conversation_as_in_the_graph() -> None
         {"type": "text", "text": QUESTION},
     ]
     plain = {"role": "user", "content": blocks}
-    for question in (message, [message], plain, [plain], [AIMessage("Ask!"), plain]):
+    for question in (message, [message], plain, [plain], [message, AIMessage("an old answer")]):
         assert search(question).tree.dumps() == wanted
     graph = create_search_graph(
         policy=HashChatModel(), scorer=HashScorer(), strategy=BEAM, image_store=MemoryImageStore()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vprm_search import ids
 from vprm_search.budget import usage_of
@@ -56,6 +57,7 @@ class Job:
     images: tuple[ImageData, ...] = ()
     seconds: float = 0.0
     plan: Plan = field(default_factory=Plan)
+    messages: tuple[Any, ...] = ()  # the conversation around the question (`ProposeRequest`)
 
 
 class Loop:
@@ -322,6 +324,7 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
         policy=expand.policy,
         timeout_s=rules.budget.seconds_left(job.seconds),
         temperature_scale=expand.temperature_scale,
+        messages=job.messages,
     )
 
 

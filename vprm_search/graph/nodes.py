@@ -26,7 +26,14 @@ from vprm_search import ids
 from vprm_search.errors import SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop
-from vprm_search.graph.questions import question_of, read_problem
+from vprm_search.graph.questions import (
+    QuestionOf,
+    asked_message,
+    question_in_context,
+    read_problem,
+    restored_conversation,
+    storable,
+)
 from vprm_search.graph.session import LiveTrees, run_blocking
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.images.messages import ImageIntake
@@ -47,6 +54,7 @@ class SearchNodes:
             of the conversation.
         run_seed: makes the seeds of all candidates.
         candidates: whether the outcome lists all candidates.
+        question_of: makes the reward model's question of a conversation.
     """
 
     def __init__(
@@ -56,12 +64,14 @@ class SearchNodes:
         *,
         run_seed: int = 0,
         candidates: bool = False,
+        question_of: QuestionOf = question_in_context,
     ) -> None:
         self.loop = loop
         self.intake = intake
         self.messages_key = intake.messages_key
         self._run_seed = run_seed
         self._candidates = candidates
+        self._question_of = question_of
         self._trees = LiveTrees()
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
@@ -79,9 +89,11 @@ class SearchNodes:
         """Read the question, move its pictures out of the state, and start a new search."""
         key, intake = self.messages_key, self.intake
         given: Sequence[AnyMessage] = state.get(key) or []
-        messages = await asyncio.to_thread(intake.references, given)
+        light = await asyncio.to_thread(intake.references, given)
+        messages = [storable(message) for message in light]
+        problem = read_problem(messages, intake.name_image, self._question_of)
         update: Update = {
-            "search_problem": read_problem(messages, intake.name_image).to_json(),
+            "search_problem": problem.to_json(),
             "search_run_seed": self._run_seed,
             "search_nodes": Overwrite({}),
             "search_size": 0,
@@ -102,6 +114,8 @@ class SearchNodes:
         """Ask the policy for all children of this round, or wait for the first that are there."""
         started = time.monotonic()
         job = self._job(state, await self._images(state))
+        talk = (job.tree.problem, state[self.messages_key], self.intake)
+        job.messages = await asyncio.to_thread(restored_conversation, *talk)
         with unstreamed():
             ((records, told),) = await self.loop.propose([job])
         left = {} if self.loop.waits else _planned(job)
@@ -122,7 +136,7 @@ class SearchNodes:
         if result.warning:
             warnings.warn(result.warning, SearchWarning, stacklevel=1)
         key = self.messages_key
-        asked = question_of(state[key]).id or ""
+        asked = asked_message(state[key]).id or ""
         name = f"vprm-{ids.digest(job.tree.root_id, asked)[:12].hex()}"
         outcome = result.to_json(candidates=self._candidates)
         metadata = {**outcome, "tree": job.tree.digest()}

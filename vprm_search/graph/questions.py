@@ -1,37 +1,57 @@
-"""From a conversation to the problem of a search: the question, its pictures, the system prompt."""
+"""From a conversation to the problem of a search: who is shown what of it.
+
+The policy is shown all messages. The reward model, which is trained on single questions, is shown
+a question text and pictures: `question_in_context`, unless a search has a rule of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
     BaseMessage,
     HumanMessage,
     SystemMessage,
+    ToolMessage,
     convert_to_messages,
 )
 
-from vprm_search.errors import ImageError, InputError
+from vprm_search import ids
+from vprm_search.answers import extract_answer
+from vprm_search.errors import ImageError, InputError, SearchError
 from vprm_search.images.messages import (
+    HoldsImages,
     NameImage,
     content_blocks,
     has_image,
     image_of_block,
     is_image,
+    reference_images,
     referenced_digest,
+    restore_images,
 )
-from vprm_search.images.store import ImageStore
+from vprm_search.images.store import ImageStore, MemoryImageStore
 from vprm_search.steps import DEFAULT_LIMITS, normalise_text
 from vprm_search.types import ImageData, Problem
+
+QuestionOf = Callable[[Sequence[BaseMessage]], str]
+"""Makes the reward model's question of a conversation, whose pictures are references."""
 
 FEEDBACK_NAME = "vprm_feedback"
 """Name of the human messages that carry a verifier's feedback; they are not questions."""
 
 MAX_IMAGES = 16
+_IMAGE_TAG = "<image>"
+_MOST_OF_A_TURN = 300
+_MOST_OF_CONTEXT = 1_000
+_KINDS_TOLD_APART = frozenset({"text", "tool_use", "tool_call", "function_call"})
 
 
-def question_of(messages: Sequence[BaseMessage]) -> HumanMessage:
+def asked_message(messages: Sequence[BaseMessage]) -> HumanMessage:
     """Return the last human message that is not a verifier's feedback.
 
     Raises `InputError` if there is none.
@@ -45,24 +65,73 @@ def question_of(messages: Sequence[BaseMessage]) -> HumanMessage:
     )
 
 
-def read_problem(messages: Sequence[BaseMessage], name_image: NameImage) -> Problem:
-    """Return the problem a conversation ends with.
+# --- what the reward model is shown --------------------------------------------------------------
 
-    The question is the text of the last human message, the pictures are its own or, when it has
-    none, those of the nearest human message before it ("and how many are red?"), and all system
-    messages make the system prompt. Earlier turns are not part of a problem: the reward model is
-    trained on single questions. Raises `InputError` when there is nothing to ask.
+
+def question_in_context(messages: Sequence[BaseMessage]) -> str:
+    """Return the text of the last human message, below what was said before it.
+
+    The first question of a conversation is its text alone. A later one ("and how many are blue?")
+    refers to what was said, so the human turns before it and the answers to them come first, one
+    line each: of an answer its final answer, else its beginning (300 characters), the latest turns
+    up to 1,000 characters. System prompts, tool calls, a verifier's feedback and what was written
+    after the question are left out. Raises `InputError` if there is no question or it has no text.
     """
-    asked = question_of(messages)
+    asked = asked_message(messages)
     text = normalise_text(message_text(asked)).strip()
     if not text:
         raise InputError("the last human message has no text; ask a question about the image")
+    turns: list[tuple[str, str]] = []
+    for message in _before(messages, asked):
+        said = _in_short(message)
+        if isinstance(message, HumanMessage) and message.name != FEEDBACK_NAME and said:
+            turns.append(("User", said))
+        elif isinstance(message, AIMessage) and said:  # the last of several is the answer
+            turns[-1:] = [t for t in turns[-1:] if t[0] == "User"] + [("Assistant", said)]
+    lines: list[str] = []
+    for who, said in reversed(turns):
+        lines.insert(0, f"{who}: {said}")
+        if sum(map(len, lines)) > _MOST_OF_CONTEXT:
+            lines.pop(0)
+            break
+    return "\n".join(["Earlier in this conversation:", *lines, "", text]) if lines else text
+
+
+def read_problem(
+    messages: Sequence[BaseMessage],
+    name_image: NameImage,
+    question_of: QuestionOf = question_in_context,
+) -> Problem:
+    """Return the problem a conversation ends with.
+
+    The pictures are those of all human messages up to the question, in their order, each once; of
+    more than 16 the last ones. A question that says where its pictures stand (`<image>`) has its
+    own, or those of the nearest human message before it. All system messages make the system
+    prompt. Raises `InputError` when there is nothing to ask.
+    """
+    asked = asked_message(messages)
+    text = normalise_text(question_of(messages)).strip()
+    if not text:
+        raise InputError("question_of made an empty question of the conversation")
     DEFAULT_LIMITS.check_text(text, "the question")
-    digests = [name_image(b) for b in content_blocks(_picture_of(messages, asked)) if is_image(b)]
-    if len(digests) > MAX_IMAGES:
-        raise InputError(f"the question has {len(digests)} images, the limit is {MAX_IMAGES}")
+    own = _pictures(asked, name_image)
+    if len(own) > MAX_IMAGES:
+        raise InputError(f"the question has {len(own)} images, the limit is {MAX_IMAGES}")
+    before = [m for m in _before(messages, asked) if isinstance(m, HumanMessage)]
+    if _IMAGE_TAG in text:
+        nearest = next((m for m in reversed(before) if has_image(m)), asked)
+        digests = own or _pictures(nearest, name_image)
+    else:
+        earlier = [digest for message in before for digest in _pictures(message, name_image)]
+        new = [digest for digest in dict.fromkeys(earlier) if digest not in own]
+        digests = [*new[len(own) - MAX_IMAGES :], *own] if len(own) < MAX_IMAGES else own
     system = [message_text(m) for m in messages if isinstance(m, SystemMessage)]
-    return Problem(text, tuple(digests), normalise_text("\n\n".join(system)).strip())
+    return Problem(
+        text,
+        tuple(digests),
+        normalise_text("\n\n".join(system)).strip(),
+        _digest(conversation(messages), name_image),
+    )
 
 
 def read_problem_and_images(
@@ -76,11 +145,9 @@ def read_problem_and_images(
     found: dict[str, ImageData] = {}
 
     def name_image(block: Mapping[str, Any]) -> str:
+        if store is None:
+            _refuse_reference(block)
         digest = referenced_digest(block)
-        if digest is not None and store is None:
-            raise ImageError(
-                f"image {digest[:80]} is a reference into a search graph's store; give the picture"
-            )
         image = image_of_block(block) if digest is None or store is None else store.get(digest)
         found[image.digest] = image
         return image.digest
@@ -89,12 +156,113 @@ def read_problem_and_images(
     return problem, tuple(found[digest] for digest in problem.images)
 
 
+def _before(messages: Sequence[BaseMessage], asked: BaseMessage) -> Sequence[BaseMessage]:
+    return messages[: next(i for i, message in enumerate(messages) if message is asked)]
+
+
+def _pictures(message: BaseMessage, name_image: NameImage) -> list[str]:
+    return [name_image(block) for block in content_blocks(message) if is_image(block)]
+
+
+def _in_short(message: BaseMessage) -> str:
+    """Return a turn in one line of at most 300 characters: of a solution, its final answer."""
+    text = normalise_text(message_text(message)).replace(_IMAGE_TAG, "(picture)")
+    if isinstance(message, AIMessage):
+        text = extract_answer(text) or text
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_OF_A_TURN else f"{line[:_MOST_OF_A_TURN]}…"
+
+
+# --- what the policy is shown --------------------------------------------------------------------
+
+
+def conversation(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return the messages the policy is shown; none if the question stands alone.
+
+    That is all of them, but for answers at the very end, which the search is to give anew. A
+    question that stands alone is one human message of text and pictures, with or without a system
+    prompt before it.
+    """
+    shown = list(messages)
+    while shown and isinstance(shown[-1], AIMessage):
+        shown.pop()
+    spoken = [message for message in shown if not isinstance(message, SystemMessage)]
+    alone = len(spoken) <= 1 and all(
+        block.get("type") == "text" or is_image(block)
+        for message in spoken
+        for block in content_blocks(message)
+    )
+    return [] if alone else shown
+
+
+def restored_conversation(
+    problem: Problem, messages: Sequence[BaseMessage], store: HoldsImages
+) -> tuple[AnyMessage, ...]:
+    """Return the conversation `problem` was read from, its pictures taken from `store`.
+
+    Messages that came after it are left out. Raises `SearchError` if earlier ones were changed
+    since, and `ImageError` if a picture is missing.
+    """
+    if not problem.context:
+        return ()
+    for end in range(len(messages), 0, -1):
+        shown = conversation(messages[:end])
+        if _digest(shown, _reference) == problem.context:
+            return tuple(restore_images([storable(m) for m in shown], store))
+    raise SearchError(
+        f"the conversation of this search ({len(messages)} messages) was changed while it was "
+        "under way; leave the messages as they were, or ask the question again"
+    )
+
+
+def _digest(messages: Sequence[BaseMessage], name_image: NameImage) -> str:
+    """Return the digest of what messages say, "" if there are none; notations do not count."""
+    if not messages:
+        return ""
+    said = json.dumps([_said(m, name_image) for m in messages], sort_keys=True, default=str)
+    return f"sha256-{ids.digest(said).hex()}"
+
+
+def _said(message: BaseMessage, name_image: NameImage) -> list[Any]:
+    blocks = content_blocks(message)
+    name = name_image if isinstance(message, HumanMessage) else _reference
+    return [
+        message.type,
+        message.name or "",
+        normalise_text(message_text(message)),
+        [name(block) or block for block in blocks if is_image(block)],
+        [b for b in blocks if not is_image(b) and b.get("type") not in _KINDS_TOLD_APART],
+        [[call["name"], call["args"]] for call in getattr(message, "tool_calls", ())],
+        message.status if isinstance(message, ToolMessage) else "",
+    ]
+
+
+def storable(message: BaseMessage) -> BaseMessage:
+    """Return a message with the text that a checkpoint and a request can hold."""
+    content = message.content
+    if isinstance(content, str):
+        clean: Any = normalise_text(content)
+    else:
+        clean = [
+            {**b, "text": normalise_text(b["text"])}
+            if isinstance(b, dict) and isinstance(b.get("text"), str)
+            else b
+            for b in content
+        ]
+    return message if clean == content else message.model_copy(update={"content": clean})
+
+
+# --- any notation --------------------------------------------------------------------------------
+
+
 def read_asked(
     asked: BaseMessage | Mapping[str, Any] | Sequence[BaseMessage | Mapping[str, Any]],
-) -> tuple[Problem, tuple[ImageData, ...]]:
-    """Return what one message or a conversation asks, in any of LangChain's notations.
+    question_of: QuestionOf = question_in_context,
+) -> tuple[Problem, tuple[ImageData, ...], tuple[AnyMessage, ...]]:
+    """Return what one message or a conversation asks, its images, and what the policy is shown.
 
-    Raises `InputError` for what is no message, `ImageError` for a picture that cannot be read.
+    The messages may be in any of LangChain's notations. Raises `InputError` for what is no message,
+    `ImageError` for a picture that cannot be read.
     """
     listed: list[Any] = [asked] if isinstance(asked, BaseMessage | Mapping) else list(asked)
     try:
@@ -104,7 +272,28 @@ def read_asked(
             "the question is neither a text, a message, nor a list of messages; a message is "
             '{"role": "user", "content": ...} or one of LangChain\'s'
         ) from error
-    return read_problem_and_images(messages)
+    found = MemoryImageStore()
+
+    def take(block: Mapping[str, Any]) -> str:
+        _refuse_reference(block)
+        return found.put(image_of_block(block))
+
+    light = reference_images(messages, take)
+    problem = read_problem(light, _reference, question_of)
+    images = tuple(map(found.get, problem.images))
+    return problem, images, restored_conversation(problem, light, found)
+
+
+def _refuse_reference(block: Mapping[str, Any]) -> None:
+    digest = referenced_digest(block)
+    if digest is not None:
+        raise ImageError(
+            f"image {digest[:80]} is a reference into a search graph's store; give the picture"
+        )
+
+
+def _reference(block: Mapping[str, Any]) -> str:
+    return referenced_digest(block) or ""
 
 
 def message_text(message: BaseMessage) -> str:
@@ -113,11 +302,3 @@ def message_text(message: BaseMessage) -> str:
         return message.content
     blocks = content_blocks(message)
     return "\n".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
-
-
-def _picture_of(messages: Sequence[BaseMessage], asked: HumanMessage) -> BaseMessage:
-    if has_image(asked):
-        return asked
-    before = messages[: next(i for i, message in enumerate(messages) if message is asked)]
-    pictured = (m for m in reversed(before) if isinstance(m, HumanMessage) and has_image(m))
-    return next(pictured, asked)

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     import os
 
     from langchain_core.language_models import BaseChatModel
-    from langchain_core.messages import BaseMessage
+    from langchain_core.messages import AnyMessage, BaseMessage
     from PIL.Image import Image
+
+    from vprm_search.graph.questions import QuestionOf
 
     ImageSource = ImageData | bytes | str | os.PathLike[str] | Image
     Message = BaseMessage | Mapping[str, Any]
@@ -61,6 +63,7 @@ def run_search(
     extract: Callable[[str], str | None] = extract_answer,
     split: Callable[[str], list[str]] = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
+    question_of: QuestionOf | None = None,
     on_event: OnEvent | None = None,
 ) -> SearchRun:
     """Search for the answer to one question: `arun_search`, which see, for synchronous code."""
@@ -78,6 +81,7 @@ def run_search(
             extract=extract,
             split=split,
             limits=limits,
+            question_of=question_of,
             on_event=on_event,
         )
     )
@@ -97,6 +101,7 @@ async def arun_search(
     extract: Callable[[str], str | None] = extract_answer,
     split: Callable[[str], list[str]] = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
+    question_of: QuestionOf | None = None,
     on_event: OnEvent | None = None,
 ) -> SearchRun:
     """Search for the answer to one question, in memory.
@@ -120,12 +125,15 @@ async def arun_search(
         extract: reads the final answer out of a solution, None if there is none.
         split: cuts a whole solution into steps; what it returns is scored as it is.
         limits: what a step (characters) and a solution (bytes, steps) may measure.
+        question_of: makes the question that the reward model is shown of a conversation.
+            Default: as `create_search_graph` does it.
         on_event: gets the events of the graph's `custom` stream (`graph/events.py`).
 
     Raises:
         ConfigError: `policy` is none, or there is no scorer where one is needed.
         ImageError: an image cannot be used.
-        SearchError: images are given twice, or are not those of the problem.
+        SearchError: images are given twice, or are not those of the problem, or a problem comes
+            without the conversation it was asked in.
         VprmError: what the policy or the scorer raises.
     """
     rules = SearchRules(
@@ -136,8 +144,8 @@ async def arun_search(
         split=split,
         limits=limits,
     )
-    problem, taken = _read(question, images)
-    job = Job(SearchTree(problem, run_seed), taken)
+    problem, taken, messages = _read(question, images, question_of)
+    job = Job(SearchTree(problem, run_seed), taken, messages=messages)
     runs = await run_jobs(
         [job],
         as_policy(policy),
@@ -269,25 +277,30 @@ def _tell(tell: OnEvent, phases: Sequence[Told]) -> None:
 
 
 def _read(
-    question: Question, images: Sequence[ImageSource]
-) -> tuple[Problem, tuple[ImageData, ...]]:
-    """Return the problem that is asked, and its images in their order."""
+    question: Question, images: Sequence[ImageSource], question_of: QuestionOf | None
+) -> tuple[Problem, tuple[ImageData, ...], tuple[AnyMessage, ...]]:
+    """Return the problem that is asked, its images in their order, and what the policy is shown."""
     given = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)
     digests = tuple(image.digest for image in given)
     if isinstance(question, str):
-        return Problem(normalise_text(question).strip(), digests), given
+        return Problem(normalise_text(question).strip(), digests), given, ()
     if isinstance(question, Problem):
         if question.images != digests:
             raise SearchError(
                 f"the problem names {len(question.images)} images and {len(digests)} were given, "
                 "or they differ; pass the problem's images in its order"
             )
-        return question, given
+        if question.context:
+            raise SearchError(
+                "the problem was asked within a conversation, which it does not hold; ask with the "
+                "messages"
+            )
+        return question, given, ()
     if given:
         raise SearchError(
             f"{len(given)} images were given beside a message; put them into the message "
             "(image_message), or ask with a text"
         )
-    from vprm_search.graph.questions import read_asked  # loads LangChain
+    from vprm_search.graph.questions import question_in_context, read_asked  # loads LangChain
 
-    return read_asked(question)
+    return read_asked(question, question_of or question_in_context)

@@ -22,6 +22,7 @@ from vprm_search.errors import ConfigError
 from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import SearchNodes, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
+from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
 from vprm_search.graph.state import SearchState, channels, talk
 from vprm_search.images.messages import ImageIntake
@@ -58,6 +59,7 @@ def create_search_graph(
     extract: Callable[[str], str | None] = extract_answer,
     split: Callable[[str], list[str]] = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
+    question_of: QuestionOf | None = None,
     state_schema: type[Any] | None = None,
     context_schema: type[Any] | None = None,
     retry_policy: RetryPolicy = RETRY,
@@ -99,6 +101,10 @@ def create_search_graph(
             `split_solution`, as VisualPRM's own code does it (at every blank line, at most 12).
         limits: what a step (characters) and a solution (bytes, steps) may measure. Default: 8,000
             characters, 200,000 bytes and 128 steps.
+        question_of: makes the question that the reward model is shown of the messages (their
+            pictures are references). The policy is shown the messages themselves. Default:
+            `graph.questions.question_in_context`, the last human turn below a line for each turn
+            before it.
         state_schema: a state of your own that has `messages_key`; the search's keys are added.
             Inherit `SearchState` to have them in the output, too.
         context_schema: passed on to the `StateGraph`.
@@ -135,7 +141,13 @@ def create_search_graph(
         scored=ScoredRounds(),
     )
     intake = ImageIntake(DiskImageStore() if image_store is None else image_store, messages_key)
-    nodes = SearchNodes(loop, intake, run_seed=run_seed, candidates=candidates)
+    nodes = SearchNodes(
+        loop,
+        intake,
+        run_seed=run_seed,
+        candidates=candidates,
+        question_of=question_of or question_in_context,
+    )
     schema = _state_schema(state_schema, messages_key, delta=delta_checkpoints)
     graph = SearchGraph(schema, context_schema, nodes)
     _wire(graph, retry_policy, delta=delta_checkpoints)

@@ -28,8 +28,8 @@ from vprm_search.graph.nodes import unstreamed
 from vprm_search.graph.parts import check_part
 from vprm_search.graph.questions import (
     FEEDBACK_NAME,
+    asked_message,
     message_text,
-    question_of,
     read_problem_and_images,
 )
 from vprm_search.graph.session import run_blocking
@@ -303,7 +303,7 @@ def _get(state: Any, key: str) -> Any:
 def _question_id(before: Sequence[BaseMessage]) -> str:
     if not any(isinstance(m, HumanMessage) and m.name != FEEDBACK_NAME for m in before):
         return ""
-    asked = question_of(before)
+    asked = asked_message(before)
     return asked.id or _digest(asked)
 
 

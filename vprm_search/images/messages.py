@@ -17,7 +17,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from langchain_core.messages import (
     AIMessage,
@@ -247,9 +247,10 @@ class ImageIntake:
 
     def images(self, problem: Problem) -> tuple[ImageData, ...]:
         """Return the problem's pictures, in order. Raises `ImageError` if one is missing."""
-        return tuple(self._image(digest) for digest in problem.images)
+        return tuple(self.get(digest) for digest in problem.images)
 
-    def _image(self, digest: str) -> ImageData:
+    def get(self, digest: str) -> ImageData:
+        """Return the picture with this digest. Raises `ImageError` if it is missing."""
         with self._lock:
             image = self._kept.get(digest)
         if image is None:
@@ -274,7 +275,15 @@ def reference_images(messages: Any, name_image: NameImage) -> list[AnyMessage]:
     return [_referenced(message, name_image) for message in _listed(messages)]
 
 
-def restore_images(messages: Any, store: ImageStore) -> list[AnyMessage]:
+class HoldsImages(Protocol):
+    """Anything that gives a picture by its digest: an `ImageStore`, an `ImageIntake`."""
+
+    def get(self, digest: str) -> ImageData:
+        """Return the picture. Raises `ImageError` if it is missing."""
+        ...
+
+
+def restore_images(messages: Any, store: HoldsImages) -> list[AnyMessage]:
     """Return `messages` with every reference replaced by the picture, as a base64 block.
 
     For a chat model that reads the conversation after a search: it knows nothing of references.
@@ -305,7 +314,7 @@ def _referenced(message: BaseMessage, name_image: NameImage) -> Any:
     return message.model_copy(update={"content": blocks})
 
 
-def _restored(message: BaseMessage, store: ImageStore) -> Any:
+def _restored(message: BaseMessage, store: HoldsImages) -> Any:
     if isinstance(message.content, str):
         return message
     digests = [isinstance(b, dict) and referenced_digest(b) for b in message.content]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from vprm_search.chat.capabilities import Prefill, StopWords
 from vprm_search.images.messages import image_message
@@ -41,12 +42,12 @@ class PromptStyle:
 def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMessage]:
     """Return the conversation that asks for the continuations of `request`.
 
-    The problem's own system text stands in for the style's system prompt. Images come first, in
-    the problem's order.
+    In a conversation (`request.messages`) what is asked for follows the question in its message,
+    or makes a message of its own behind tool results; the style's system prompt is for
+    conversations without one. A question that stands alone has its images first, in the problem's
+    order, and the problem's own system text in place of the style's.
     """
-    system = request.problem.system or style.system_prompt
-    messages: list[BaseMessage] = [SystemMessage(system)] if system else []
-    parts = [request.problem.question]
+    parts = []
     asked = _asked_steps(request, style) if style.prefill == "none" else []
     # Who is asked for one step is not told to solve the whole problem.
     if style.instruction and not (
@@ -54,11 +55,33 @@ def build_messages(request: ProposeRequest, style: PromptStyle) -> list[BaseMess
     ):
         parts.append(style.instruction)
     parts += asked
-    messages.append(image_message("\n\n".join(parts), *request.images))
+    if request.messages:
+        messages = _with_text(list(request.messages), "\n\n".join(parts))
+        system = "" if any(isinstance(m, SystemMessage) for m in messages) else style.system_prompt
+    else:
+        text = "\n\n".join([request.problem.question, *parts])
+        messages = [image_message(text, *request.images)]
+        system = request.problem.system or style.system_prompt
+    if system:
+        messages.insert(0, SystemMessage(system))
     if style.prefill != "none" and request.steps:
         prefix = style.separator.join(request.steps) + style.separator
         messages.append(AIMessage(prefix if style.prefill_whitespace else prefix.rstrip()))
     return messages
+
+
+def _with_text(messages: list[BaseMessage], text: str) -> list[BaseMessage]:
+    """Return a conversation that ends with `text`, in the last message where a human wrote it."""
+    last = messages[-1]
+    if not text:
+        return messages
+    if not isinstance(last, HumanMessage):
+        return [*messages, HumanMessage(text)]
+    if isinstance(last.content, str):
+        content: Any = f"{last.content}\n\n{text}"
+    else:
+        content = [*last.content, {"type": "text", "text": text}]
+    return [*messages[:-1], last.model_copy(update={"content": content})]
 
 
 def _asked_steps(request: ProposeRequest, style: PromptStyle) -> list[str]:

@@ -383,7 +383,9 @@ def step_keys(identity: str, request: ScoreRequest) -> list[str]:
     placed = IMAGE_TAG in problem.question and problem.images
     version = _PLACED_IMAGES if placed else _KEY_VERSION
     text = (without_surrogates(problem.question), without_surrogates(problem.system))
-    root = digest("score", version, identity, *text, len(problem.images), *problem.images)
+    context = (problem.context,) if problem.context else ()  # keys of old stores have none
+    images = (*problem.images, *context)
+    root = digest("score", version, identity, *text, len(problem.images), *images)
     chain = accumulate(request.steps, _step_key, initial=root)
     return [key.hex() for key in chain][1:]
 

@@ -185,11 +185,11 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that the children of one seed all d
 class TinyChatModel(BaseChatModel):
     """The tiny visual-maths policy behind LangChain's chat model interface.
 
-    It reads one picture question: the last human message with an image (else the last one) and,
-    if the conversation ends in an AI message, that message as the beginning of its answer. Other
-    messages are not read. Call arguments: `stop`, `n`, `seed` (child i derives its own from it) or
-    `seeds` (one per child, which makes each child independent of the others), `temperature`,
-    `max_tokens`.
+    It reads one picture question: the last human message with an image or a question mark (else
+    the last one), with its images or the nearest before it, and, if the conversation ends in an AI
+    message, that message as the beginning of its answer. Other messages are not read. Call
+    arguments: `stop`, `n`, `seed` (child i derives its own from it) or `seeds` (one per child,
+    which makes each child independent of the others), `temperature`, `max_tokens`.
 
     Each generation has `finish_reason` ("stop" or "length"), `stop_reason` (the stop string, or
     None when the model ended its answer; absent after "length") and `generated_tokens` in its
@@ -343,12 +343,18 @@ class TinyChatModel(BaseChatModel):
 
 
 def _question(messages: Sequence[BaseMessage]) -> tuple[str, tuple[Any, ...]]:
-    """Return the text and the images of the human message that asks the picture question."""
+    """Return the text of the last question and the images that it is about."""
     read = [read_message(m) for m in messages if isinstance(m, HumanMessage)]
     if not read:
         raise InputError("the messages have no human message, so there is no question")
-    text, images = next((item for item in reversed(read) if item[1]), read[-1])
-    return text, tuple(images)
+    asks = [place for place, (text, images) in enumerate(read) if images or _asks(text)]
+    last = asks[-1] if asks else len(read) - 1
+    pictured = (images for _, images in reversed(read[: last + 1]) if images)
+    return read[last][0], tuple(next(pictured, ()))
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip().endswith("?")
 
 
 def _one_answer(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""What the page on LangChain and LangGraph shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.graph.fakes import HashChatModel, HashScorer
+from vprm_search.errors import SearchWarning
+from vprm_search.graph import run_search, tree_of_state
+from vprm_search.graph.questions import question_in_context
+
+PAGE = (Path(__file__).parents[2] / "docs" / "langgraph.md").read_text(encoding="utf-8")
+QUESTION = "What is 6 x 7?"
+
+
+def test_the_code_of_the_page_runs_and_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPRM_SEARCH_CACHE", str(tmp_path))
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    given: dict[str, Any] = {
+        "model": HashChatModel(),
+        "prm": HashScorer(),
+        "question": {"messages": [("human", QUESTION)]},
+    }
+    with pytest.warns(SearchWarning, match="rounds 1 of 1"):
+        exec(compile("\n".join(blocks), "docs/langgraph.md", "exec"), given)
+    assert given["last"].type == "ai"
+    assert len(given["both"]) == 2
+    whole = run_search(QUESTION, policy=HashChatModel(), scorer=HashScorer())
+    assert tree_of_state(given["state"]).dumps() == whole.tree.dumps()
+    assert len(tree_of_state(given["cut"])) < len(whole.tree)
+
+
+def test_the_shown_question_is_the_one_that_is_made() -> None:
+    from langchain_core.messages import AIMessage, HumanMessage
+
+    messages = [
+        HumanMessage("How many red tiles are there?"),
+        AIMessage("Step 1: I count.\n\nAnswer: 3"),
+        HumanMessage("And how many are blue?"),
+    ]
+    assert f"```text\n{question_in_context(messages)}\n```" in PAGE
