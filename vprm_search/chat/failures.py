@@ -27,6 +27,7 @@ _RETRYABLE_NAMES = frozenset(
 )
 _UNREACHABLE = frozenset({"APIConnectionError", "TransportError", "ServiceUnavailable"})
 _REMEDIES = {
+    400: "look at the server's log for what it refuses",
     401: "check the API key",
     403: "check the API key and what it may use",
     404: "check the model's name and the server's address (base_url)",
@@ -131,38 +132,6 @@ def remedy(error: BaseException) -> str:
         if isinstance(cause, ConnectionError) or _UNREACHABLE & kinds:
             return "check that the server runs and its address (base_url)"
     return ""
-
-
-_ADVICE = tuple(
-    (re.compile(words, re.IGNORECASE), said)
-    for words, said in (
-        (
-            r"context length|context window|max_model_len|too[ _]long|out of context",
-            "ask for fewer tokens or give the server a longer context",
-        ),
-        (r"\b(?:401|403)\b|api[ _]key", "give the server's API key"),
-        (r"\b404\b", "check the server's address and the model's name"),
-        (r"\b429\b|quota|rate limit", "ask less at a time, or raise the limit of the account"),
-        (
-            r"time[d ]*-?out|time limit|deadline",
-            "check that the server keeps up, or ask less at a time",
-        ),
-        (
-            r"connect|no_server|refused the connection|name resolution",
-            "check that the server runs, and its address",
-        ),
-        (r"\b5\d\d\b|server_error", "look into the server's log"),
-        (r"\b4\d\d\b|^refused", "the request is not what the server takes: see its words"),
-        (r"out_of_memory|memory", "free memory, or ask less at a time"),
-        (r"image", "check the pictures"),
-    )
-)
-
-
-def advice(failure: str) -> str:
-    """Return what may be done about a failure, from the words that tell of it (`explain`)."""
-    known = (said for pattern, said in _ADVICE if pattern.search(failure))
-    return next(known, "see the words of the error")
 
 
 def one_line(text: str) -> str:

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vprm_search.chat.failures import advice
 from vprm_search.compare.cell import same_strategy, write_atomically
 from vprm_search.compare.entrants import (
     DEFAULT_ENTRANTS,
@@ -424,10 +423,9 @@ class _Shard:
         self._lost = self._lost + 1 if record.failures.share == 1 else 0
         if self._lost == min(_LOST_IN_A_ROW, self.world.size):
             failures = self.records.failures(entrant.name, size)
-            said = failures.most_frequent
             raise SearchError(
                 f"stopped at {entrant.name}@{size}: nothing came of {self._lost} searches in a "
-                f"row; {failures}, most often: {said} To do: {advice(said)}; then run the same "
+                f"row; {failures}, most often: {failures.most_frequent}; then run the same "
                 "command again, which makes the searches that failed anew and keeps the others"
             )
 

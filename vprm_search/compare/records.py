@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -28,6 +27,8 @@ from vprm_search.compare.cell import CELL_COUNTS, read_cell
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.worlds import is_right
 from vprm_search.errors import RecordError
+from vprm_search.scoring.reasons import with_remedy
+from vprm_search.search.outcome import kind_of
 from vprm_search.tree import SearchTree
 from vprm_search.types import Json, NodeId, NodeRecord, Problem, Usage
 
@@ -47,8 +48,8 @@ class Failures:
     """The failed calls of one search, or of many.
 
     A call for a candidate has failed when it brought no token; of `candidates`, `lost` have. A
-    step that has no score in the end is `unscored`, of `steps`. `errors` counts what was said, the
-    most frequent errors only.
+    step that has no score in the end is `unscored`, of `steps`. `errors` counts what was said, with
+    what to do about it, the most frequent errors only.
     """
 
     candidates: int = 0
@@ -64,7 +65,7 @@ class Failures:
         lost = [r for r in candidates if r.status == "failed" and not r.generated_tokens]
         steps = [r for r in tree if r.parent is not None and r.is_step and r.status != "failed"]
         unscored = [r for r in steps if r.score is None]
-        said = Counter([r.reason for r in lost] + [r.score_reason for r in unscored])
+        said = Counter([r.reason for r in lost] + [with_remedy(r.score_reason) for r in unscored])
         return cls(len(candidates), len(lost), len(steps), len(unscored), _by_kind(said))
 
     @classmethod
@@ -107,9 +108,8 @@ def _by_kind(said: Mapping[str, int]) -> dict[str, int]:
     examples: dict[str, str] = {}
     counts = Counter[str]()
     for text, count in sorted(said.items()):
-        kind = re.sub(r"\d+", "#", re.sub(r"\b[0-9a-f-]{12,}\b", "#", text))
-        examples.setdefault(kind, text)
-        counts[kind] += count
+        examples.setdefault(kind_of(text), text)
+        counts[kind_of(text)] += count
     return {examples[kind]: count for kind, count in counts.most_common(_ERRORS_KEPT)}
 
 

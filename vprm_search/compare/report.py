@@ -42,11 +42,10 @@ def full_report(summary: Mapping[str, Any]) -> str:
 
 def no_results_section(summary: Mapping[str, Any]) -> list[str]:
     """Return which cells are no results and why, what to do about it, and what was left out."""
-    lines = _head("strategy", "N", "failed calls", "most frequent error", "what to do")
+    lines = _head("strategy", "N", "failed calls", "most frequent error")
     for cell in summary["no_results"]:
-        said = (cell["failed"], cell["error"], cell["remedy"])
-        shown = " | ".join(text.replace("|", "\\|") for text in said)
-        lines.append(f"| {cell['name']} | {cell['size']} | {shown} |")
+        error = cell["error"].replace("|", "\\|")
+        lines.append(f"| {cell['name']} | {cell['size']} | {cell['failed']} | {error} |")
     parts = []
     if summary["no_results"]:
         limit = f"{100 * summary['max_failed']:g} %"

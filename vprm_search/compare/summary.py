@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vprm_search.chat.failures import advice
 from vprm_search.compare.entrants import REFERENCE
 from vprm_search.compare.records import MAX_FAILED, Failures, Record, RecordFile
 from vprm_search.errors import RecordError
@@ -185,7 +184,6 @@ def _no_result(cell: Measured) -> dict[str, Any]:
         "share": failures.share,
         "failed": str(failures),
         "error": failures.most_frequent,
-        "remedy": advice(failures.most_frequent),
     }
 
 

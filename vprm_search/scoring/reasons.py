@@ -37,12 +37,29 @@ CODES = frozenset(
     }
 )
 """All of them."""
+_REMEDIES = {
+    TOO_LONG: "ask for shorter steps, or serve the model with a longer context",
+    IMAGE_MISSING: "pass the problem's images",
+    BAD_IMAGE: "replace the image",
+    OUT_OF_MEMORY: "free memory, or score less at a time",
+    NOT_FINITE: "load the reward model in a wider dtype",
+    NO_SERVER: "check that the scoring server runs, and its address",
+    SERVER_ERROR: "look at the scoring server's log",
+    REFUSED: "check the key, and what the scoring server serves",
+    BAD_REPLY: "check that the address is a scoring server's",
+}
 
 
 def code_of(reason: str) -> str:
     """Return the code of a reason, "" if it has none."""
     code = reason.split(":", 1)[0]
     return code if code in CODES else ""
+
+
+def with_remedy(reason: str) -> str:
+    """Return a reason with what may be done about it, as far as its code tells."""
+    known = _REMEDIES.get(code_of(reason))
+    return f"{reason}; {known}" if known else reason
 
 
 def lack_of_images(request: ScoreRequest) -> str:

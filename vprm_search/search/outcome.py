@@ -138,10 +138,15 @@ def _failures(tree: SearchTree) -> list[str]:
 
 def _most(reasons: Sequence[str], total: int, what: str) -> str:
     """Return how many there are and the most frequent reason; numbers and ids in it may differ."""
-    kinds = Counter(_VARYING.sub("#", reason) for reason in reasons)
+    kinds = Counter(map(kind_of, reasons))
     kind, count = min(kinds.items(), key=lambda item: (-item[1], item[0]))
-    shown = min(reason for reason in reasons if _VARYING.sub("#", reason) == kind)
+    shown = min(reason for reason in reasons if kind_of(reason) == kind)
     return f"{len(reasons)} of {total} {what}, most often ({count} times): {shown}"
+
+
+def kind_of(reason: str) -> str:
+    """Return a reason without its numbers and ids, to count those that differ in them only."""
+    return _VARYING.sub("#", reason)
 
 
 # --- how every path ended ----------------------------------------------------------------------
