@@ -38,6 +38,7 @@ Cause = Literal[
     "not_needed",
     "budget",
     "failed",
+    "unusable",
 ]
 """Why a step is where its path ends, for programs; a record's `reason` says it in words.
 
@@ -45,8 +46,9 @@ Cause = Literal[
 again; "unscored": a step of the path has no score; "max_depth": the depth limit; "pruned": a
 threshold on the path score; "outranked": after the first so many; "no_share": resampling gave it
 no next step; "rollout": a lookahead step that has served; "not_needed": the search, or its part of
-it, ended without it; "budget": a limit ended the search; "failed": the policy's call failed or
-gave nothing usable; "": none of these, such as a rule of your own.
+it, ended without it; "budget": a limit ended the search; "failed": the policy's call failed;
+"unusable": it succeeded, and its reply is no step (both are "failed" in older records); "": none of
+these, such as a rule of your own.
 """
 
 NODE_STATUSES: tuple[NodeStatus, ...] = get_args(NodeStatus)
@@ -232,13 +234,15 @@ class Proposal(Counts):
     "length" (cut by the token limit: not finished) or "error" (`error` says why, `text` is empty).
     Of the counts, `generated_tokens`, `prompt_tokens` and `requests` are the policy's to fill in;
     `prompt_tokens` is counted once per call, on the first child of the call. `out_of_time` marks
-    an error that is the search's own: its time was over before the call had answered.
+    an error that is the search's own: its time was over before the call had answered; `unusable`
+    one of the model's: it answered, and not with a step.
     """
 
     text: str
     finish: Finish
     error: str = ""
     out_of_time: bool = False
+    unusable: bool = False
 
 
 @runtime_checkable

@@ -186,36 +186,54 @@ def _built_in_world(name: str, given: Mapping[str, Any]) -> World:
 
 def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Path | None) -> None:
     from vprm_search.compare.comparison import run_comparison
-    from vprm_search.compare.report import (
-        comparison_png,
-        fill_section,
-        full_report,
-        new_figure,
-        readme_section,
-    )
-    from vprm_search.compare.summary import read_cells, summarise
+    from vprm_search.compare.report import fill_section, new_figure, readme_section
 
     new_figure()  # fails without matplotlib: before hours of measuring, not after
     if readme is not None:
         _check_marks(readme)
-    run_comparison(comparison, world, out, jobs=jobs, report=_tell)
-    summary = summarise(read_cells(out, comparison.choices), comparison.max_failed)
-    summary["comparison"] = json.loads((out / "comparison.json").read_text())
-    told = {(row["name"], row["size"]) for row in (*summary["rows"], *summary["no_results"])}
-    left_out = [f"{name}@{size}" for name, size in comparison.cells if (name, size) not in told]
-    summary["not_measured"] = left_out
-    text = full_report(summary)
-    console.write_file(out / "comparison-results.json", json.dumps(summary, indent=1))
-    console.write_file(out / "comparison.md", text)
-    console.write_file(out / "comparison.png", comparison_png(summary))
-    console.OUT.file.write(printable(text, lines=True) + "\n")
-    if bad := [f"{cell['name']}@{cell['size']}" for cell in summary["no_results"]] + left_out:
+    stopped: SearchError | None = None
+    try:
+        run_comparison(comparison, world, out, jobs=jobs, report=_tell)
+    except SearchError as error:
+        stopped = error  # what is there is shown first
+    try:
+        summary = _summary(comparison, world, out)
+    except RecordError as error:
+        raise (stopped or error) from None
+    _write(summary, out)
+    if stopped is not None:
+        raise stopped
+    bad = [f"{cell['name']}@{cell['size']}" for cell in summary["no_results"]]
+    if bad := bad + summary["not_measured"]:
         raise SearchError(
             f"{len(bad)} of {len(comparison.cells)} cells are no results ({', '.join(bad)}), since "
             "calls failed; the same command makes those searches again"
         )
     if readme is not None:
         fill_section(readme, readme_section(summary), marks=("strategies",))
+
+
+def _summary(comparison: Comparison, world: World, out: Path) -> dict[str, Any]:
+    """Return what is to be told, with the cells that were asked for and are not there."""
+    from vprm_search.compare.summary import read_cells, summarise
+
+    cells = read_cells(out, comparison.choices, world.size)
+    there = {(cell.name, cell.size) for cell in cells}
+    return {
+        **summarise(cells, comparison.max_failed),
+        "not_measured": [f"{cell[0]}@{cell[1]}" for cell in comparison.cells if cell not in there],
+        "comparison": json.loads((out / "comparison.json").read_text()),
+    }
+
+
+def _write(summary: Mapping[str, Any], out: Path) -> None:
+    from vprm_search.compare.report import comparison_png, full_report
+
+    text = full_report(summary)
+    console.write_file(out / "comparison-results.json", json.dumps(summary, indent=1))
+    console.write_file(out / "comparison.md", text)
+    console.write_file(out / "comparison.png", comparison_png(summary))
+    console.OUT.file.write(printable(text, lines=True) + "\n")
 
 
 def _check_marks(page: Path) -> None:

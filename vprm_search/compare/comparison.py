@@ -12,7 +12,6 @@ it is no result, and the searches in which some failed are made again by the nex
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import multiprocessing
@@ -39,6 +38,7 @@ from vprm_search.errors import ConfigError, ModelChangedError, SearchError
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
+from vprm_search.graph.session import run_blocking
 from vprm_search.search import BestScore, Plan, Strategy
 from vprm_search.steps import split_steps
 from vprm_search.tree import SearchTree
@@ -206,7 +206,7 @@ def measure_shard(
     Raises what the models raise, and `SearchError` when nothing at all comes from them.
     """
     shard = _Shard(comparison, world, out, start, stop, report, RecordFile(out))
-    asyncio.run(shard.measure())
+    run_blocking(shard.measure())
 
 
 class SharedTime:
@@ -462,7 +462,7 @@ def run_comparison(
         progress = _Progress(comparison, measured, report)
         for shard in measured:
             shard.report = progress
-            asyncio.run(shard.measure())
+            run_blocking(shard.measure())
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(min(jobs, len(shards)), mp_context=context) as pool:

@@ -47,9 +47,9 @@ _ERRORS_KEPT = 5
 class Failures:
     """The failed calls of one search, or of many.
 
-    A call for a candidate has failed when it brought no token; of `candidates`, `lost` have. A
-    step that has no score in the end is `unscored`, of `steps`. `errors` counts what was said, with
-    what to do about it, the most frequent errors only.
+    Of the `candidates` that were asked for, `lost` have no reply, since their call failed; a reply
+    that is no step is none of these. Of the `steps`, `unscored` have no score in the end. `errors`
+    counts what was said, with what to do about it, the most frequent errors only.
     """
 
     candidates: int = 0
@@ -62,7 +62,7 @@ class Failures:
     def of(cls, tree: SearchTree) -> Failures:
         """Return what failed in a search that has ended."""
         candidates = [r for r in tree if r.seed and r.cause != "budget"]
-        lost = [r for r in candidates if r.status == "failed" and not r.generated_tokens]
+        lost = [r for r in candidates if r.status == "failed" and r.cause == "failed"]
         steps = [r for r in tree if r.parent is not None and r.is_step and r.status != "failed"]
         unscored = [r for r in steps if r.score is None]
         said = Counter([r.reason for r in lost] + [with_remedy(r.score_reason) for r in unscored])

@@ -56,7 +56,7 @@ def no_results_section(summary: Mapping[str, Any]) -> list[str]:
             "\n".join(lines),
         ]
     if left_out := summary.get("not_measured"):
-        parts.append(f"Not measured, since best-of-N set no budget: {', '.join(left_out)}.")
+        parts.append(f"Not measured on all problems: {', '.join(left_out)}.")
     return parts
 
 

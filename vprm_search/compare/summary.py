@@ -74,18 +74,24 @@ class Measured:
         return HEADLINE if HEADLINE in self.right else list(self.right)[-1]
 
 
-def read_cells(out: Path, choices: Sequence[str] = ()) -> list[Measured]:
+def read_cells(
+    out: Path, choices: Sequence[str] = (), problems: int | None = None
+) -> list[Measured]:
     """Read all cells of a folder, in the order of the problems.
 
-    Strategies and sizes that were not measured on every problem yet are left out. `choices` are
-    selectors to add, where they were not asked: they choose from the recorded trees. Raises
+    Strategies and sizes that were not measured on every problem yet are left out. Raises
     `RecordError` if nothing is left or a record is damaged.
+
+    Args:
+        out: the folder.
+        choices: selectors to add where they were not asked; they choose from the recorded trees.
+        problems: how many there are. Default: as many as anything was measured on.
     """
     records = RecordFile(out)
     parts: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         parts.setdefault((record.name, record.size), []).append(record)
-    problems = len({record.problem for record in records})
+    problems = problems or len({record.problem for record in records})
     whole = [_joined(rows, records, choices) for rows in parts.values() if len(rows) == problems]
     if not whole:
         raise RecordError(f"{out}: nothing was measured on all problems yet; run the comparison")

@@ -75,15 +75,16 @@ def proposed_nodes(
         role=expand.role,
     )
     if proposal.finish == "error":
-        cause: Cause = "budget" if proposal.out_of_time else "failed"
+        cause: Cause = "unusable" if proposal.unusable else "failed"
+        cause = "budget" if proposal.out_of_time else cause
         return [_failed(first, proposal.error or "the policy gave no reason", cause)]
     try:
         texts = _step_texts(expand, proposal, rules)
     except InputError as error:
-        return [_failed(first, str(error))]
+        return [_failed(first, str(error), "unusable")]
     if not texts:
         if proposal.finish != "stop" or expand.node == tree.root_id:
-            return [_failed(first, "empty step")]
+            return [_failed(first, "empty step", "unusable")]
         end = ids.child_id(expand.node, index, "")  # the answer ended at the step before
         chain = [replace(first, id=end)]
     else:
@@ -120,7 +121,7 @@ def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[
     return [text]
 
 
-def _failed(record: NodeRecord, reason: str, cause: Cause = "failed") -> NodeRecord:
+def _failed(record: NodeRecord, reason: str, cause: Cause) -> NodeRecord:
     node = ids.child_id(record.parent or "", record.index, "")
     reason = normalise_text(reason)[:500]
     return replace(record, id=node, status="failed", reason=reason, cause=cause)

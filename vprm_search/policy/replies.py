@@ -189,6 +189,7 @@ def as_proposals(
             prompt_tokens=usage.prompt_tokens if place == 0 else 0,
             requests=requests if place == 0 else 0,
             error=error,
+            unusable=bool(error),
         )
         for place, ((text, finish, error), spent) in enumerate(zip(readings, tokens, strict=True))
     ]

@@ -133,7 +133,7 @@ def _in_the_way(tree: SearchTree, ended_by: str) -> str:
 
 
 def _failures(tree: SearchTree) -> list[str]:
-    return [r.reason for r in tree if r.status == "failed" and r.cause == "failed"]
+    return [r.reason for r in tree if r.status == "failed" and r.cause != "budget"]
 
 
 def _most(reasons: Sequence[str], total: int, what: str) -> str:
