@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatResult
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
 from tests.search.strategies import EVERY
@@ -35,6 +35,7 @@ from vprm_search.search import (
     WeightedVote,
 )
 from vprm_search.search.particle_filter import systematic_counts
+from vprm_search.testing import ChatCall
 from vprm_search.types import Proposal, ProposeRequest
 
 STRATEGIES: dict[str, Any] = {
@@ -65,11 +66,9 @@ def test_a_the_image_reaches_policy_and_scorer(name: str) -> None:
     model, scorer = HashChatModel(), HashScorer()
     search(made(name), model, scorer=scorer, images=[image])
     assert model.calls
-    assert scorer.images
-    assert all(seen == (image.digest,) for seen in scorer.images)
-    for messages in model.calls:
-        blocks = [b for m in messages if isinstance(m.content, list) for b in m.content]
-        assert any(isinstance(b, dict) and "image" in str(b.get("type")) for b in blocks)
+    assert all(call.images == (image,) for call in model.calls)
+    assert scorer.asked
+    assert all(request.images == (image,) for request in scorer.asked)
 
 
 @every_strategy
@@ -201,13 +200,10 @@ def test_h_a_policy_that_repeats_itself_breaks_nothing(name: str) -> None:
 class EndlessModel(HashChatModel):
     """Never finishes: every call is cut by its token limit."""
 
-    def _answer(
-        self, messages: list[BaseMessage], prefix: str, seed: int, stop: list[str] | None
-    ) -> ChatGeneration:
-        text = f"The board shows {seed % 1000} tiles, of which the first is\nAnswer: {seed % 3}"
-        return ChatGeneration(
-            message=AIMessage(text, response_metadata={"finish_reason": "length"})
-        )
+    def written(self, call: ChatCall) -> AIMessage:
+        shown, answer = call.seed % 1000, call.seed % 3
+        text = f"The board shows {shown} tiles, of which the first is\nAnswer: {answer}"
+        return AIMessage(text, response_metadata={"finish_reason": "length"})
 
 
 @every_strategy
@@ -268,34 +264,26 @@ async def test_j_a_search_does_not_block_the_event_loop() -> None:
     assert run.result.answer is not None
 
 
-class OneByOne(HashChatModel):
-    """One answer a call, and no seeds: a plain hosted model."""
-
-    @property
-    def policy_capabilities(self) -> ModelCapabilities:
-        return ModelCapabilities(prefill="message", instructions=False, in_process=True)
+ONE_BY_ONE = ModelCapabilities(prefill="message", instructions=False, in_process=True)
+"""One answer a call, and no seeds: a plain hosted model."""
 
 
 def test_j_tokens_are_the_servers_count_not_a_guess_from_characters() -> None:
-    class Counting(OneByOne):
-        def _answer(self, *given: Any) -> ChatGeneration:
-            generation = super()._answer(*given)
+    class Counting(HashChatModel):
+        def written(self, call: ChatCall) -> AIMessage:
             usage = {"input_tokens": 11, "output_tokens": 1000, "total_tokens": 1011}
-            generation.message.usage_metadata = usage  # type: ignore[attr-defined]
-            return generation
+            return super().written(call).model_copy(update={"usage_metadata": usage})
 
-    usage = search(BestOfN(3), Counting()).result.usage
+    usage = search(BestOfN(3), Counting(capabilities=ONE_BY_ONE)).result.usage
     assert (usage.generated_tokens, usage.prompt_tokens) == (3000, 33)
 
 
 def test_k_every_call_carries_the_images_of_the_conversation() -> None:
     """optillm kept the text of a message and dropped its images."""
-    model = OneByOne()
+    model = HashChatModel(capabilities=ONE_BY_ONE)
     search(BestOfN(4), model, images=[normalise_image(noisy_png(30, 1)), noisy_png(30, 2)])
     assert len(model.calls) >= 4
-    for messages in model.calls:
-        blocks = [b for m in messages if isinstance(m.content, list) for b in m.content]
-        assert sum("image" in str(b.get("type")) for b in blocks if isinstance(b, dict)) == 2
+    assert all(len(call.images) == 2 for call in model.calls)
 
 
 @every_strategy

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages.ai import UsageMetadata
 from PIL import Image
-from pydantic import Field
 
 from vprm_search.chat.capabilities import ModelCapabilities
-from vprm_search.types import ScoreRequest, ScoreResult, StepScore
+from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedScorer
+from vprm_search.types import ScoreRequest, ScoreResult
 
 QUESTION = "How many red tiles are on the board, and what is their sum?"
 
@@ -29,59 +27,31 @@ def chance(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(word).digest()[:6], "big") / (1 << 48)
 
 
-class HashChatModel(BaseChatModel):
+class HashChatModel(ScriptedChatModel):
     """Writes made-up steps; the words depend on the conversation and the seed alone.
 
-    `sleep_s` is spent in every call, `fail` is the share of calls that fail (by the first seed).
+    `fail` is the share of calls that fail (by the first seed). A token is a letter.
     """
 
-    sleep_s: float = 0.0
     fail: float = 0.0
     max_steps: int = 6
     spread: int = 40
-    calls: list[list[BaseMessage]] = Field(default_factory=list)
+    capabilities: ModelCapabilities | None = ModelCapabilities(
+        prefill="message", many=True, seeds="children", instructions=False, in_process=True
+    )
 
-    @property
-    def policy_capabilities(self) -> ModelCapabilities:
-        return ModelCapabilities(
-            prefill="message", many=True, seeds="children", instructions=False, in_process=True
-        )
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(lambda call: self.written(call), **fields)
 
-    @property
-    def _llm_type(self) -> str:
-        return "hash"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        seeds: Sequence[int] = kwargs.get("seeds") or [0]
-        self.calls.append(messages)
-        prefix = str(messages[-1].text) if isinstance(messages[-1], AIMessage) else ""
-        if chance("fail", prefix, seeds[0]) < self.fail:
+    def written(self, call: ChatCall) -> AIMessage:
+        """Return one answer. Raises `ValueError` for a call that is made to fail."""
+        prefix, seed = call.prefix, call.seed
+        first = (call.options.get("seeds") or [seed])[0]
+        if chance("fail", prefix, first) < self.fail:
             raise ValueError("this call was made to fail")
-        return ChatResult(
-            generations=[self._answer(messages, prefix, seed, stop) for seed in seeds]
-        )
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        await asyncio.sleep(self.sleep_s)
-        return self._generate(messages, stop, None, **kwargs)
-
-    def _answer(
-        self, messages: list[BaseMessage], prefix: str, seed: int, stop: list[str] | None
-    ) -> ChatGeneration:
         done = len([step for step in prefix.split("\n\n") if step.strip()])
-        words = hashlib.sha256(repr([m.content for m in messages[:-1]]).encode()).hexdigest()[:4]
+        shown = repr([message.content for message in call.messages[:-1]])
+        words = hashlib.sha256(shown.encode()).hexdigest()[:4]
         steps: list[str] = []
         while True:
             number = done + len(steps) + 1
@@ -91,49 +61,36 @@ class HashChatModel(BaseChatModel):
                 break
             tile = int(chance("tile", seed, number, prefix) * self.spread)
             steps.append(f"Step {number}: tile {tile} is red ({words}).")
-        ended = not stop or len(steps) == 1
-        text = "\n\n".join(steps) if not stop else steps[0]
+        ended = not call.stop or len(steps) == 1
+        text = "\n\n".join(steps) if not call.stop else steps[0]
         finish = {"finish_reason": "stop", "stop_reason": None if ended else "\n\n"}
         if chance("cut", seed, prefix) < 0.05:
             text, finish = text[:9], {"finish_reason": "length"}
-        message = AIMessage(
-            text,
-            response_metadata=finish,
-            usage_metadata={
-                "input_tokens": 100,
-                "output_tokens": len(text),
-                "total_tokens": 100 + len(text),
-            },
+        usage = UsageMetadata(
+            input_tokens=100, output_tokens=len(text), total_tokens=100 + len(text)
         )
-        return ChatGeneration(message=message)
+        return AIMessage(text, response_metadata=finish, usage_metadata=usage)
 
 
-class HashScorer:
+class HashScorer(ScriptedScorer):
     """P('+') of a step depends on the problem and the steps up to it alone.
 
-    `fail` is the share of steps that get no score; `sleep_s` is spent in every batch.
+    `fail` is the share of steps that get no score. A token is a letter.
     """
 
-    def __init__(self, sleep_s: float = 0.0, fail: float = 0.0) -> None:
-        self.sleep_s = sleep_s
+    def __init__(self, fail: float = 0.0, **options: Any) -> None:
+        super().__init__(self._said, **options)
         self.fail = fail
-        self.images: list[tuple[str, ...]] = []
+
+    def _said(self, request: ScoreRequest) -> float | str:
+        key = (request.problem.question, request.problem.images, *request.steps)
+        return "made to fail" if chance("unscored", *key) < self.fail else chance("score", *key)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        await asyncio.sleep(self.sleep_s)
-        return [self._score(request) for request in requests]
-
-    def _score(self, request: ScoreRequest) -> ScoreResult:
-        self.images.append(tuple(image.digest for image in request.images))
-        scores = []
-        for end in range(1, len(request.steps) + 1):
-            key = (request.problem.question, request.problem.images, *request.steps[:end])
-            if chance("unscored", *key) < self.fail:
-                scores.append(StepScore(None, "made to fail"))
-            else:
-                scores.append(StepScore(chance("score", *key)))
-        tokens = tuple(len(step) for step in request.steps)
-        return ScoreResult(tuple(scores), prefix_tokens=50, step_tokens=tokens)
+        return [
+            replace(result, prefix_tokens=50, step_tokens=tuple(map(len, request.steps)))
+            for request, result in zip(requests, await super().score(requests), strict=True)
+        ]
 
 
 def noisy_png(side: int, seed: int = 0) -> bytes:

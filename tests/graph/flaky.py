@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from hypothesis import strategies as st
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import Field
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
 
 from vprm_search.steps import DEFAULT_LIMITS
+from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedPolicy
 from vprm_search.types import (
     Proposal,
     ProposeRequest,
@@ -40,7 +38,7 @@ def number(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
-class FlakyPolicy:
+class FlakyPolicy(ScriptedPolicy):
     """Writes steps of a few words; each child's seed picks its fault from the script.
 
     `seen` holds the fault of every child asked for, by seed, and `nth` makes one child fail by its
@@ -48,16 +46,16 @@ class FlakyPolicy:
     """
 
     def __init__(self, script: Sequence[Fault] = ("ok",), nth: int = -1, steps: int = 4) -> None:
+        super().__init__(self._counted)
         self.script, self.nth, self.steps = script, nth, steps
         self.seen: dict[int, Fault] = {}
         self.spent = {"generated_tokens": 0, "prompt_tokens": 0, "requests": 0}
 
-    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
-        await asyncio.sleep(0)
-        replies = [[self._child(request, seed) for seed in request.seeds] for request in requests]
+    def _counted(self, request: ProposeRequest, seed: int) -> Proposal:
+        child = self._child(request, seed)
         for name in self.spent:
-            self.spent[name] += sum(getattr(p, name) for reply in replies for p in reply)
-        return replies
+            self.spent[name] += getattr(child, name)
+        return child
 
     def _child(self, request: ProposeRequest, seed: int) -> Proposal:
         fault = self.script[number("fault", seed) % len(self.script)]
@@ -111,38 +109,15 @@ class FlakyScorer:
         return ScoreResult(tuple(map(StepScore, values)), 50, (10,) * count)
 
 
-class FlakyChatModel(BaseChatModel):
-    """A chat model whose calls, in the order in which they come, meet the faults of a script.
+def flaky_chat_model(script: Sequence[str]) -> ScriptedChatModel:
+    """Return a chat model whose calls, in the order in which they come, meet `script`'s faults.
 
     "hang" never answers. After the script all goes well.
     """
 
-    script: list[str] = Field(default_factory=list)
-    calls: list[Mapping[str, Any]] = Field(default_factory=list)
-
-    @property
-    def _llm_type(self) -> str:
-        return "flaky"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        raise AssertionError("searches call models asynchronously")
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        place = len(self.calls)
-        self.calls.append(kwargs)
-        fault = self.script[place] if place < len(self.script) else "ok"
+    async def said(call: ChatCall) -> AIMessage | None:
+        place = call.number
+        fault = script[place] if place < len(script) else "ok"
         if fault == "hang":
             await asyncio.Event().wait()
         if fault == "error":
@@ -150,12 +125,10 @@ class FlakyChatModel(BaseChatModel):
         if fault == "timeout":
             raise TimeoutError
         if fault == "nothing":
-            return ChatResult(generations=[])
+            return None
         text = {"empty": "", "long": LONG}.get(fault, f"step {place}\nAnswer: {place % 2}")
         ended = "length" if fault == "cut" else "stop"
-        message = AIMessage(
-            text,
-            response_metadata={"finish_reason": ended},
-            usage_metadata={"input_tokens": 5, "output_tokens": 7, "total_tokens": 12},
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        usage = UsageMetadata(input_tokens=5, output_tokens=7, total_tokens=12)
+        return AIMessage(text, response_metadata={"finish_reason": ended}, usage_metadata=usage)
+
+    return ScriptedChatModel(said)

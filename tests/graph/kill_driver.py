@@ -68,9 +68,9 @@ class Models:
 
 def hash_models() -> Models:
     def policy(log: str) -> BaseChatModel:
-        return LoggedModel(sleep_s=SLEEP_S, log=log)
+        return LoggedModel(delay_s=SLEEP_S, log=log)
 
-    return Models(policy, HashScorer(sleep_s=SLEEP_S), asked(png=noisy_png(48)))
+    return Models(policy, HashScorer(delay_s=SLEEP_S), asked(png=noisy_png(48)))
 
 
 def tiny_models() -> Models:

@@ -82,7 +82,7 @@ def test_every_format_of_a_picture_becomes_the_same_reference(kind: str) -> None
     reference = {"type": "image", "url": f"vprm-image://{DIGEST}"}
     assert state["messages"][0].content == [{"type": "text", "text": QUESTION}, reference]
     assert state["search_problem"] == {"question": QUESTION, "images": [DIGEST], "system": ""}
-    assert set(scorer.images) == {(DIGEST,)}
+    assert {tuple(i.digest for i in r.images) for r in scorer.asked} == {(DIGEST,)}
     assert store.get(DIGEST).png == normalise_image(PNG).png
 
 
@@ -90,7 +90,8 @@ def test_the_policy_sees_the_normalised_picture() -> None:
     model = HashChatModel()
     app = compiled(MemoryImageStore(), None, policy=model, strategy=BestOfN(2))
     app.invoke(asked(png=PNG))
-    shown = model.calls[0][0].content[0]
+    assert model.calls[0].images == (normalise_image(PNG),)
+    shown = model.calls[0].messages[0].content[0]
     assert isinstance(shown, dict)
     assert base64.b64decode(shown["base64"]) == normalise_image(PNG).png
 

@@ -7,16 +7,15 @@ import json
 from typing import Any, TypedDict
 
 import pytest
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.messages import AIMessageChunk, AnyMessage
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.messages import AnyMessage
 from langgraph.graph import START, StateGraph
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked
 from vprm_search.graph import arun_search, create_search_graph, tree_of_state
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, Pruning
-from vprm_search.types import ScoreRequest, ScoreResult, StepScore
+from vprm_search.testing import ScriptedScorer
+from vprm_search.types import ScoreRequest
 
 BEAM = BeamSearch(width=2, expand=3, pruning=Pruning(below=0.3))
 
@@ -95,39 +94,19 @@ async def test_a_search_without_a_graph_tells_the_same_events() -> None:
     assert heard == (await streamed(True))[0]
 
 
-class TalkativeModel(HashChatModel):
-    """Streams its answer, as hosted models do."""
+def judge(model: HashChatModel) -> ScriptedScorer:
+    """Return a reward model that is itself a chat model."""
 
-    def _stream(
-        self,
-        messages: Any,
-        stop: Any = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        message = self._generate(messages, stop, None, **kwargs).generations[0].message
-        for word in str(message.content).split(" "):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(word))
-            if run_manager:
-                run_manager.on_llm_new_token(word, chunk=chunk)
-            yield chunk
+    async def said(request: ScoreRequest) -> float:
+        await model.ainvoke(request.problem.question)
+        return 0.5
 
-
-class JudgeScorer:
-    """A reward model that is itself a chat model."""
-
-    def __init__(self, model: HashChatModel) -> None:
-        self.model = model
-
-    async def score(self, requests: list[ScoreRequest]) -> list[ScoreResult]:
-        for request in requests:
-            await self.model.ainvoke(request.problem.question)
-        return [ScoreResult(tuple(StepScore(0.5) for _ in r.steps)) for r in requests]
+    return ScriptedScorer(said)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_no_candidate_leaks_into_the_message_stream(asynchronous: bool) -> None:
-    options = {"policy": TalkativeModel(), "scorer": JudgeScorer(TalkativeModel())}
+    options = {"policy": HashChatModel(), "scorer": judge(HashChatModel())}
     if asynchronous:
         parts = [p async for p in app(**options).astream(asked(), stream_mode="messages")]
     else:

@@ -13,10 +13,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from tests.graph.fakes import asked
 from tests.graph.flaky import (
     Fault,
-    FlakyChatModel,
     FlakyPolicy,
     FlakyScorer,
     ScoreFault,
+    flaky_chat_model,
     score_scripts,
     scripts,
 )
@@ -203,7 +203,7 @@ def test_requests_are_a_hard_limit_where_calls_do_not_fail(limit: int, strategy:
 
 async def test_a_call_that_never_answers_is_given_up_with_the_seconds() -> None:
     """Without a hard stop this test would never end."""
-    model = FlakyChatModel(script=["ok", "hang", "ok"])
+    model = flaky_chat_model(["ok", "hang", "ok"])
     app = compiled(
         ChatModelPolicy(model), strategy=BestOfN(3), budget=Budget(seconds=0.3), selector=None
     )
@@ -225,7 +225,7 @@ CALLS = ["ok", "error", "timeout", "cut", "empty", "long", "nothing"]
 @given(st.lists(st.sampled_from(CALLS), min_size=6, max_size=6))
 @settings(max_examples=25)
 def test_each_call_of_a_chat_model_ends_as_it_should(script: list[str]) -> None:
-    model = FlakyChatModel(script=script)
+    model = flaky_chat_model(script)
     policy = ChatModelPolicy(
         model, retry=RetryRules(max_attempts=1), max_concurrency=1, n_per_call=1
     )

@@ -17,8 +17,9 @@ from vprm_search.graph import arun_search, run_search
 from vprm_search.report.view import answer_line, view_of
 from vprm_search.scoring import TransformersScorer
 from vprm_search.search import BeamSearch
+from vprm_search.testing import ScriptedScorer
 from vprm_search.tree import SearchTree
-from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore
+from vprm_search.types import Counts, ScoreRequest, ScoreResult
 
 BEAM = BeamSearch(width=2, expand=3, stop=None)
 
@@ -69,18 +70,14 @@ async def test_concurrent_searches_each_know_their_share(path: Path) -> None:
     assert passes == pytest.approx(meter.forward_passes, abs=0.01)
 
 
-class Silent:
-    """A scorer from elsewhere: it knows nothing of costs."""
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [
-            ScoreResult(tuple(StepScore(chance(step)) for step in request.steps))
-            for request in requests
-        ]
+def by_step(request: ScoreRequest) -> float:
+    return chance(request.steps[-1])
 
 
 def test_a_scorer_that_says_nothing_costs_nothing() -> None:
-    run = run_search(QUESTION, policy=HashChatModel(), scorer=Silent(), strategy=BEAM)
+    run = run_search(
+        QUESTION, policy=HashChatModel(), scorer=ScriptedScorer(by_step), strategy=BEAM
+    )
     usage = run.result.usage
     assert (usage.tokens_sent, usage.tokens_computed, usage.forward_passes) == (0, 0, 0)
     assert "computed" not in answer_line(view_of(run.tree, run.result)).plain
@@ -88,7 +85,7 @@ def test_a_scorer_that_says_nothing_costs_nothing() -> None:
 
 
 def test_a_round_that_is_replayed_counts_once() -> None:
-    class Costly(Silent):
+    class Costly(ScriptedScorer):
         async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
             cost = Counts(
                 tokens_sent=10,
@@ -98,7 +95,7 @@ def test_a_round_that_is_replayed_counts_once() -> None:
             )
             return [replace(r, cost=cost) for r in await super().score(requests)]
 
-    run = run_search(QUESTION, policy=HashChatModel(), scorer=Costly(), strategy=BEAM)
+    run = run_search(QUESTION, policy=HashChatModel(), scorer=Costly(by_step), strategy=BEAM)
     usage = run.result.usage
     assert usage.forward_passes == usage.rounds
     assert usage.tokens_sent * 4 == usage.tokens_computed * 10

@@ -29,6 +29,7 @@ from vprm_search.graph import (
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Plan, Pruning, Strategy
 from vprm_search.search.plan import Expand
+from vprm_search.testing import ChatCall
 from vprm_search.tree import SearchTree
 from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult, SearchResult
 
@@ -106,7 +107,7 @@ def test_the_run_seed_makes_other_draws_and_the_same_seed_the_same() -> None:
 
 
 async def test_sixteen_searches_at_once_are_the_sixteen_alone() -> None:
-    app = graph(policy=HashChatModel(sleep_s=0.001)).compile(checkpointer=InMemorySaver())
+    app = graph(policy=HashChatModel(delay_s=0.001)).compile(checkpointer=InMemorySaver())
     questions = [f"{QUESTION} Board {number // 2}." for number in range(16)]
 
     async def search(number: int, question: str) -> str:
@@ -357,32 +358,17 @@ def test_when_every_call_fails_there_is_still_a_result() -> None:
     assert all("made to fail" in r.reason for r in tree_of_state(state) if r.parent)
 
 
-class BrokenScorer(HashScorer):
-    """Raises in its second batch until it is told not to."""
-
-    def __init__(self, error: Exception, times: int) -> None:
-        super().__init__()
-        self.error, self.times, self.batches = error, times, 0
-
-    async def score(self, requests: Any) -> list[ScoreResult]:
-        self.batches += 1
-        if self.batches > 1 and self.times > 0:
-            self.times -= 1
-            raise self.error
-        return await super().score(requests)
-
-
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_a_passing_trouble_is_tried_again_and_changes_nothing(asynchronous: bool) -> None:
-    scorer = BrokenScorer(TimeoutError("slow"), times=1)
+    scorer = HashScorer(rounds={2: TimeoutError("slow")})
     app = graph(scorer=scorer).compile()
     state = await app.ainvoke(asked()) if asynchronous else app.invoke(asked())
-    assert scorer.times == 0
+    assert len(scorer.batches) > 2
     assert tree_of_state(state).dumps() == tree_of_state(graph().compile().invoke(asked())).dumps()
 
 
 def test_a_broken_scorer_loses_nothing_that_was_found() -> None:
-    scorer = BrokenScorer(ValueError("no model"), times=1)
+    scorer = HashScorer(rounds={2: ValueError("no model")})
     model = HashChatModel()
     app = graph(scorer=scorer, policy=model).compile(checkpointer=InMemorySaver())
     with pytest.raises(ValueError, match="no model"):
@@ -417,7 +403,7 @@ def test_a_search_inside_a_larger_graph_goes_on_where_it_was() -> None:
     class Parent(TypedDict):
         messages: Annotated[list[AnyMessage], add_messages]
 
-    scorer = BrokenScorer(ValueError("no model"), times=1)
+    scorer = HashScorer(rounds={2: ValueError("no model")})
     model = HashChatModel()
     parent = StateGraph(Parent)
     parent.add_node("search", graph(policy=model, scorer=scorer).compile())
@@ -433,7 +419,7 @@ def test_a_search_inside_a_larger_graph_goes_on_where_it_was() -> None:
 
 
 async def test_a_cancelled_search_leaves_no_task_and_goes_on_later() -> None:
-    model = HashChatModel(sleep_s=0.02)
+    model = HashChatModel(delay_s=0.02)
     app = graph(policy=model).compile(checkpointer=InMemorySaver())
     before = asyncio.all_tasks()
     for _ in range(4):
@@ -523,10 +509,9 @@ def test_a_saver_may_keep_the_last_checkpoint_alone() -> None:
 class Garbling(HashChatModel):
     """Writes text that no database keeps as it is: NUL, and half of a surrogate pair."""
 
-    def _answer(self, *args: Any) -> Any:
-        generation = super()._answer(*args)
-        generation.message.content = f"\x00{generation.message.content}\ud83d"
-        return generation
+    def written(self, call: ChatCall) -> AIMessage:
+        message = super().written(call)
+        return message.model_copy(update={"content": f"\x00{message.content}\ud83d"})
 
 
 def test_text_that_a_checkpoint_would_change_is_changed_before(tmp_path: Path) -> None:

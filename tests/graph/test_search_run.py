@@ -33,8 +33,9 @@ from vprm_search.graph.parts import SearchRules, as_policy
 from vprm_search.graph.session import run_blocking
 from vprm_search.images import MemoryImageStore, image_message, normalise_image
 from vprm_search.search import BeamSearch, BestOfN, MajorityVote, Strategy, WeightedVote
+from vprm_search.testing import ScriptedScorer
 from vprm_search.tree import SearchTree
-from vprm_search.types import Policy, Problem, Proposal, ProposeRequest
+from vprm_search.types import Policy, Problem, Proposal, ProposeRequest, ScoreRequest
 
 BEAM = BeamSearch(width=2, expand=3)
 PNG = noisy_png(40)
@@ -147,16 +148,6 @@ async def test_synchronous_and_asynchronous_searches_are_equal() -> None:
     assert (await arun_search(QUESTION, **options)).tree.dumps() == inside.tree.dumps()
 
 
-class CountedCalls(HashScorer):
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[int] = []
-
-    async def score(self, requests: Any) -> Any:
-        self.batches.append(len(requests))
-        return await super().score(requests)
-
-
 @given(
     st.lists(
         st.sampled_from([f"Board {n}" for n in range(6)]), min_size=1, max_size=4, unique=True
@@ -169,7 +160,7 @@ def test_searches_together_are_the_searches_alone(
 ) -> None:
     rules = SearchRules(strategy, WeightedVote())
     jobs = [Job(SearchTree(Problem(question), 0)) for question in questions]
-    scorer = CountedCalls()
+    scorer = HashScorer()
     policy = as_policy(HashChatModel())
     runs = run_blocking(run_jobs(jobs, policy, scorer, rules, lockstep=lockstep))
     alone = [search(question, strategy=strategy) for question in questions]
@@ -208,20 +199,21 @@ async def test_a_slow_search_holds_up_no_other() -> None:
     assert all(run.tree.rounds > 1 for run in runs)
 
 
-class Broken(HashScorer):
-    async def score(self, requests: Any) -> Any:
-        if requests[0].problem.question == "bad":
-            raise ScorerError("no such model")
-        return await super().score(requests)
+def breaks(request: ScoreRequest) -> float:
+    if request.problem.question == "bad":
+        raise ScorerError("no such model")
+    return 0.5
 
 
 def test_an_error_of_one_search_ends_all_and_leaves_nothing_running() -> None:
+    scorer = ScriptedScorer(breaks)
+
     async def search_all() -> int:
         jobs = [Job(SearchTree(Problem(text), 0)) for text in ("good", "bad", "fine")]
         rules = SearchRules(BEAM, WeightedVote())
         before = len(asyncio.all_tasks())
         with pytest.raises(ScorerError, match="no such model"):
-            await run_jobs(jobs, as_policy(HashChatModel()), Broken(), rules, lockstep=False)
+            await run_jobs(jobs, as_policy(HashChatModel()), scorer, rules, lockstep=False)
         await asyncio.sleep(0.05)
         return len(asyncio.all_tasks()) - before
 
@@ -229,7 +221,7 @@ def test_an_error_of_one_search_ends_all_and_leaves_nothing_running() -> None:
 
 
 def test_equal_first_steps_are_scored_once() -> None:
-    scorer = CountedCalls()
+    scorer = HashScorer()
     model = HashChatModel(spread=1)  # every first step is the same text
     run = search(policy=model, scorer=scorer, strategy=BestOfN(8))
     leaves = [r for r in run.tree if r.parent == run.tree.root_id]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from vprm_search.graph import create_search_graph, run_search, tree_of_state
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.policy import ChatModelPolicy
 from vprm_search.search import BeamSearch, BestOfN
-from vprm_search.types import ScoreRequest, ScoreResult
+from vprm_search.testing import ScriptedScorer, http_error
 
 THREAD: Any = {"configurable": {"thread_id": "one"}}
 
@@ -93,8 +92,8 @@ class Down(HashChatModel):
     every: int = 0
     error: Any = None
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._generate(*args, **kwargs)
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        result = await super()._agenerate(*args, **kwargs)
         if not self.every or len(self.calls) % self.every:
             raise self.error or ConnectionError(f"[Errno 111] refused, call {len(self.calls)}")
         return result
@@ -129,10 +128,8 @@ def test_a_policy_that_is_down_is_named_with_its_remedy(strategy: Any) -> None:
     [(401, "API key"), (404, "model's name"), (429, "max_concurrency"), (503, "server's log")],
 )
 def test_a_refusal_says_what_to_do(status: int, advice: str) -> None:
-    error = RuntimeError("refused")
-    error.status_code = status  # type: ignore[attr-defined]
     with pytest.warns(SearchWarning, match=advice):
-        graph(policy=down(error=error)).compile().invoke(asked())
+        graph(policy=down(error=http_error(status))).compile().invoke(asked())
 
 
 def test_an_answer_that_few_calls_reached_is_one_to_be_careful_with() -> None:
@@ -149,12 +146,8 @@ def test_paths_cut_by_the_token_limit_are_told_to_have_more() -> None:
         graph(**limited, on_no_answer="error").compile().invoke(asked())
 
 
-class Silent(HashScorer):
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [ScoreResult.failed(len(r.steps), "HTTP 503: asleep") for r in requests]
-
-
 def test_a_scorer_that_is_down_is_named() -> None:
-    options = {"scorer": Silent(), "strategy": BestOfN(4), "on_no_answer": "error"}
+    asleep = ScriptedScorer(lambda _: "HTTP 503: asleep")
+    options = {"scorer": asleep, "strategy": BestOfN(4), "on_no_answer": "error"}
     with pytest.raises(NoAnswerError, match=r"steps have no score, most often .*HTTP 503: asleep"):
         graph(**options).compile().invoke(asked())

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 
 from tests.graph.fakes import HashScorer
 from vprm_search.graph import create_verifier_node, run_search
 from vprm_search.images import MemoryImageStore
 from vprm_search.search import BeamSearch, BestOfN, BestScore
+from vprm_search.testing import ScriptedChatModel, ScriptedPolicy
 from vprm_search.tree import SearchTree
-from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult
+from vprm_search.types import Proposal
 
 paragraphs = st.sampled_from(["", " ", "\n", "a", " b ", "c\n", "\td", "Answer: 4", "e\n \nf"])
 replies = st.one_of(
@@ -33,30 +33,23 @@ def reference_steps(response: str, max_steps: int = 12) -> list[str]:
     return ["\n\n".join(parts[i : i + size]) for i in range(0, len(parts), size)]
 
 
-class Recorder(HashScorer):
-    """Keeps what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[tuple[str, ...]] = []
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.asked += [request.steps for request in requests]
-        return await super().score(requests)
+def steps_of(scorer: HashScorer) -> list[tuple[str, ...]]:
+    """Return the paths that were asked for."""
+    return [request.steps for request in scorer.asked]
 
 
-def answering(reply: str) -> Any:
-    return GenericFakeChatModel(messages=iter([AIMessage(reply)] * 9))
+def answering(reply: str) -> ScriptedChatModel:
+    return ScriptedChatModel(repeat(AIMessage(reply)))
 
 
 @given(replies.filter(str.strip))
 @settings(max_examples=60, deadline=None)
 def test_a_candidate_is_the_reply_to_the_letter(reply: str) -> None:
-    scorer = Recorder()
+    scorer = HashScorer()
     rules: Any = {"strategy": BestOfN(1), "selector": BestScore(aggregate="mean")}
     run = run_search("How many?", policy=answering(reply), scorer=scorer, **rules)
     steps = tuple(reference_steps(reply))
-    assert scorer.asked == [steps]
+    assert steps_of(scorer) == [steps]
     (leaf,) = run.tree.finished()
     assert run.tree.steps(leaf.id) == steps
     assert run.tree.depth(leaf.id) == len(steps)
@@ -70,43 +63,38 @@ def test_a_candidate_is_the_reply_to_the_letter(reply: str) -> None:
 @given(replies.filter(str.strip))
 @settings(max_examples=30, deadline=None)
 def test_the_verifier_scores_a_message_to_the_letter(reply: str) -> None:
-    scorer = Recorder()
+    scorer = HashScorer()
     node = create_verifier_node(scorer, image_store=MemoryImageStore())
     update = node.invoke({"messages": [HumanMessage("How many?"), AIMessage(reply, id="x")]})
-    assert scorer.asked == [tuple(reference_steps(reply))]
+    assert steps_of(scorer) == [tuple(reference_steps(reply))]
     assert [step["text"] for step in update["vprm"]["steps"]] == reference_steps(reply)
 
 
 @pytest.mark.parametrize("reply", ["", " \n\n ", "\n\n\n\n"])
 def test_a_reply_of_white_space_is_no_candidate(reply: str) -> None:
-    run = run_search("How many?", policy=Fixed(reply), scorer=HashScorer(), strategy=BestOfN(1))
+    run = run_search("How many?", policy=fixed(reply), scorer=HashScorer(), strategy=BestOfN(1))
     assert [r.status for r in run.tree if r.parent is not None] == ["failed"]
 
 
-class Fixed:
-    """A policy whose every reply is the same."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
-        return [[Proposal(self.text, "stop") for _ in request.seeds] for request in requests]
+def fixed(text: str) -> ScriptedPolicy:
+    """Return a policy whose every reply is the same whole solution."""
+    return ScriptedPolicy(repeat(Proposal(text, "stop")))
 
 
 def test_a_proposed_step_is_cleaned_of_white_space_and_scored_as_it_stands() -> None:
-    scorer = Recorder()
+    scorer = HashScorer()
     run = run_search(
-        "How many?", policy=Fixed(" \n one step \n"), scorer=scorer, strategy=BeamSearch()
+        "How many?", policy=fixed(" \n one step \n"), scorer=scorer, strategy=BeamSearch()
     )
-    assert scorer.asked == [("one step",)]
+    assert steps_of(scorer) == [("one step",)]
     assert {r.text for r in run.tree if r.parent is not None and r.text} == {"one step"}
 
 
 def test_equal_blank_steps_are_told_from_end_markers() -> None:
     """An end marker has its parent's score and is no step; a blank step has its own."""
-    scorer = Recorder()
-    run = run_search("Q", policy=Fixed("one\n\n"), scorer=scorer, strategy=BestOfN(2))
-    assert scorer.asked == [("one", "")]
+    scorer = HashScorer()
+    run = run_search("Q", policy=fixed("one\n\n"), scorer=scorer, strategy=BestOfN(2))
+    assert steps_of(scorer) == [("one", "")]
     for leaf in run.tree.finished():
         assert leaf.is_step
         assert leaf.blank

@@ -31,8 +31,9 @@ from vprm_search.images.messages import read_message
 from vprm_search.testing.script import Script, words_in
 from vprm_search.types import ImageData
 
-Written = str | AIMessage | Exception
-"""What a model answers: a text, a message as it is, or the exception that the call raises."""
+Written = str | AIMessage | Exception | None
+"""What a model answers: a text, a message as it is, None for no answer at all (a reply without
+choices), or the exception that the call raises."""
 
 
 def http_error(status: int, text: str = "failed", **headers: str) -> httpx.HTTPStatusError:
@@ -205,24 +206,18 @@ def _result(
     options: Mapping[str, Any],
 ) -> ChatResult:
     limit = options.get("max_tokens") or options.get("max_completion_tokens")
-    cut: list[AIMessage] = []
     for one in said:
         if isinstance(one, Exception):
             raise one
-        cut.append(one if isinstance(one, AIMessage) else _cut(one, stop or (), limit))
+    cut = [_cut(one, stop or (), limit) if isinstance(one, str) else one for one in said]
+    written = [message for message in cut if isinstance(message, AIMessage)]
     asked = words_in(*(str(message.text) for message in messages))
-    spent = words_in(*(str(message.text) for message in cut))
+    spent = words_in(*(str(message.text) for message in written))
     usage = UsageMetadata(input_tokens=asked, output_tokens=spent, total_tokens=asked + spent)
-    return ChatResult(
-        generations=[
-            ChatGeneration(
-                message=message
-                if message is one
-                else message.model_copy(update={"usage_metadata": usage})
-            )
-            for message, one in zip(cut, said, strict=True)
-        ]
-    )
+    for message, one in zip(cut, said, strict=True):
+        if isinstance(message, AIMessage) and isinstance(one, str):
+            message.usage_metadata = usage
+    return ChatResult(generations=[ChatGeneration(message=message) for message in written])
 
 
 def _cut(text: str, stop: Sequence[str], limit: int | None) -> AIMessage:
