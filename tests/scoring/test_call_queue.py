@@ -218,6 +218,22 @@ async def test_a_cancelled_search_does_not_harm_the_others(checkpoint: PrmCheckp
     assert again[0].cost.tokens_computed == 0  # what the cancelled call computed is not lost
 
 
+async def test_passes_of_an_abandoned_search_are_not_made(checkpoint: PrmCheckpoint) -> None:
+    """A process whose time is up does not stay until all is scored; others lose nothing."""
+    scorer = TransformersScorer(checkpoint, max_batch_tokens=1)  # a pass for every path
+    gate = Gate(scorer)
+    long = asyncio.create_task(scorer.score([ask(number) for number in range(5)]))
+    await asyncio.to_thread(gate.reached.wait, WAIT)
+    long.cancel()
+    await asyncio.wait([long], timeout=WAIT)
+    assert long.cancelled()
+    waiting = asyncio.create_task(scorer.score([ask(9)]))
+    await asyncio.sleep(0)
+    gate.open.set()
+    assert (await waiting)[0].scores[1].value is not None
+    assert scorer.meter.forward_passes <= 2  # the one under way, and the other search's
+
+
 async def test_a_call_that_fails_in_the_model_fails_alone(checkpoint: PrmCheckpoint) -> None:
     scorer = TransformersScorer(checkpoint)
     gate = Gate(scorer)

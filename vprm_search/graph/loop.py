@@ -9,6 +9,7 @@ checkpoint has to hold, and the events that tell of it.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from vprm_search.graph.records import (
     store_scores,
     take_replies,
 )
-from vprm_search.graph.session import CallsInFlight, ScoredRounds
+from vprm_search.graph.session import CallsInFlight, ScoredRounds, propose_in_time
 from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, OnNoAnswer, conclude
 from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
 from vprm_search.tree import SearchTree
@@ -40,10 +41,13 @@ from vprm_search.types import (
     Proposal,
     ProposeRequest,
     ScoreRequest,
+    ScoreResult,
     SearchResult,
     StepScorer,
     Usage,
 )
+
+_UNSCORED = "cut by budget: the search's seconds were over before the step was scored"
 
 Told = tuple[list[NodeRecord], list[events.Event]]
 """What a phase did to one tree: the changed records, and the events that tell of it."""
@@ -132,10 +136,21 @@ class Loop:
     async def score(self, jobs: Sequence[Job]) -> list[Told]:
         """Score all new steps of this round in one batch.
 
-        Raises what the scorer raises, and `ScorerError` if it breaks its contract.
+        What has no score when the search's seconds are over stays without one, and the round
+        counts as cut. Raises what the scorer raises, and `ScorerError` if it breaks its contract.
         """
-        taken_over = [await self._catch_up(job) for job in jobs]
-        records = await score(jobs, self.scorer, self.rules, recompute=any(taken_over))
+        left = [s for job in jobs if (s := self.rules.budget.seconds_left(job.seconds)) is not None]
+        clock = asyncio.timeout(min(left, default=None))
+        try:
+            async with clock:
+                taken_over = [await self._catch_up(job) for job in jobs]
+                records = await score(jobs, self.scorer, self.rules, recompute=any(taken_over))
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            records = await score(jobs, _TooLate(), self.rules)
+            for job in jobs:
+                job.plan = replace(job.plan, cut=True)
         return [(new, events.scored(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
 
     async def _catch_up(self, job: Job) -> bool:
@@ -303,7 +318,7 @@ async def propose(
     """
     todo = [(job, e) for job, plan in zip(jobs, plans, strict=True) for e in plan.expand]
     requests = [propose_request(job, expand, rules) for job, expand in todo]
-    replies = await policy.propose(requests) if requests else []
+    replies = await propose_in_time(policy, requests) if requests else []
     if len(replies) != len(requests):
         raise PolicyError(f"the policy got {len(requests)} requests and returned {len(replies)}")
     answered: dict[int, dict[Expand, list[Proposal]]] = {id(job): {} for job in jobs}
@@ -329,6 +344,13 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
 
 
 # --- score ---------------------------------------------------------------------------------------
+
+
+class _TooLate:
+    """The scorer of a round whose time is up."""
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        return [ScoreResult.failed(len(request.steps), _UNSCORED) for request in requests]
 
 
 async def score(

@@ -34,7 +34,7 @@ from vprm_search.graph.questions import (
     restored_conversation,
     storable,
 )
-from vprm_search.graph.session import LiveTrees, run_blocking
+from vprm_search.graph.session import LiveTrees, RunClocks, run_blocking
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.images.messages import ImageIntake
 from vprm_search.search.plan import Plan
@@ -73,6 +73,7 @@ class SearchNodes:
         self._candidates = candidates
         self._question_of = question_of
         self._trees = LiveTrees()
+        self._clocks = RunClocks()
 
     def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
         """Return the nodes by name, in the order of the loop."""
@@ -102,36 +103,40 @@ class SearchNodes:
             "search_result": None,
         }
         changed = [new for new, old in zip(messages, given, strict=True) if new is not old]
+        self._clocks.end()
         return ({key: changed, **update} if changed else update), []
 
     async def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
-        job = self._job(state)
+        began = self._clocks.began()
+        job = self._job(state, began)
         records, told = self.loop.plan(job)
-        return self._update(state, job, records) | _planned(job), told
+        return self._update(state, job, records, began) | _planned(job), told
 
     async def _propose(self, state: State) -> Outcome:
         """Ask the policy for all children of this round, or wait for the first that are there."""
-        started = time.monotonic()
-        job = self._job(state, await self._images(state))
+        began = self._clocks.began()
+        job = self._job(state, began, await self._images(state))
         talk = (job.tree.problem, state[self.messages_key], self.intake)
         job.messages = await asyncio.to_thread(restored_conversation, *talk)
         with unstreamed():
             ((records, told),) = await self.loop.propose([job])
         left = {} if self.loop.waits else _planned(job)
-        return self._update(state, job, records) | _seconds(state, started) | left, told
+        return self._update(state, job, records, began) | left, told
 
     async def _score(self, state: State) -> Outcome:
         """Score all new steps of this round in one batch."""
-        started = time.monotonic()
-        job = self._job(state, await self._images(state))
+        began = self._clocks.began()
+        job = self._job(state, began, await self._images(state))
+        cut = job.plan.cut
         with unstreamed():
             ((records, told),) = await self.loop.score([job])
-        return self._update(state, job, records) | _seconds(state, started), told
+        cut_now = _planned(job) if job.plan.cut and not cut else {}
+        return self._update(state, job, records, began) | cut_now, told
 
     async def _answer(self, state: State) -> Outcome:
         """Choose the answer and say it."""
-        job = self._job(state)
+        job = self._job(state, self._clocks.began())
         result, told = self.loop.conclude(job)
         if result.warning:
             warnings.warn(result.warning, SearchWarning, stacklevel=1)
@@ -147,14 +152,21 @@ class SearchNodes:
         read = self.intake.images  # from disk, as a rule
         return await asyncio.to_thread(read, problem) if problem.images else ()
 
-    def _job(self, state: State, images: tuple[ImageData, ...] = ()) -> Job:
+    def _job(self, state: State, began: float, images: tuple[ImageData, ...] = ()) -> Job:
         tree = self._trees.take(state, _thread())
-        return Job(tree, images, state["search_seconds"], plan_from_json(state["search_plan"]))
+        seconds = state["search_seconds"] + time.monotonic() - began
+        return Job(tree, images, seconds, plan_from_json(state["search_plan"]))
 
-    def _update(self, state: State, job: Job, records: Sequence[NodeRecord]) -> Update:
+    def _update(
+        self, state: State, job: Job, records: Sequence[NodeRecord], began: float
+    ) -> Update:
+        """Return what a phase that began at `began` changes of the state."""
         table = record_table(records)
         self._trees.give(state, _thread(), table, job.tree)
-        return {"search_nodes": table, "search_size": len(job.tree)} if table else {}
+        self._clocks.end()
+        seconds = {"search_seconds": state["search_seconds"] + time.monotonic() - began}
+        grown = {"search_nodes": table, "search_size": len(job.tree)} if table else {}
+        return {**seconds, **grown}
 
 
 def next_node(state: State) -> str:
@@ -215,10 +227,6 @@ def _tell(told: Sequence[events.Event]) -> None:
 
 def _planned(job: Job) -> Update:
     return {"search_plan": plan_to_json(job.plan)}
-
-
-def _seconds(state: State, started: float) -> Update:
-    return {"search_seconds": state["search_seconds"] + time.monotonic() - started}
 
 
 def _thread() -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -251,17 +252,28 @@ async def _search(
     """Make rounds until every search has ended; one that has ended leaves, and is concluded."""
     active = dict(enumerate(jobs))
     while active:
-        started = time.monotonic()
-        _tell(tell, [loop.plan(job) for job in active.values()])
-        left = [job for job in active.values() if not job.plan.finish]
-        if left:
-            _tell(tell, await loop.propose(left))
-            _tell(tell, await loop.score(left))
-        for job in active.values():
-            job.seconds += time.monotonic() - started
+        with _timed(active.values()):
+            _tell(tell, [loop.plan(job) for job in active.values()])
         for place in [place for place, job in active.items() if job.plan.finish]:
             del active[place]
             conclude(place)
+        left = list(active.values())
+        if left:
+            with _timed(left):
+                _tell(tell, await loop.propose(left))
+            with _timed(left):
+                _tell(tell, await loop.score(left))
+
+
+@contextlib.contextmanager
+def _timed(jobs: Iterable[Job]) -> Iterator[None]:
+    """Count the time of a block for each of the searches."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        for job in jobs:
+            job.seconds += time.monotonic() - started
 
 
 def _concluded(loop: Loop, job: Job, tell: OnEvent) -> SearchRun:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,6 +35,11 @@ _KEPT_NODES = 50_000
 _KNOWN_SEARCHES = 4096
 _GATHER_S = 0.002
 """Replies that come within this time of the first one are taken together, in seconds."""
+
+_GRACE_S = 0.5
+"""Seconds for which a policy that keeps time itself may hand over what it has."""
+
+OUT_OF_TIME = "cut by budget: the search's seconds were over before the policy had answered"
 
 
 # --- live trees ----------------------------------------------------------------------------------
@@ -104,6 +110,26 @@ class CallKey:
     expand: Expand
 
 
+async def propose_in_time(
+    policy: Policy, requests: Sequence[ProposeRequest]
+) -> list[list[Proposal]]:
+    """Ask a policy; what it has not answered when the requests' time is up has failed.
+
+    A policy that keeps time itself (`timeout_s`) returns what came until then; this is for those
+    that do not. Raises what the policy raises.
+    """
+    limits = [request.timeout_s for request in requests if request.timeout_s is not None]
+    clock = asyncio.timeout(min(limits) + _GRACE_S if limits else None)
+    try:
+        async with clock:
+            return await policy.propose(requests)
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        late = Proposal("", "error", error=OUT_OF_TIME, out_of_time=True)
+        return [[late] * len(request.seeds) for request in requests]
+
+
 class CallsInFlight:
     """Calls to the policy that outlive a round: a slow reply holds up its own part of the tree.
 
@@ -163,7 +189,7 @@ class CallsInFlight:
             task = self._tasks.get(key)
             here = asyncio.get_running_loop()
             if task is None or task.cancelled() or task.get_loop() is not here:
-                task = asyncio.ensure_future(self._policy.propose([request]))
+                task = asyncio.ensure_future(propose_in_time(self._policy, [request]))
                 self._tasks[key] = task
             return task
 
@@ -199,6 +225,33 @@ async def _some_done(
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not all(task.done() for task in tasks):
         await asyncio.wait(tasks, timeout=_GATHER_S)
+
+
+class RunClocks:
+    """When the last phase of each run ended: what lies between phases is time of the search, too.
+
+    Pauses that a person makes are not: a run ends with an interrupt.
+    """
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[int, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def began(self) -> float:
+        """Return when the present phase began: when the phase of this run before it ended."""
+        with self._lock:
+            return self._ended.get(_run.get(), time.monotonic())
+
+    def end(self) -> None:
+        """Note that a phase of this run ends now; nothing outside a run."""
+        run = _run.get()
+        if not run:
+            return
+        with self._lock:
+            self._ended[run] = time.monotonic()
+            self._ended.move_to_end(run)
+            while len(self._ended) > _KNOWN_SEARCHES:
+                self._ended.popitem(last=False)
 
 
 # --- what the scorer has seen --------------------------------------------------------------------

@@ -98,6 +98,7 @@ class TransformersScorer:
         self._queue: CallQueue[Call, list[ScoreResult]] = CallQueue(
             self._engine.step, window_ms / 1000
         )
+        self._engine.is_abandoned = self._queue.is_abandoned
 
     @classmethod
     def from_pretrained(
@@ -197,8 +198,16 @@ class TransformersScorer:
         return self._engine.prompt_ids(request)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Score all requests without blocking the event loop: same length, same order."""
-        results = await asyncio.wrap_future(self._queue.submit(self._asked(requests)))
+        """Score all requests without blocking the event loop: same length, same order.
+
+        When it is cancelled, passes that have not begun are not made.
+        """
+        future = self._queue.submit(self._asked(requests))
+        try:
+            results = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._queue.abandon(future)
+            raise
         return step_results(requests, results) if self.checkpoint.orm else results
 
     def score_sync(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:

@@ -20,10 +20,15 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
+class AbandonedError(Exception):
+    """Nobody waits any more for what is being computed."""
+
+
+@dataclass(slots=True)
 class _Call(Generic[Q, R]):
     request: Q
     future: Future[R]
+    abandoned: bool = False
 
 
 class CallQueue(Generic[Q, R]):
@@ -31,8 +36,9 @@ class CallQueue(Generic[Q, R]):
 
     `compute` takes requests and yields `(index, result)` for each, in any order, as soon as it has
     it. If it fails, every request it has not answered is computed again alone, so that a failure
-    reaches only its own caller. A call whose future is cancelled before its turn is left out; later
-    it is computed for nothing and disturbs nobody. With `window_s` 0 every call is computed alone.
+    reaches only its own caller. A call that is abandoned before its turn is left out; later it is
+    computed for nothing, unless `compute` asks `is_abandoned` and gives up. With `window_s` 0
+    every call is computed alone.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class CallQueue(Generic[Q, R]):
         self._waiting: deque[_Call[Q, R]] = deque()
         self._changed = threading.Condition()
         self._served = 1  # callers of the last turn
+        self._serving: Sequence[_Call[Q, R]] = ()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vprm-scorer")
 
     def submit(self, request: Q) -> Future[R]:
@@ -59,6 +66,16 @@ class CallQueue(Generic[Q, R]):
             self._changed.notify()
         self._worker.submit(self._turn)
         return call.future
+
+    def abandon(self, future: Future[R]) -> None:
+        """Note that nobody waits for this call any more."""
+        if not future.cancel():  # its turn has come
+            for call in self._serving:
+                call.abandoned |= call.future is future
+
+    def is_abandoned(self) -> bool:
+        """Tell whether nobody waits for what is being computed now."""
+        return bool(self._serving) and all(call.abandoned for call in self._serving)
 
     def _turn(self) -> None:
         """Serve what is waiting; nothing if an earlier turn did."""
@@ -94,6 +111,7 @@ class CallQueue(Generic[Q, R]):
 
     def _serve(self, calls: Sequence[_Call[Q, R]]) -> BaseException | None:
         """Compute calls together; return what went wrong, if anything."""
+        self._serving = calls
         try:
             for index, result in self._compute([call.request for call in calls]):
                 calls[index].future.set_result(result)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from vprm_search.errors import InputError
 from vprm_search.scoring.engine.attention import AttentionName
+from vprm_search.scoring.engine.call_queue import AbandonedError
 from vprm_search.scoring.engine.checkpoint import PrmCheckpoint
 from vprm_search.scoring.engine.forward import (
     FeaturesMissingError,
@@ -80,6 +81,7 @@ class ScoringEngine:
         self.batcher = TokenBatcher(
             max_batch_tokens, self.cache.give_up_half, self.forward.use_less_memory
         )
+        self.is_abandoned: Callable[[], bool] = lambda: False  # asked before every pass
         self._checkpoint = checkpoint
 
     def step(self, calls: Sequence[Call]) -> Iterator[tuple[int, list[ScoreResult]]]:
@@ -175,9 +177,12 @@ class ScoringEngine:
         return dict(zip(jobs, scores, strict=True))
 
     def _run(self, jobs: Sequence[PathJob]) -> list[PathScores | None]:
-        return self.batcher.run(
-            [job.path for job in jobs], lambda chosen: self.forward([jobs[n] for n in chosen])
-        )
+        def one_pass(chosen: Sequence[int]) -> Sequence[PathScores]:
+            if self.is_abandoned():
+                raise AbandonedError
+            return self.forward([jobs[number] for number in chosen])
+
+        return self.batcher.run([job.path for job in jobs], one_pass)
 
     def _isolated(self, job: PathJob, whole: PathScores) -> PathScores:
         """Score one path step by step, each in a pass of its own, up to the first NaN.
