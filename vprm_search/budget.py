@@ -29,8 +29,8 @@ class Budget(BaseModel):
     `candidates` is exact: the last round is cut to fit. `requests` counts calls to the policy's
     model; no round asks for more candidates than calls are left, so only repeats of failed calls
     can exceed it. `rounds` is exact. Tokens may be exceeded by what one round costs. At the limit
-    of `seconds` whatever the search waits for is given up: calls of the policy, which cost their own
-    candidates only, and scoring, whose steps stay without a score.
+    of `seconds` whatever the search waits for is given up: calls of the policy, which cost their
+    own candidates only, and scoring, whose steps stay without a score.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

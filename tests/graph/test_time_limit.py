@@ -194,7 +194,7 @@ def test_the_frameworks_time_is_the_searchs_time() -> None:
     asked: Any = {"messages": [("user", "?")]}
     state = graph.invoke(asked, config, durability="sync")
     saved = len(list(graph.get_state_history(config)))
-    between = saved - 4  # not before the first phase, nor after the last plan
+    between = saved - 4  # not before the first plan, nor after the last
     assert state["search_result"]["usage"]["seconds"] >= 0.02 * between > 0.2
 
     paused: Any = {"configurable": {"thread_id": "two"}}

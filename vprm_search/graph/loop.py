@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vprm_search import ids
-from vprm_search.budget import usage_of
+from vprm_search.budget import Budget, usage_of
 from vprm_search.errors import PolicyError, ScorerError, SearchError
 from vprm_search.graph import events
 from vprm_search.graph.parts import SearchRules
@@ -47,6 +47,7 @@ from vprm_search.types import (
     Usage,
 )
 
+_LEAST_GRACE_S, _MOST_GRACE_S = 0.5, 5.0
 _UNSCORED = "cut by budget: the search's seconds were over before the step was scored"
 
 Told = tuple[list[NodeRecord], list[events.Event]]
@@ -136,11 +137,11 @@ class Loop:
     async def score(self, jobs: Sequence[Job]) -> list[Told]:
         """Score all new steps of this round in one batch.
 
-        What has no score when the search's seconds are over stays without one, and the round
-        counts as cut. Raises what the scorer raises, and `ScorerError` if it breaks its contract.
+        What has no score when the search's seconds are over (`scoring_seconds`) stays without
+        one, and the round counts as cut. Raises what the scorer raises, and `ScorerError` if it
+        breaks its contract.
         """
-        left = [s for job in jobs if (s := self.rules.budget.seconds_left(job.seconds)) is not None]
-        clock = asyncio.timeout(min(left, default=None))
+        clock = asyncio.timeout(scoring_seconds(self.rules.budget, jobs))
         try:
             async with clock:
                 taken_over = [await self._catch_up(job) for job in jobs]
@@ -344,6 +345,18 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
 
 
 # --- score ---------------------------------------------------------------------------------------
+
+
+def scoring_seconds(budget: Budget, jobs: Sequence[Job]) -> float | None:
+    """Return how many seconds scoring may take, None if they are not limited.
+
+    That is what is left of the budget. A policy that used all of it would leave its replies
+    without scores, so scoring has a tenth of the limit in any case: half a second to five.
+    """
+    left = [s for job in jobs if (s := budget.seconds_left(job.seconds)) is not None]
+    if not left or budget.seconds is None:
+        return None
+    return max(min(left), min(_MOST_GRACE_S, max(_LEAST_GRACE_S, 0.1 * budget.seconds)))
 
 
 class _TooLate:

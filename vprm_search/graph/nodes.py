@@ -88,6 +88,7 @@ class SearchNodes:
 
     async def _ingest(self, state: State) -> Outcome:
         """Read the question, move its pictures out of the state, and start a new search."""
+        self._clocks.start()
         key, intake = self.messages_key, self.intake
         given: Sequence[AnyMessage] = state.get(key) or []
         light = await asyncio.to_thread(intake.references, given)
@@ -103,20 +104,19 @@ class SearchNodes:
             "search_result": None,
         }
         changed = [new for new, old in zip(messages, given, strict=True) if new is not old]
-        self._clocks.end()
         return ({key: changed, **update} if changed else update), []
 
     async def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
-        began = self._clocks.began()
-        job = self._job(state, began)
+        gap, began = self._clocks.gap(), time.monotonic()
+        job = self._job(state, gap=gap)
         records, told = self.loop.plan(job)
         return self._update(state, job, records, began) | _planned(job), told
 
     async def _propose(self, state: State) -> Outcome:
         """Ask the policy for all children of this round, or wait for the first that are there."""
-        began = self._clocks.began()
-        job = self._job(state, began, await self._images(state))
+        gap, began = self._clocks.gap(), time.monotonic()
+        job = self._job(state, await self._images(state), gap=gap)
         talk = (job.tree.problem, state[self.messages_key], self.intake)
         job.messages = await asyncio.to_thread(restored_conversation, *talk)
         with unstreamed():
@@ -126,8 +126,8 @@ class SearchNodes:
 
     async def _score(self, state: State) -> Outcome:
         """Score all new steps of this round in one batch."""
-        began = self._clocks.began()
-        job = self._job(state, began, await self._images(state))
+        gap, began = self._clocks.gap(), time.monotonic()
+        job = self._job(state, await self._images(state), gap=gap)
         cut = job.plan.cut
         with unstreamed():
             ((records, told),) = await self.loop.score([job])
@@ -136,7 +136,7 @@ class SearchNodes:
 
     async def _answer(self, state: State) -> Outcome:
         """Choose the answer and say it."""
-        job = self._job(state, self._clocks.began())
+        job = self._job(state)
         result, told = self.loop.conclude(job)
         if result.warning:
             warnings.warn(result.warning, SearchWarning, stacklevel=1)
@@ -152,10 +152,10 @@ class SearchNodes:
         read = self.intake.images  # from disk, as a rule
         return await asyncio.to_thread(read, problem) if problem.images else ()
 
-    def _job(self, state: State, began: float, images: tuple[ImageData, ...] = ()) -> Job:
+    def _job(self, state: State, images: tuple[ImageData, ...] = (), *, gap: float = 0.0) -> Job:
         tree = self._trees.take(state, _thread())
-        seconds = state["search_seconds"] + time.monotonic() - began
-        return Job(tree, images, seconds, plan_from_json(state["search_plan"]))
+        plan = plan_from_json(state["search_plan"])
+        return Job(tree, images, state["search_seconds"] + gap, plan)
 
     def _update(
         self, state: State, job: Job, records: Sequence[NodeRecord], began: float
@@ -164,7 +164,7 @@ class SearchNodes:
         table = record_table(records)
         self._trees.give(state, _thread(), table, job.tree)
         self._clocks.end()
-        seconds = {"search_seconds": state["search_seconds"] + time.monotonic() - began}
+        seconds = {"search_seconds": job.seconds + time.monotonic() - began}
         grown = {"search_nodes": table, "search_size": len(job.tree)} if table else {}
         return {**seconds, **grown}
 

@@ -237,10 +237,16 @@ class RunClocks:
         self._ended: OrderedDict[int, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def began(self) -> float:
-        """Return when the present phase began: when the phase of this run before it ended."""
+    def start(self) -> None:
+        """Note that a search of this run starts: no phase of it has ended."""
         with self._lock:
-            return self._ended.get(_run.get(), time.monotonic())
+            self._ended.pop(_run.get(), None)
+
+    def gap(self) -> float:
+        """Return the seconds since the last phase of this run ended, 0.0 where there was none."""
+        now = time.monotonic()
+        with self._lock:
+            return now - self._ended.get(_run.get(), now)
 
     def end(self) -> None:
         """Note that a phase of this run ends now; nothing outside a run."""
