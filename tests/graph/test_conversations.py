@@ -42,7 +42,7 @@ from vprm_search.images.store import MemoryImageStore
 from vprm_search.policy.prompts import PromptStyle, build_messages
 from vprm_search.scoring.score_cache import CachedScorer
 from vprm_search.search import BeamSearch
-from vprm_search.types import Problem, ProposeRequest, ScoreRequest, ScoreResult
+from vprm_search.types import Problem, ProposeRequest
 
 PICTURES = [normalise_image(noisy_png(32, seed)) for seed in (1, 2)]
 THREAD: Any = {"configurable": {"thread_id": "one"}}
@@ -54,16 +54,9 @@ def shows(text: str, *pictures: Any) -> HumanMessage:
     return HumanMessage([*map(image_block, pictures), {"type": "text", "text": text}])
 
 
-class Asked(HashScorer):
-    """Notes which problems it was shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.problems: list[Problem] = []
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.problems += [request.problem for request in requests]
-        return await super().score(requests)
+def problems_of(scorer: HashScorer) -> list[Problem]:
+    """Return the problems of which steps were scored, in order."""
+    return [request.problem for request in scorer.asked]
 
 
 def graph(**options: Any) -> Any:
@@ -89,14 +82,14 @@ def told(messages: Sequence[BaseMessage]) -> list[tuple[str, str, int]]:
 
 
 def test_three_turns_with_a_system_prompt_and_pictures_in_the_first() -> None:
-    model, scorer = HashChatModel(), Asked()
+    model, scorer = HashChatModel(), HashScorer()
     saver = InMemorySaver()
     app = graph(policy=model, scorer=scorer).compile(checkpointer=saver)
     questions = ["How many red tiles are there?", "And how many are blue?", "What is their sum?"]
     first = shows(questions[0], *PICTURES)
     state: dict[str, Any] = {}
     for number, question in enumerate(questions):
-        begun = len(model.calls), len(scorer.problems)
+        begun = len(model.calls), len(problems_of(scorer))
         new = [SYSTEM, first] if number == 0 else [HumanMessage(question)]
         state = app.invoke({"messages": new}, THREAD)
         answers = [m.text for m in state["messages"] if m.type == "ai"][:-1]
@@ -104,9 +97,11 @@ def test_three_turns_with_a_system_prompt_and_pictures_in_the_first() -> None:
         for answer, asked in zip(answers, questions[1:], strict=False):
             expected += [("ai", answer, 0), ("human", asked, 0)]
         for call in model.calls[begun[0] :]:
-            assert told(call)[: len(expected)] == expected
-            assert all(kind == "ai" for kind, *_ in told(call)[len(expected) :])  # the prefix
-        (problem,) = set(scorer.problems[begun[1] :])
+            assert told(call.messages)[: len(expected)] == expected
+            assert all(
+                kind == "ai" for kind, *_ in told(call.messages)[len(expected) :]
+            )  # the prefix
+        (problem,) = set(problems_of(scorer)[begun[1] :])
         assert problem.images == tuple(picture.digest for picture in PICTURES)
         assert problem.system == "Answer briefly."
         assert problem.question.endswith(question)
@@ -125,7 +120,7 @@ def test_a_first_question_is_asked_as_it_ever_was() -> None:
     assert "context" not in state["search_problem"]
     alone = tree_of_state(state).problem
     assert alone == Problem("Red?", (PICTURES[0].digest,), "Answer briefly.")
-    assert told(model.calls[0]) == [("system", "Answer briefly.", 0), ("human", "Red?", 1)]
+    assert told(model.calls[0].messages) == [("system", "Answer briefly.", 0), ("human", "Red?", 1)]
 
 
 def test_two_histories_are_two_problems_for_trees_seeds_and_caches() -> None:
@@ -133,12 +128,12 @@ def test_two_histories_are_two_problems_for_trees_seeds_and_caches() -> None:
         return [HumanMessage("Red?"), AIMessage(answer), HumanMessage("And blue?")]
 
     trees, calls = [], []
-    inner = Asked()
+    inner = HashScorer()
     scorer = CachedScorer(inner, identity="asked")
     for history in (after("Answer: 3"), after("Answer: 4"), after("Answer: 3")):
         run = run_search(history, policy=HashChatModel(), scorer=scorer, strategy=BEAM)
         trees.append(run.tree)
-        calls.append(len(inner.problems))
+        calls.append(len(problems_of(inner)))
         same = graph().compile().invoke({"messages": history})
         assert tree_of_state(same).dumps() == run.tree.dumps()
     assert trees[0].dumps() == trees[2].dumps()
@@ -155,11 +150,11 @@ def test_the_reward_models_question_is_made_by_a_hook() -> None:
         return f"Only this: {messages[-1].text}"
 
     history = [shows("Red?", PICTURES[0]), AIMessage("Answer: 3"), HumanMessage("And blue?")]
-    scorer = Asked()
+    scorer = HashScorer()
     options: dict[str, Any] = {"scorer": scorer, "question_of": last_words}
     state = graph(**options).compile().invoke({"messages": history})
     run = run_search(history, policy=HashChatModel(), strategy=BEAM, **options)
-    assert {p.question for p in scorer.problems} == {"Only this: And blue?"}
+    assert {p.question for p in problems_of(scorer)} == {"Only this: And blue?"}
     assert tree_of_state(state).dumps() == run.tree.dumps()
     assert len(seen) == 2
     for messages in seen:
@@ -214,18 +209,18 @@ def test_tool_results_reach_the_policy_and_the_steps_follow_them() -> None:
     ]
     state = graph(policy=model).compile().invoke({"messages": history})
     for call in model.calls:
-        assert told(call)[:3] == [
+        assert told(call.messages)[:3] == [
             ("human", "How many are red?", 1),
             ("ai", "", 0),
             ("tool", "3 red tiles", 1),
         ]
-        assert call[1].tool_calls[0]["args"] == {"colour": "red"}  # type: ignore[attr-defined]
+        assert call.messages[1].tool_calls[0]["args"] == {"colour": "red"}  # type: ignore[attr-defined]
     assert state["search_problem"]["question"] == "How many are red?"
     assert state["search_problem"]["images"] == [PICTURES[0].digest]
 
 
 def test_a_verifiers_feedback_makes_another_search_of_the_same_question() -> None:
-    model, scorer = HashChatModel(), Asked()
+    model, scorer = HashChatModel(), HashScorer()
     rejected = [HumanMessage("Red?"), AIMessage("Answer: 3")]
     retry = [*rejected, HumanMessage("Step 1 looks wrong.", name=FEEDBACK_NAME)]
     trees = [
@@ -233,8 +228,8 @@ def test_a_verifiers_feedback_makes_another_search_of_the_same_question() -> Non
         for messages in (rejected[:1], retry)
     ]
     assert trees[0].root_id != trees[1].root_id
-    assert {p.question for p in scorer.problems} == {"Red?"}
-    assert told(model.calls[-1])[:3] == told(retry)
+    assert {p.question for p in problems_of(scorer)} == {"Red?"}
+    assert told(model.calls[-1].messages)[:3] == told(retry)
 
 
 def test_history_classes_trimming_and_removal_decide_what_is_shown() -> None:
@@ -248,13 +243,13 @@ def test_history_classes_trimming_and_removal_decide_what_is_shown() -> None:
     for question in ("Red?", "And blue?"):
         chat.invoke([HumanMessage(question)], config)
     assert [m.type for m in history.messages] == ["human", "ai", "human", "ai"]
-    assert told(model.calls[-1])[:3] == told(history.messages[:3])
+    assert told(model.calls[-1].messages)[:3] == told(history.messages[:3])
 
     few_shot = ChatPromptTemplate.from_messages(
         [("system", "Be exact."), ("human", "1 + 1?"), ("ai", "Answer: 2"), ("human", "{asked}")]
     )
     (few_shot | app).invoke({"asked": "2 + 2?"})
-    assert [text for _, text, _ in told(model.calls[-1])[:4]] == [
+    assert [text for _, text, _ in told(model.calls[-1].messages)[:4]] == [
         "Be exact.", "1 + 1?", "Answer: 2", "2 + 2?",
     ]  # fmt: skip
 
@@ -263,7 +258,7 @@ def test_history_classes_trimming_and_removal_decide_what_is_shown() -> None:
         max_tokens=4, token_counter=len, strategy="last", include_system=True, start_on="human",
     )  # fmt: skip
     app.invoke({"messages": trimmed})
-    assert told(model.calls[-1])[: len(trimmed)] == told(trimmed)
+    assert told(model.calls[-1].messages)[: len(trimmed)] == told(trimmed)
 
     kept = graph(policy=model).compile(checkpointer=InMemorySaver())
     state = kept.invoke({"messages": [HumanMessage("Red?")]}, THREAD)
