@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vprm_search.compare.cell import cell_path, write_atomically
-from vprm_search.compare.comparison import Capped, Comparison, measure_shard, run_comparison
+from vprm_search.compare.comparison import Comparison, measure_shard, run_comparison
 from vprm_search.compare.entrants import (
     ENTRANTS,
     REFERENCE,
@@ -25,6 +25,7 @@ from vprm_search.compare.entrants import (
 )
 from vprm_search.compare.records import CUT, Key, RecordFile
 from vprm_search.compare.report import points
+from vprm_search.compare.shard import Capped
 from vprm_search.compare.summary import bootstrap, read_cells, resampled_means, summarise
 from vprm_search.compare.worlds import (
     LoadedWorld,

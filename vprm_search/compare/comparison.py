@@ -13,69 +13,22 @@ it is no result, and the searches in which some failed are made again by the nex
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vprm_search.compare.cell import same_strategy, write_atomically
-from vprm_search.compare.entrants import (
-    DEFAULT_ENTRANTS,
-    Entrant,
-    choice_of,
-    described,
-    entrants_of,
-)
-from vprm_search.compare.records import CUT, MAX_FAILED, Failures, Record, RecordFile, chosen
+from vprm_search.compare.cell import write_atomically
+from vprm_search.compare.entrants import DEFAULT_ENTRANTS, choice_of, entrants_of
+from vprm_search.compare.records import MAX_FAILED, RecordFile
+from vprm_search.compare.shard import Shard
 from vprm_search.compare.worlds import LoadedWorld, World
-from vprm_search.errors import ConfigError, ModelChangedError, SearchError
-from vprm_search.graph.loop import Job
-from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.run import SearchRun, run_jobs
+from vprm_search.errors import ConfigError, ModelChangedError
 from vprm_search.graph.session import run_blocking
-from vprm_search.search import BestScore, Plan, Strategy
-from vprm_search.steps import split_steps
-from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, StepScorer
-
-
-@dataclass(frozen=True)
-class Capped:
-    """Another strategy's plan, cut to the children that a token budget still has room for.
-
-    `tokens` maps the root of a search to its budget. A child is expected to cost the mean of the
-    children proposed so far in this search, so a round is cut, or not begun, before the budget is
-    exceeded; what a search spends beyond it is the error of that one estimate. A function of the
-    tree alone, as every strategy is.
-    """
-
-    strategy: Strategy
-    tokens: Mapping[NodeId, int]
-
-    @property
-    def aggregates(self) -> Sequence[str]:
-        """The path scores that the strategy reads."""
-        return self.strategy.aggregates
-
-    def plan(self, tree: SearchTree) -> Plan:
-        """Return the strategy's plan as far as the tokens go."""
-        plan = self.strategy.plan(tree)
-        spent, proposed = tree.totals.generated_tokens, tree.totals.candidates
-        if plan.finish or not proposed:
-            return plan
-        budget = self.tokens[tree.root_id]
-        each = max(1.0, spent / proposed)
-        room = math.floor((budget - spent) / each + 1e-9)
-        if room < 1:
-            return Plan(close=plan.close, finish=f"{CUT} {spent} of {budget}")
-        return replace(plan.limited_to(room), cut=plan.cut)
-
 
 Report = Callable[[str], None]
 
@@ -195,7 +148,7 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-# --- one shard -----------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
 def measure_shard(
@@ -205,242 +158,25 @@ def measure_shard(
 
     Raises what the models raise, and `SearchError` when nothing at all comes from them.
     """
-    shard = _Shard(comparison, world, out, start, stop, report, RecordFile(out))
-    run_blocking(shard.measure())
+    shard = _shard(comparison, world, out, (start, stop), RecordFile(out), report)
+    run_blocking(shard.measure())  # one loop for all: clients keep connections between shards
 
 
-class SharedTime:
-    """Time that is shared evenly by all searches that are under way: wall time and CPU time."""
+def _shard(
+    comparison: Comparison,
+    world: World,
+    out: Path,
+    problems: tuple[int, int],
+    records: RecordFile,
+    report: Report,
+) -> Shard:
+    def load() -> LoadedWorld:
+        loaded = world.load(*problems)
+        _check_models(out, loaded.models)
+        return loaded
 
-    def __init__(self, searches: int) -> None:
-        self._active = searches
-        self._share = [0.0, 0.0]
-        self._last = self._now()
-
-    def end_one(self) -> tuple[float, float]:
-        """Return the seconds and CPU seconds of the search that has just ended."""
-        now = self._now()
-        for place in range(2):
-            self._share[place] += (now[place] - self._last[place]) / self._active
-        self._last = now
-        self._active -= 1
-        return self._share[0], self._share[1]
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
-
-
-@dataclass(slots=True)
-class _Shard:
-    """One shard being measured; the problems and models are loaded when first needed."""
-
-    comparison: Comparison
-    world: World
-    out: Path
-    start: int
-    stop: int
-    report: Report
-    records: RecordFile
-    _loaded: LoadedWorld | None = None
-    _lost: int = 0
-
-    @property
-    def loaded(self) -> LoadedWorld:
-        if self._loaded is None:
-            self._loaded = self.world.load(self.start, self.stop)
-            _check_models(self.out, self._loaded.models)
-        return self._loaded
-
-    async def measure(self) -> None:
-        reference, *others = entrants_of(self.comparison.entrants)
-        sizes = sorted(set(self.comparison.sizes))
-        await self._grow_pools(reference, sizes)
-        for size in sizes:
-            unfit = self._unfit(reference.name, size)
-            for entrant in others:
-                if not unfit:
-                    await self._search(entrant, size, reference)
-                elif self.missing(entrant, size, reference):
-                    why = f"{reference.name}@{size}, which sets its budget, is no result"
-                    self._tell(f"{entrant.name}@{size} not measured: {why}")
-
-    # --- what is there
-
-    def missing(self, entrant: Entrant, size: int, reference: Entrant) -> list[int]:
-        """Return the problems to be measured: not recorded, with another budget, or failed."""
-        own = entrant.name == reference.name
-        found = []
-        for problem in range(self.start, self.stop):
-            record = self._valid(entrant, problem, size)
-            pool = record if own else self.records.get(problem, reference.name, size)
-            if record is None or pool is None or record.budget != pool.usage.generated_tokens:
-                found.append(problem)
-        return found
-
-    def _valid(self, entrant: Entrant, problem: int, size: int) -> Record | None:
-        """Return the record of a search, None if there is none or it is to be made again.
-
-        Raises `ConfigError` if another strategy was measured under this name.
-        """
-        record = self.records.get(problem, entrant.name, size)
-        if record is None or (record.failures.share and self._unfit(entrant.name, size)):
-            return None
-        wanted = json.loads(json.dumps(described(entrant.make(size))))
-        lacking = set(self._choices(entrant)) - set(record.choices)
-        if not same_strategy(dict(record.strategy), wanted) or (lacking and not record.root):
-            raise ConfigError(
-                f"{self.out}: {entrant.name}@{size} was measured with other options or selectors; "
-                "use another --out folder"
-            )
-        return record
-
-    def _unfit(self, name: str, size: int) -> bool:
-        return self.records.failures(name, size).share > self.comparison.max_failed
-
-    def _choices(self, entrant: Entrant) -> tuple[str, ...]:
-        return self.comparison.choices or entrant.choices
-
-    # --- what is measured
-
-    async def _grow_pools(self, entrant: Entrant, sizes: Sequence[int]) -> None:
-        """Measure best-of-N at growing N on the same samples, from the first N that is missing.
-
-        A problem's pool goes on from the tree of the largest N below that one, if it was kept. Each
-        N pays for its own samples only.
-        """
-        first: dict[int, int] = {}
-        for size in reversed(sizes):
-            first |= dict.fromkeys(self.missing(entrant, size, entrant), size)
-        if not first:
-            return
-        scorer = self.loaded.new_scorer()
-        measured = dict.fromkeys(sizes, 0.0)
-        for batch in self._batches(sorted(first)):
-            jobs, spent = {}, {}
-            for problem in batch:
-                begun = self._begun(entrant, problem, first[problem])
-                if begun is None:
-                    first[problem] = 0
-                jobs[problem], spent[problem] = begun or (self._job(problem), (0.0, 0.0))
-            for size in sizes:
-                todo = {problem: job for problem, job in jobs.items() if size >= first[problem]}
-                if todo:
-                    measured[size] += await self._run(entrant, size, todo, scorer, spent)
-        for size, seconds in measured.items():
-            if seconds:
-                self._tell_cell(entrant, size, seconds)
-
-    def _begun(
-        self, entrant: Entrant, problem: int, first: int
-    ) -> tuple[Job, tuple[float, float]] | None:
-        """Return the pool of the largest N below `first` that was kept, and the time it took."""
-        for size in range(first - 1, 1, -1):
-            record = self._valid(entrant, problem, size)
-            tree = None if record is None else self.records.tree(record)
-            if record is not None and tree is not None:
-                return self._job(problem, tree), (record.seconds, record.cpu_seconds)
-        return None
-
-    async def _search(self, entrant: Entrant, size: int, reference: Entrant) -> None:
-        missing = self.missing(entrant, size, reference)
-        if not missing:
-            return
-        scorer, seconds = self.loaded.new_scorer(), 0.0
-        for batch in self._batches(missing):
-            jobs = {problem: self._job(problem) for problem in batch}
-            pools = {p: self.records.get(p, reference.name, size) for p in batch}
-            budgets = {p: r.usage.generated_tokens for p, r in pools.items() if r is not None}
-            seconds += await self._run(entrant, size, jobs, scorer, {}, budgets)
-        self._tell_cell(entrant, size, seconds)
-
-    def _batches(self, problems: Sequence[int]) -> Iterator[Sequence[int]]:
-        batch = self.comparison.batch
-        yield from (problems[at : at + batch] for at in range(0, len(problems), batch))
-
-    def _job(self, problem: int, tree: SearchTree | None = None) -> Job:
-        task = self.loaded.tasks[problem - self.start]
-        return Job(tree or SearchTree(task.problem, self.comparison.run_seed), task.images)
-
-    async def _run(
-        self,
-        entrant: Entrant,
-        size: int,
-        jobs: Mapping[int, Job],
-        scorer: StepScorer,
-        spent: dict[int, tuple[float, float]],
-        budgets: Mapping[int, int] | None = None,
-    ) -> float:
-        """Make searches together, keep each as it ends; return the seconds they took.
-
-        `spent` holds what their trees took before, and gets what they have taken then.
-        """
-        strategy = entrant.make(size)
-        if budgets is not None:
-            caps = {job.tree.root_id: budgets[problem] for problem, job in jobs.items()}
-            strategy = Capped(strategy, caps)
-        rules = SearchRules(strategy, BestScore(), extract=self.loaded.extract, split=split_steps)
-        problems, clock = list(jobs), SharedTime(len(jobs))
-
-        def keep(place: int, run: SearchRun) -> None:
-            problem = problems[place]
-            before, share = spent.get(problem, (0.0, 0.0)), clock.end_one()
-            spent[problem] = before[0] + share[0], before[1] + share[1]
-            budget = None if budgets is None else budgets[problem]
-            self._keep(entrant, size, problem, run, budget, spent[problem])
-
-        began = time.perf_counter()
-        await run_jobs(list(jobs.values()), self.loaded.policy, scorer, rules, on_run=keep)
-        return time.perf_counter() - began
-
-    def _keep(
-        self,
-        entrant: Entrant,
-        size: int,
-        problem: int,
-        run: SearchRun,
-        budget: int | None,
-        spent: tuple[float, float],
-    ) -> None:
-        tree, expected = run.tree, self.loaded.tasks[problem - self.start].answer
-        record = Record(
-            problem=problem,
-            name=entrant.name,
-            size=size,
-            strategy=described(entrant.make(size)),
-            root=tree.root_id,
-            expected=expected,
-            budget=tree.totals.generated_tokens if budget is None else budget,
-            ended_by=run.result.ended_by,
-            finished=len(tree.finished()),
-            seconds=spent[0],
-            cpu_seconds=spent[1],
-            usage=replace(tree.totals, seconds=spent[0]),
-            failures=Failures.of(tree),
-            choices={name: chosen(tree, name, expected) for name in self._choices(entrant)},
-        )
-        self.records.append(record, tree)
-        self._lost = self._lost + 1 if record.failures.share == 1 else 0
-        if self._lost == min(_LOST_IN_A_ROW, self.world.size):
-            failures = self.records.failures(entrant.name, size)
-            raise SearchError(
-                f"stopped at {entrant.name}@{size}: nothing came of {self._lost} searches in a "
-                f"row; {failures}, most often: {failures.most_frequent}; then run the same "
-                "command again, which makes the searches that failed anew and keeps the others"
-            )
-
-    # --- what is said
-
-    def _tell_cell(self, entrant: Entrant, size: int, seconds: float) -> None:
-        failures = self.records.failures(entrant.name, size, range(self.start, self.stop))
-        said = f"; {failures}, most often: {failures.most_frequent}" if failures.share else ""
-        self._tell(f"{entrant.name}@{size} in {seconds:.1f} s{said}")
-
-    def _tell(self, line: str) -> None:
-        self.report(f"problems {self.start}-{self.stop - 1}: {line}")
-
-
-# --- all shards ----------------------------------------------------------------------------------
+    most_lost = min(_LOST_IN_A_ROW, world.size)
+    return Shard(comparison, range(*problems), load, records, report, most_lost)
 
 
 def run_comparison(
@@ -456,9 +192,7 @@ def run_comparison(
     shards = comparison.shards(world)
     if jobs == 1 or len(shards) == 1:
         records = RecordFile(out)
-        measured = [
-            _Shard(comparison, world, out, start, stop, report, records) for start, stop in shards
-        ]
+        measured = [_shard(comparison, world, out, part, records, report) for part in shards]
         progress = _Progress(comparison, measured, report)
         for shard in measured:
             shard.report = progress
@@ -480,7 +214,7 @@ def run_comparison(
 class _Progress:
     """Puts the number of cells that are done before every line."""
 
-    def __init__(self, comparison: Comparison, shards: Sequence[_Shard], report: Report) -> None:
+    def __init__(self, comparison: Comparison, shards: Sequence[Shard], report: Report) -> None:
         reference, *_ = entrants = entrants_of(comparison.entrants)
         sizes = set(comparison.sizes)
         self._all = len(shards) * len(comparison.cells)
