@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vprm_search import ids
 from vprm_search.budget import usage_of
@@ -67,4 +69,26 @@ def small_search() -> tuple[SearchTree, SearchResult]:
     )
     lost = child(tree, red.id, 1, "", round=2, status="failed", reason="timed out")
     tree.merge([right, lost])
+    return tree, ended(tree)
+
+
+def large_search(
+    rounds: int, *, width: int = 4, expand: int = 8
+) -> tuple[SearchTree, SearchResult]:
+    """Return a beam search of many rounds: most steps are pruned, the answer stands far below."""
+    rng = random.Random(rounds)
+    tree = SearchTree(Problem("A long one?"))
+    beam = [tree.root_id]
+    for number in range(1, rounds + 1):
+        steps = [
+            child(tree, parent, i, f"{number}.{i}", round=number, score=rng.random())
+            for parent in beam
+            for i in range(expand)
+        ]
+        steps.sort(key=lambda step: -(step.score or 0.0))
+        last = number == rounds
+        kept = [replace(s, status="finished", answer="5") if last else s for s in steps[:width]]
+        gone = [replace(s, status="pruned", cause="outranked", reason="4") for s in steps[width:]]
+        tree.merge([*kept, *gone])
+        beam = [step.id for step in kept]
     return tree, ended(tree)

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.report.payloads import PAYLOADS
-from tests.report.searches import small_search, written_by
+from tests.report.searches import child, ended, large_search, small_search, written_by
 from vprm_search.images import normalise_image
 from vprm_search.report.html import escaped_json, html_page, page_data
 from vprm_search.report.view import printable, view_of
-from vprm_search.types import ImageData
+from vprm_search.tree import SearchTree
+from vprm_search.types import ImageData, Problem
 
 
 class Page(HTMLParser):
@@ -170,31 +171,96 @@ def test_the_data_holds_the_search_and_its_image() -> None:
     json.dumps(data, allow_nan=False)
 
 
+# --- large pages open at the answer --------------------------------------------------------------
+
+
+def held(text: str) -> dict[str, Any]:
+    """Return the data of a page."""
+    data: dict[str, Any] = json.loads(Page(text).text_of("script", id="data"))
+    return data
+
+
+def check_folds(data: dict[str, Any]) -> set[str]:
+    """Check what a page folds; return the ids of the steps it shows at first."""
+    nodes = {node["id"]: node for node in data["nodes"]}
+    shown = {node["id"] for node in data["nodes"] if node["fold"] is None}
+    with_children = {node["parent"] for node in data["nodes"]}
+    for node in data["nodes"]:
+        if node["id"] in shown:
+            assert node["parent"] is None or node["parent"] in shown
+            continue
+        assert not node["chosen"]
+        assert node["fold"] == "" or node["fold"] in shown
+        above = node
+        while above["parent"] not in (None, node["fold"]):
+            above = nodes[above["parent"]]
+        assert (above["parent"] or "") == node["fold"]
+        if node["id"] not in with_children:
+            assert node["status"] in ("pruned", "failed")
+    return shown
+
+
+def test_a_page_of_two_thousand_steps_shows_the_answers_path_and_folds_what_is_pruned() -> None:
+    tree, result = large_search(62)
+    assert len(tree) > 1900
+    data = held(html_page(view_of(tree, result)))
+    shown = check_folds(data)
+    path = [record.id for record in tree.path(str(result.node)) if record.parent]
+    assert set(path) <= shown
+    # what is left are the answer's path and the paths that finished beside it; the rest is 1 row
+    # a level: no longer 1,700 rows of 52 pixels
+    assert len(shown) <= len(path) + 3 * 4
+    folds = {node["fold"] for node in data["nodes"]} - {None}
+    assert len(shown) + len(folds) < 150
+    assert data["rows"] > 1500
+    order = [node["id"] for node in data["nodes"] if node["id"] in shown]
+    assert order.index(path[-1]) < 80
+
+
+def test_a_small_page_folds_nothing() -> None:
+    data = held(html_page(view_of(*large_search(2, width=2, expand=6))))
+    assert len(data["nodes"]) == 18
+    assert {node["fold"] for node in data["nodes"]} == {None}
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_living_path_is_ever_folded(data: st.DataObject) -> None:
+    """Whatever the tree: what is shown hangs together, and only dead subtrees are folded."""
+    tree = SearchTree(Problem("?"))
+    known = [tree.root_id]
+    for number in range(data.draw(st.integers(45, 120))):
+        parent = data.draw(st.sampled_from(known[-20:]))
+        status = data.draw(st.sampled_from(["open", "pruned", "pruned", "failed", "finished"]))
+        text = "" if status == "failed" else f"step {number}"
+        record = child(tree, parent, number, text, score=0.5, status=status)
+        tree.merge([record])
+        if status == "open":
+            known.append(record.id)
+    result = ended(tree)
+    page = held(html_page(view_of(tree, result)))
+    shown = check_folds(page)
+    living = {node["id"] for node in page["nodes"] if node["status"] in ("finished", "truncated")}
+    assert living <= shown
+
+
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_in_a_browser_everything_is_drawn_and_nothing_runs(tmp_path: Path) -> None:
-    """Open one page with every payload in headless Chromium; read the document it ends with."""
-    tree, result = written_by(list(PAYLOADS[:10]))
-    from tests.report.searches import child, ended
-
-    steps = [child(tree, tree.root_id, 10 + i, text, score=0.5) for i, text in enumerate(PAYLOADS)]
-    tree.merge(steps)
-    result = ended(tree)
-    page = tmp_path / "page.html"
-    page.write_text(html_page(view_of(tree, result), [image()]), encoding="utf-8")
-    profile = tmp_path / "profile"
-    done = subprocess.run(
+def browsed(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Open a page in headless Chromium; return the document it ends with, and what was logged."""
+    page = folder / "page.html"
+    page.write_text(text, encoding="utf-8")
+    return subprocess.run(
         [
             str(CHROMIUM),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
-            f"--user-data-dir={profile}",
+            "--window-size=1400,900",
+            f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
             "--virtual-time-budget=3000",
             "--dump-dom",
@@ -205,6 +271,62 @@ def test_in_a_browser_everything_is_drawn_and_nothing_runs(tmp_path: Path) -> No
         text=True,
         timeout=120,
     )
+
+
+WATCHED = """<script>
+const inside = (element, box) => {
+  const [a, b] = [element.getBoundingClientRect(), box.getBoundingClientRect()];
+  return a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom;
+};
+const canvas = document.getElementById("canvas");
+const seen = () => ({
+  steps: document.querySelectorAll("g.node:not(.fold)").length,
+  folds: document.querySelectorAll("g.fold").length,
+  here: inside(document.querySelector("g.here"), canvas),
+  note: document.querySelector("g.here .note").textContent,
+});
+const told = [seen()];
+document.querySelector("g.fold").dispatchEvent(new MouseEvent("click", { bubbles: true }));
+told.push(seen());
+document.getElementById("fold").click();
+told.push(seen());
+document.getElementById("fold").click();
+told.push(seen());
+document.body.dataset.told = JSON.stringify(told);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_browser_a_large_page_opens_at_the_answer_and_unfolds(tmp_path: Path) -> None:
+    text = html_page(view_of(*large_search(62)))
+    data = held(text)
+    shown = sum(node["fold"] is None for node in data["nodes"])
+    folds = len({node["fold"] for node in data["nodes"]} - {None})
+    first = next(node["fold"] for node in data["nodes"] if node["fold"] is not None)
+    within = sum(node["fold"] == first for node in data["nodes"])
+    # The page allows no script but its own; this test's may run, too.
+    watched = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    done = browsed(watched.replace("</body>", WATCHED), tmp_path)
+    (body,) = [attributes for tag, attributes in Page(done.stdout).elements if tag == "body"]
+    at_first, one_open, all_open, folded_again = json.loads(str(body["data-told"]))
+    assert at_first == {"steps": shown, "folds": folds, "here": True, "note": "● answer"}
+    assert (one_open["steps"], one_open["folds"]) == (shown + within, folds - 1)
+    assert one_open["here"]  # the first step that came out
+    assert (all_open["steps"], all_open["folds"]) == (len(data["nodes"]), 0)
+    assert folded_again == at_first
+    assert "Uncaught" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_browser_everything_is_drawn_and_nothing_runs(tmp_path: Path) -> None:
+    """Open one page with every payload in headless Chromium; read the document it ends with."""
+    tree, result = written_by(list(PAYLOADS[:10]))
+    steps = [child(tree, tree.root_id, 10 + i, text, score=0.5) for i, text in enumerate(PAYLOADS)]
+    tree.merge(steps)
+    result = ended(tree)
+    done = browsed(html_page(view_of(tree, result), [image()]), tmp_path)
     drawn = Page(done.stdout)
     tags = [tag for tag, _ in drawn.elements]
     assert tags.count("script") == 2

@@ -10,13 +10,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
 from vprm_search.report.view import UNKNOWN, SearchView, css, printable, score_rgb
-from vprm_search.types import ImageData
+from vprm_search.types import ImageData, NodeId
+
+_UNFOLDED_ROWS = 40  # about two screens
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -39,7 +42,8 @@ _PAGE = """<!DOCTYPE html>
 </div>
 </header>
 <div id="bar"><span id="scale">P('+')</span><span class="soft">blue: the answer's path;
-dashed: pruned; click a step to read its path</span><span class="soft" id="hidden"></span></div>
+dashed: pruned; click a step to read its path</span><button id="fold" type="button" hidden></button>
+<span class="soft" id="hidden"></span></div>
 <main>
 <div id="canvas"></div>
 <aside><h2>Path</h2><p class="soft" id="where"></p><ol id="path"></ol></aside>
@@ -72,14 +76,39 @@ def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, A
     """Return what the page's script draws, as plain JSON; all text is made printable."""
     data: dict[str, Any] = _clean(asdict(view))
     parents = {node.parent for node in view.nodes}
+    folds = folded(view)
     for shown, node in zip(data["nodes"], view.nodes, strict=True):
         shown["colour"] = css(score_rgb(node.score))
         shown["leaf"] = node.id not in parents
+        shown["fold"] = folds.get(node.id)
     data["images"] = [_data_uri(image) for image in images]
     data["facts"] = printable(_facts(view))
     scale = [(f"{value:.1f}", css(score_rgb(value))) for value in (0.0, 0.5, 1.0)]
     data["scale"] = [*scale, ("unknown", css(UNKNOWN))]
     return data
+
+
+def folded(view: SearchView) -> dict[NodeId, NodeId]:
+    """Return the steps that a large page hides at first, each with the parent it is folded into.
+
+    Folded are subtrees in which every path ends pruned or failed, two steps at least under one
+    parent ("" for first steps), in a page of more than 40 rows. The answer's path is never folded.
+    """
+    if view.rows <= _UNFOLDED_ROWS:
+        return {}
+    parents = {node.parent for node in view.nodes}
+    alive: set[NodeId | None] = set()
+    for node in reversed(view.nodes):  # children come before their parents here
+        goes_on = node.id not in parents and node.status not in ("pruned", "failed")
+        if node.id in alive or node.chosen or goes_on:
+            alive |= {node.id, node.parent}
+    folds: dict[NodeId, NodeId] = {}
+    for node in view.nodes:
+        if node.id not in alive:
+            above = node.parent or ""
+            folds[node.id] = folds.get(above, above)
+    sizes = Counter(folds.values())
+    return {node: parent for node, parent in folds.items() if sizes[parent] > 1}
 
 
 def escaped_json(data: Any) -> str:

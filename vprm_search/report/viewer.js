@@ -24,6 +24,16 @@
   const cut = (text, limit) => (text.length > limit ? text.slice(0, limit - 1) + "…" : text);
   const known = new Map(data.nodes.map((node) => [node.id, node]));
   const drawn = new Map();
+  const open = new Set(); // parents whose folded steps are shown
+  const foldedInto = new Map(); // parent -> its folded steps
+  for (const node of data.nodes) {
+    if (node.fold === null) continue;
+    if (!foldedInto.has(node.fold)) foldedInto.set(node.fold, []);
+    foldedInto.get(node.fold).push(node);
+  }
+  const places = new Map(); // what is drawn -> { column, row }
+  let selected = null;
+  const answer = data.nodes.filter((node) => node.chosen).pop() || data.nodes.find((node) => node.fold === null);
 
   const pathTo = (node) => {
     const path = [];
@@ -38,6 +48,11 @@
   };
 
   const select = (node, scroll = true) => {
+    selected = node;
+    if (node.fold !== null && !open.has(node.fold)) {
+      open.add(node.fold);
+      drawTree();
+    }
     for (const group of drawn.values()) group.classList.remove("here");
     const group = drawn.get(node.id);
     if (group) {
@@ -63,9 +78,23 @@
     at("where").textContent = `${path}round ${node.round}, step ${node.column + 1}`;
   };
 
+  const placed = (id) => {
+    const place = places.get(id);
+    return { x: place.column * BOX.across, y: place.row * BOX.down };
+  };
+
+  const pressed = (group, act) => {
+    group.addEventListener("click", act);
+    group.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        act();
+      }
+    });
+  };
+
   const drawNode = (node) => {
-    const x = node.column * BOX.across;
-    const y = node.row * BOX.down;
+    const { x, y } = placed(node.id);
     const gone = node.status === "pruned" || node.status === "failed";
     const group = svg("g", {
       class: "node" + (gone ? " gone" : ""), transform: `translate(${x},${y})`, tabindex: 0, role: "button",
@@ -78,36 +107,103 @@
       svg("text", { x: 48, y: 17 }, cut(node.text || "(end)", 30)),
       svg("text", { class: "note", x: 48, y: 32 }, cut(noteOf(node), 38)),
     );
-    group.addEventListener("click", () => select(node));
-    group.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        select(node);
-      }
-    });
+    pressed(group, () => select(node));
     drawn.set(node.id, group);
     return group;
   };
 
-  const drawEdge = (node) => {
-    const parent = known.get(node.parent);
-    if (!parent) return null;
-    const x1 = parent.column * BOX.across + BOX.width;
-    const x2 = node.column * BOX.across;
-    const y1 = parent.row * BOX.down + BOX.height / 2;
-    const y2 = node.row * BOX.down + BOX.height / 2;
+  const drawFold = (stub) => {
+    const { x, y } = placed(stub.id);
+    const group = svg("g", { class: "node fold", transform: `translate(${x},${y})`, tabindex: 0, role: "button" });
+    const text = `${MARK.pruned} ${stub.steps.length} pruned steps`;
+    group.setAttribute("aria-label", `show ${stub.steps.length} pruned steps`);
+    group.append(
+      svg("rect", { class: "box", width: BOX.width, height: BOX.height, rx: 6 }),
+      svg("text", { class: "note", x: 14, y: 25 }, text),
+    );
+    pressed(group, () => {
+      open.add(stub.parent);
+      drawTree();
+      select(stub.steps[0]);
+    });
+    return group;
+  };
+
+  const drawEdge = (item) => {
+    if (!known.has(item.parent)) return null;
+    const from = placed(item.parent);
+    const to = placed(item.id);
+    const [x1, x2] = [from.x + BOX.width, to.x];
+    const [y1, y2] = [from.y + BOX.height / 2, to.y + BOX.height / 2];
     const middle = (x1 + x2) / 2;
     const d = `M${x1},${y1} C${middle},${y1} ${middle},${y2} ${x2},${y2}`;
-    return svg("path", { class: "edge" + (node.chosen ? " chosen" : ""), d });
+    return svg("path", { class: "edge" + (item.chosen ? " chosen" : ""), d });
+  };
+
+  // Returns what to draw, a parent before its children: steps, and one stub in place of a fold.
+  const shown = () => {
+    const items = [];
+    const stubbed = new Set();
+    for (const node of data.nodes) {
+      if (node.fold === null || open.has(node.fold)) {
+        items.push(node);
+      } else if (!stubbed.has(node.fold)) {
+        stubbed.add(node.fold);
+        const steps = foldedInto.get(node.fold);
+        items.push({ id: "fold " + node.fold, parent: node.fold, column: node.column, steps });
+      }
+    }
+    return items;
+  };
+
+  // Gives every leaf a row of its own and every parent the middle of its children.
+  const arrange = (items) => {
+    places.clear();
+    const spans = new Map();
+    const parents = new Set(items.map((item) => item.parent));
+    let rows = 0;
+    for (const item of items) {
+      places.set(item.id, { column: item.column, row: parents.has(item.id) ? null : rows++ });
+    }
+    for (const item of [...items].reverse()) {
+      const span = spans.get(item.id);
+      const place = places.get(item.id);
+      if (span) place.row = (span[0] + span[1]) / 2;
+      const above = spans.get(item.parent) || [place.row, place.row];
+      spans.set(item.parent, [Math.min(above[0], place.row), Math.max(above[1], place.row)]);
+    }
+    return rows;
   };
 
   const drawTree = () => {
+    const items = shown();
     const width = data.columns * BOX.across;
-    const height = data.rows * BOX.down;
+    const height = arrange(items) * BOX.down;
     const picture = svg("svg", { width, height, viewBox: `-3 -3 ${width + 6} ${height + 6}` });
-    const edges = data.nodes.map(drawEdge).filter((edge) => edge !== null);
-    picture.append(...edges, ...data.nodes.map(drawNode));
+    drawn.clear();
+    const edges = items.map(drawEdge).filter((edge) => edge !== null);
+    picture.append(...edges, ...items.map((item) => (item.steps ? drawFold(item) : drawNode(item))));
     at("canvas").replaceChildren(picture);
+    if (selected && drawn.has(selected.id)) drawn.get(selected.id).classList.add("here");
+    const button = at("fold");
+    button.hidden = foldedInto.size === 0;
+    button.textContent = open.size < foldedInto.size ? "show all pruned steps" : "fold pruned steps";
+  };
+
+  const centre = (node) => {
+    const { x, y } = placed(node.id);
+    const canvas = at("canvas");
+    canvas.scrollTop = y + BOX.height / 2 - canvas.clientHeight / 2;
+    canvas.scrollLeft = x + BOX.width / 2 - canvas.clientWidth / 2;
+  };
+
+  const foldOrShow = () => {
+    const all = open.size < foldedInto.size;
+    open.clear();
+    if (all) for (const parent of foldedInto.keys()) open.add(parent);
+    drawTree();
+    if (answer && !places.has(selected.id)) select(answer, false);
+    if (selected) centre(selected);
   };
 
   const drawHead = () => {
@@ -158,6 +254,9 @@
   drawHead();
   drawTree();
   drawCandidates();
-  const first = data.nodes.filter((node) => node.chosen).pop() || data.nodes[0];
-  if (first) select(first, false);
+  at("fold").addEventListener("click", foldOrShow);
+  if (answer) {
+    select(answer, false);
+    centre(answer);
+  }
 })();
