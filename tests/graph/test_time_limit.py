@@ -19,6 +19,7 @@ from vprm_search.budget import Budget
 from vprm_search.graph import arun_search, create_search_graph, run_search
 from vprm_search.policy import ChatModelPolicy, RetryRules
 from vprm_search.search import DVTS, BeamSearch, BestOfN, MajorityVote
+from vprm_search.testing import http_error
 from vprm_search.types import Proposal, ProposeRequest, ScoreRequest, ScoreResult, StepScore
 
 LIMIT = Budget(seconds=0.2)
@@ -71,18 +72,12 @@ class HangingModel(Script):
         await hang("model")
 
 
-class TooManyRequests(Exception):
-    """A server that asks to be left alone for most of a minute, or at once for ever."""
-
-    def __init__(self, seconds: str) -> None:
-        super().__init__("slow down")
-        self.status_code = 429
-        self.response = type("Response", (), {"headers": {"retry-after": seconds}})()
-
-
 def model(seconds: str) -> ChatModelPolicy:
+    """Return a policy whose server asks to be left alone for so long, for ever."""
     patient = RetryRules(max_attempts=10**6, deadline_s=1e6)
-    return ChatModelPolicy(Script(lambda *_, **__: TooManyRequests(seconds)), retry=patient)
+    return ChatModelPolicy(
+        Script(lambda *_, **__: http_error(429, retry_after=seconds)), retry=patient
+    )
 
 
 def answering() -> Script:

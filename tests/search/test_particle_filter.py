@@ -19,6 +19,7 @@ from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules
 from vprm_search.ids import child_id
 from vprm_search.search import BestScore, ParticleFilter
+from vprm_search.testing import ScriptedScorer
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     NodeRecord,
@@ -26,7 +27,6 @@ from vprm_search.types import (
     ProposeRequest,
     ScoreRequest,
     ScoreResult,
-    StepScore,
 )
 
 CHANCES = {"a": 0.5, "b": 0.3, "c": 0.2}
@@ -50,10 +50,7 @@ class Dice:
         raise AssertionError
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [
-            ScoreResult(tuple(StepScore(plus(r.steps[: i + 1])) for i in range(len(r.steps))))
-            for r in requests
-        ]
+        return await ScriptedScorer(lambda request: plus(request.steps)).score(requests)
 
 
 def plus(steps: Sequence[str]) -> float:

@@ -7,7 +7,6 @@ is tested here is the strategies together with the phases that carry out their p
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from vprm_search.graph import loop
 from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules
 from vprm_search.search import BestScore, Plan, Selector, Strategy
+from vprm_search.testing import chance
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Finish,
@@ -30,12 +30,6 @@ from vprm_search.types import (
 )
 
 PROBLEM = Problem("How many tiles?")
-
-
-def _draw(*parts: object) -> float:
-    """Return a number in [0, 1) that depends on `parts` alone."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 @dataclass(frozen=True)
@@ -63,17 +57,17 @@ class World:
         ]  # fmt: skip
 
     def _step(self, steps: tuple[str, ...], seed: int) -> Proposal:
-        kind = _draw(self.seed, "kind", steps, seed)
+        kind = chance(self.seed, "kind", steps, seed)
         if kind < self.error:
             return Proposal("", "error", requests=1, error="connection lost")
-        word = int(_draw(self.seed, "word", steps, seed) * self.words)
+        word = int(chance(self.seed, "word", steps, seed) * self.words)
         text = f"{len(steps)}: word {word}"
         finish: Finish = "step"
-        if _draw(self.seed, "bare", steps, seed) < self.bare_stop:
+        if chance(self.seed, "bare", steps, seed) < self.bare_stop:
             return Proposal("", "stop", generated_tokens=1, requests=1)
-        if _draw(self.seed, "stop", steps, seed) < self.stop:
+        if chance(self.seed, "stop", steps, seed) < self.stop:
             finish, text = "stop", f"{text}\nAnswer: {word % 3}"
-        elif _draw(self.seed, "length", steps, seed) < self.length:
+        elif chance(self.seed, "length", steps, seed) < self.length:
             finish = "length"
         return Proposal(text, finish, generated_tokens=len(text), requests=1)
 
@@ -101,9 +95,9 @@ class World:
         ]
 
     def _score(self, steps: tuple[str, ...]) -> StepScore:
-        if _draw(self.seed, "unscored", steps) < self.unscored:
+        if chance(self.seed, "unscored", steps) < self.unscored:
             return StepScore(None, "nan_logits")
-        return StepScore(int(_draw(self.seed, "score", steps) * 17) / 16)
+        return StepScore(int(chance(self.seed, "score", steps) * 17) / 16)
 
 
 chances = st.sampled_from([0.0, 0.1, 0.5])
