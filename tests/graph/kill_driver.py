@@ -1,37 +1,40 @@
 """Searches that are killed with SIGKILL again and again, each time going on in a new process.
 
-    python -m tests.graph.kill_driver DIRECTORY KILLS SEED hash|tiny
+    python -m tests.graph.kill_driver DIRECTORY KILLS SEED hash|tiny [POSTGRES]
 
 The processes are forked from this one, which imports the libraries but never runs a search. Every
 call to the model and the scorer is written to a log before it sleeps and answers; a search is
 killed a random moment after a random number of calls, so that kills land in the middle of calls,
 of checkpoints and between supersteps. "tiny" takes the trained models instead of the made-up ones.
-Prints a JSON summary.
+Checkpoints go to a SQLite file, or to the PostgreSQL database with the address POSTGRES. Prints a
+JSON summary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked, noisy_png
-from vprm_search.graph import create_search_graph, tree_of_state
+from vprm_search.graph import create_search_graph, search_done, tree_of_state
 from vprm_search.images.store import DiskImageStore
 from vprm_search.search import BeamSearch
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
-THREAD: Any = {"configurable": {"thread_id": "killed"}}
+POSTGRES = sys.argv[5] if len(sys.argv) > 5 else ""
 SLEEP_S = 0.012
 
 
@@ -98,10 +101,28 @@ def tiny_models() -> Models:
     return Models(policy, scorer, {"messages": [message]})
 
 
+@contextlib.contextmanager
+def saver_in(folder: Path) -> Iterator[BaseCheckpointSaver[Any]]:
+    if not POSTGRES:
+        with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as sqlite:
+            yield sqlite
+        return
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with PostgresSaver.from_conn_string(POSTGRES) as postgres:
+        postgres.setup()
+        yield postgres
+
+
 def run(folder: Path, models: Models, *, delta: bool) -> None:
-    """Start the search in `folder`, or go on with it, to its end; write its tree."""
+    """Start the search in `folder`, or go on with it, to its end; write its tree.
+
+    Beforehand write down what was found: whether it was done, whether LangGraph says that nothing
+    is next, and the tree.
+    """
     log = str(folder / "calls.log")
-    with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as saver:
+    thread: Any = {"configurable": {"thread_id": folder.name}}
+    with saver_in(folder) as saver:
         app = create_search_graph(
             policy=models.policy(log),
             scorer=LoggedScorer(models.scorer, log),
@@ -109,13 +130,17 @@ def run(folder: Path, models: Models, *, delta: bool) -> None:
             image_store=DiskImageStore(folder / "images"),
             delta_checkpoints=delta,
         ).compile(checkpointer=saver)
-        begun = saver.get_tuple(THREAD) is not None
-        given = None if begun else models.question
-        state = app.invoke(given, THREAD, durability="sync")
-        saved = tree_of_state(app.get_state(THREAD).values).dumps()
-        assert saved == tree_of_state(state).dumps()
-        (folder / "result.json").write_text(json.dumps(state["search_result"]["node"]))
-        (folder / "tree.json").write_text(saved)
+        found = app.get_state(thread)
+        tree = tree_of_state(found.values).dumps() if found.values.get("search_problem") else ""
+        seen = {"done": search_done(found), "nothing_next": not found.next, "tree": tree}
+        _append(str(folder / "seen.log"), json.dumps(seen))
+        if not search_done(found):
+            given = None if found.values else models.question
+            app.invoke(given, thread, durability="sync")
+        state = app.get_state(thread)
+        assert search_done(state)
+        (folder / "result.json").write_text(json.dumps(state.values["search_result"]["node"]))
+        (folder / "tree.json").write_text(tree_of_state(state.values).dumps())
 
 
 def killed_search(
@@ -176,7 +201,7 @@ def main() -> None:
     models = tiny_models() if sys.argv[4] == "tiny" else hash_models()
     chance = random.Random(seed)
     killed_search(folder / "calm", models, chance, kills=False, delta=False)
-    summary: dict[str, Any] = {"kills": [], "calls": [], "trees": [], "results": []}
+    summary: dict[str, Any] = {"kills": [], "calls": [], "trees": [], "results": [], "found": []}
     while sum(summary["kills"]) < wanted:
         number = len(summary["kills"])
         part = folder / f"killed-{number}"
@@ -185,6 +210,7 @@ def main() -> None:
         summary["calls"].append(_lines(part / "calls.log"))
         summary["trees"].append((part / "tree.json").read_text())
         summary["results"].append((part / "result.json").read_text())
+        summary["found"] += map(json.loads, (part / "seen.log").read_text().splitlines())
     summary["calm_calls"] = _lines(folder / "calm" / "calls.log")
     summary["calm_tree"] = (folder / "calm" / "tree.json").read_text()
     summary["calm_result"] = (folder / "calm" / "result.json").read_text()
