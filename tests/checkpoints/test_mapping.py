@@ -67,7 +67,7 @@ def test_the_targets_are_the_native_model(shape: Shape) -> None:
     loaded = InternVLForConditionalGeneration.config_class(**native)
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(loaded)
-    ours = {_model_name(name): size for name, size in target_shapes(original).items()}
+    ours = {_model_name(name): size for name, size in target_shapes(mapping(original)).items()}
     assert ours == {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

@@ -21,7 +21,7 @@ from vprm_search.images.store import (
     DiskImageStore,
     ImageStore,
     MemoryImageStore,
-    default_store_root,
+    cache_folder,
 )
 from vprm_search.types import ImageData
 
@@ -135,6 +135,6 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert DiskImageStore().root == tmp_path / "images"
     monkeypatch.delenv("VPRM_SEARCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_store_root() == tmp_path / "xdg" / "vprm-search" / "images"
+    assert cache_folder("images") == tmp_path / "xdg" / "vprm-search" / "images"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_store_root() == Path(os.path.expanduser("~/.cache/vprm-search/images"))
+    assert cache_folder("images") == Path(os.path.expanduser("~/.cache/vprm-search/images"))

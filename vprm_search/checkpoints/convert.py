@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from vprm_search.checkpoints import native_files
 from vprm_search.checkpoints.identity import file_digests
 from vprm_search.checkpoints.native_files import TokenizerFiles, make_tokenizer
 from vprm_search.checkpoints.original import (
+    Expected,
     OriginalConfig,
     embedding_names,
     mapping,
@@ -52,7 +52,7 @@ from vprm_search.checkpoints.weights import (
 )
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
-from vprm_search.images.store import CACHE_VARIABLE
+from vprm_search.images.store import CACHE_VARIABLE, cache_folder
 
 CONVERTER_VERSION = 2
 """Goes up when the same source would be converted into other files."""
@@ -112,6 +112,7 @@ class _Job:
 
     source: Source
     config: OriginalConfig
+    table: Mapping[str, Expected]
     tokenizer: TokenizerFiles
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -197,7 +198,7 @@ def ensure_native(
     config = read_original_config(read_json(inside(directory, CONFIG_FILE)))
     _require_reward_model(directory, config, options)
     name = f"{_plain_name(path_or_repo)}-{conversion_key(directory, options)[:_NAME_DIGITS]}"
-    target = (Path(cache_dir) if cache_dir is not None else default_cache()) / name
+    target = (Path(cache_dir) if cache_dir is not None else cache_folder("checkpoints")) / name
     with readable(target):
         if target.is_dir() and check_converted(target) is not None:
             return target
@@ -210,20 +211,6 @@ def is_original(directory: Path) -> bool:
     if not (directory / CONFIG_FILE).is_file():
         return False
     return read_json(inside(directory, CONFIG_FILE)).get("model_type") == "internvl_chat"
-
-
-def default_cache() -> Path:
-    """Return the directory for converted checkpoints; it may not exist yet.
-
-    `$VPRM_SEARCH_CACHE/checkpoints`, else `$XDG_CACHE_HOME/vprm-search/checkpoints`, else the same
-    under `~/.cache`.
-    """
-    configured = os.environ.get(CACHE_VARIABLE)
-    if configured:
-        return Path(configured) / "checkpoints"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    root = Path(cache) if cache else Path.home() / ".cache"
-    return root / "vprm-search" / "checkpoints"
 
 
 def conversion_key(source: Path, options: ConvertOptions) -> str:
@@ -254,11 +241,12 @@ def _prepare(place: Path, options: ConvertOptions) -> _Job:
     config = read_original_config(source.config)
     _require_reward_model(place, config, options)
     config, warnings = _with_stored_head(config, source.shards)
-    dropped = check_tensors(config, source.shards)
+    table = mapping(config)
+    dropped = check_tensors(config, table, source.shards)
     tokenizer = make_tokenizer(place, config)
     warnings = (*tokenizer.warnings, *warnings)
     key = conversion_key(place, options)
-    return _Job(source, config, tokenizer, dropped, warnings, options, key)
+    return _Job(source, config, table, tokenizer, dropped, warnings, options, key)
 
 
 def _require_reward_model(place: Path, config: OriginalConfig, options: ConvertOptions) -> None:
@@ -322,11 +310,10 @@ def _convert(job: _Job, out: Path, on_progress: OnProgress) -> Manifest:
 
 
 def _copy_weights(job: _Job, staging: Staging, on_progress: OnProgress) -> list[CopiedShard]:
-    table = mapping(job.config)
     shards = job.source.shards
     names = _target_names(len(shards))
     todo = [
-        target_size(shard, table)
+        target_size(shard, job.table)
         for shard, name in zip(shards, names, strict=True)
         if staging.finished(name) is None
     ]
@@ -342,7 +329,7 @@ def _copy_weights(job: _Job, staging: Staging, on_progress: OnProgress) -> list[
     for shard, name in zip(shards, names, strict=True):
         finished = staging.finished(name)
         if finished is None:
-            finished = copy_shard(shard, table, staging.directory / name, progress)
+            finished = copy_shard(shard, job.table, staging.directory / name, progress)
             staging.add(finished)
         else:
             progress(shard.size)
@@ -376,11 +363,10 @@ def _small_files(job: _Job, copied: list[CopiedShard]) -> dict[str, bytes]:
 
 
 def _index(job: _Job, copied: list[CopiedShard]) -> dict[str, Any]:
-    table = mapping(job.config)
     homes = {
         part.name: shard.target.name
         for source, shard in zip(job.source.shards, copied, strict=True)
-        for _, part in shard_parts(source, table)
+        for _, part in shard_parts(source, job.table)
     }
     size = sum(shard.target.bytes for shard in copied)
     return {"metadata": {"total_size": size}, "weight_map": dict(sorted(homes.items()))}
@@ -395,9 +381,8 @@ def _dtype(source: Source) -> str:
 
 
 def _manifest(job: _Job, copied: list[CopiedShard], records: list[FileRecord]) -> Manifest:
-    shapes = target_shapes(job.config)
-    table = mapping(job.config)
-    written = [p.name for shard in job.source.shards for _, p in shard_parts(shard, table)]
+    shapes = target_shapes(job.table)
+    written = [p.name for shard in job.source.shards for _, p in shard_parts(shard, job.table)]
     if sorted(written) != sorted(shapes):  # check_tensors promises it; a bug must not go unseen
         raise CheckpointError("not every tensor of the native model was written exactly once")
     return Manifest(

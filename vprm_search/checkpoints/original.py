@@ -8,7 +8,7 @@ Qwen2's from transformers. Native names are those in which transformers stores
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -310,10 +310,9 @@ def mapping(config: OriginalConfig) -> dict[str, Expected]:
     return table
 
 
-def target_shapes(config: OriginalConfig) -> dict[str, tuple[int, ...]]:
+def target_shapes(table: Mapping[str, Expected]) -> dict[str, tuple[int, ...]]:
     """Return every tensor of the native checkpoint with its shape."""
-    parts = [part for expected in mapping(config).values() for part in expected.parts]
-    return {part.name: part.shape for part in parts}
+    return {part.name: part.shape for expected in table.values() for part in expected.parts}
 
 
 def embedding_names(language: LanguageShape) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vprm_search.checkpoints.original import Expected, OriginalConfig, Part, mapping
+from vprm_search.checkpoints.original import Expected, OriginalConfig, Part
 from vprm_search.checkpoints.output import CopiedShard, FileRecord
 from vprm_search.checkpoints.source import CONFIG_FILE, INDEX_FILE, inside, read_json, weight_files
 from vprm_search.errors import CheckpointError, MissingDependencyError
@@ -143,13 +143,14 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, head, tuple(tensors))
 
 
-def check_tensors(config: OriginalConfig, shards: Sequence[Shard]) -> tuple[str, ...]:
+def check_tensors(
+    config: OriginalConfig, table: Mapping[str, Expected], shards: Sequence[Shard]
+) -> tuple[str, ...]:
     """Check that the files hold exactly the tensors of the model, in the right shapes.
 
     Returns the names of stored tensors that are dropped on purpose: rotary frequencies, which are
     computed, and a tied head. Raises `CheckpointError` naming what is missing, extra or misshapen.
     """
-    table = mapping(config)
     dropped: list[str] = []
     extra: list[str] = []
     misshapen: list[str] = []

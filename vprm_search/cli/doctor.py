@@ -71,7 +71,7 @@ def doctor(json: options.AsJson = False) -> None:
 
 def examine() -> Health:
     """Look at libraries, devices, weights and folders; nothing is changed or fetched."""
-    from vprm_search.images.store import default_store_root
+    from vprm_search.images.store import cache_folder
 
     versions: dict[str, str | None] = {
         "vprm-search": _version("vprm-search"),
@@ -81,7 +81,7 @@ def examine() -> Health:
         versions=versions,
         devices=_devices(),
         weights={},
-        folders={"images": str(default_store_root())},
+        folders={"images": str(cache_folder("images"))},
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
     for name in BASE:

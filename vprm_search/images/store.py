@@ -69,11 +69,11 @@ class DiskImageStore:
 
     Files are written beside their place and renamed, so a killed process leaves no half image;
     every read recomputes the digest. Several processes may share `root`, which defaults to
-    `default_store_root()`.
+    `cache_folder("images")`.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        self.root = default_store_root() if root is None else Path(root)
+        self.root = cache_folder("images") if root is None else Path(root)
 
     def put(self, image: ImageData) -> str:
         """Write `image` unless the very same file is there, and return its digest."""
@@ -154,16 +154,17 @@ class LangGraphImageStore:
         return image
 
 
-def default_store_root() -> Path:
-    """Return the folder for images: `$VPRM_SEARCH_CACHE/images`, else one under the user's cache.
+def cache_folder(kind: str) -> Path:
+    """Return the folder for what is kept of one kind, such as "images"; it may not exist yet.
 
-    The user's cache is `$XDG_CACHE_HOME/vprm-search` or `~/.cache/vprm-search`.
+    `$VPRM_SEARCH_CACHE/KIND`, else `$XDG_CACHE_HOME/vprm-search/KIND`, else the same under
+    `~/.cache`.
     """
     configured = os.environ.get(CACHE_VARIABLE)
     if configured:
-        return Path(configured) / "images"
+        return Path(configured) / kind
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vprm-search" / "images"
+    return (Path(cache) if cache else Path.home() / ".cache") / "vprm-search" / kind
 
 
 def _digest_hex(digest: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vprm_search.chat.failures import one_line
 from vprm_search.errors import ModelChangedError
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
@@ -37,7 +38,6 @@ from vprm_search.scoring.vllm.transport import (
     ServerTransport,
     bad_reply,
     read_json,
-    shortened,
 )
 from vprm_search.types import Problem, ScoreRequest
 
@@ -187,7 +187,7 @@ class PluginRoute:
             state.step_tokens = tuple(reply.step_tokens[number])
             if (reason := reply.failures.get(str(number))) is not None:
                 known = reason.split(":", 1)[0] in _PATH_REASONS
-                state.reason = shortened(reason if known else f"{BAD_INPUT}: {reason}")
+                state.reason = one_line(reason if known else f"{BAD_INPUT}: {reason}")
 
 
 class StepMemory:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import from_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
-from vprm_search.chat.failures import is_retryable, retry_after
+from vprm_search.chat.failures import is_retryable, one_line, retry_after
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.scoring.reasons import BAD_REPLY, NO_SERVER, REFUSED, SERVER_ERROR
 
@@ -27,7 +27,6 @@ _GONE_STATUS = frozenset({502, 503, 504})
 _NO_HEALTH_PAGE = frozenset({401, 403, 404, 405})  # whoever says so is up
 _HEALTH_TIMEOUT_S = 5.0
 _ERROR_BYTES = 1 << 16
-_SHOWN_CHARS = 300
 _KEEP_ALIVE_S = 4.0
 """Idle connections are dropped before the server does it (uvicorn: after 5 s)."""
 
@@ -93,7 +92,7 @@ class RequestFailed(ScorerError):
         gone: bool = False,
         wait_s: float | None = None,
     ) -> None:
-        self.reason = f"{reason}: {shortened(text)}"
+        self.reason = f"{reason}: {one_line(text)}"
         super().__init__(self.reason)
         self.status, self.again, self.gone, self.wait_s = status, again, gone, wait_s
 
@@ -455,8 +454,8 @@ def read_json(body: bytes) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        text = shortened(body[:80].decode("utf-8", "replace"))
-        raise bad_reply(f"the reply is no JSON ({shortened(str(error))}): {text!r}") from None
+        text = one_line(body[:80].decode("utf-8", "replace"))
+        raise bad_reply(f"the reply is no JSON ({one_line(str(error))}): {text!r}") from None
 
 
 def is_healthy(base_url: str, *, timeout_s: float = 2.0) -> bool:
@@ -466,12 +465,6 @@ def is_healthy(base_url: str, *, timeout_s: float = 2.0) -> bool:
     except httpx.HTTPError:
         return False
     return reply.status_code == httpx.codes.OK
-
-
-def shortened(text: str) -> str:
-    """Return `text` as one line of bounded length."""
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_CHARS else line[:_SHOWN_CHARS] + "…"
 
 
 def _failure_of(state: RetryCallState) -> RequestFailed:
