@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -364,3 +367,62 @@ async def test_a_missing_checkpoint_costs_the_candidates(
     policy = ChatModelPolicy(TinyChatModel(), retry=RetryRules(max_attempts=1))
     (row,) = await policy.propose([ProposeRequest(Problem("x"), (), (1,))])
     assert "CheckpointError" in row[0].error
+
+
+CUT_SHORT = """
+import time
+from vprm_search import BestOfN, Budget, run_search
+from vprm_search.search import MajorityVote
+from vprm_search.tiny import TinyChatModel, generate, render
+
+made = generate("tiles", "test", 11)
+policy = TinyChatModel(temperature=1.0)
+policy.sampler  # loaded before the clock starts
+run = run_search(
+    made.question, images=[render(made)], policy=policy, scorer=None,
+    strategy=BestOfN(256), selector=MajorityVote(), budget=Budget(seconds=0.05),
+)
+print(run.result.ended_by)
+"""
+
+
+def test_a_process_ends_in_peace_while_the_policy_still_samples() -> None:
+    """torch aborts a process that ends while a thread computes; here the limit has cut a search."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CUT_SHORT],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("budget: seconds")
+
+
+async def test_what_nobody_waits_for_is_not_sampled_to_its_end(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TinyChatModel(checkpoint=checkpoint, temperature=1.0)
+    sampler = model.sampler.sampler
+    is_abandoned, reached, go = sampler.is_abandoned, threading.Event(), threading.Event()
+    tokens: list[bool] = []
+
+    def held() -> bool:
+        reached.set()
+        assert go.wait(30)
+        tokens.append(is_abandoned())
+        return tokens[-1]
+
+    asked = [image_message(PROBLEMS[0].question, IMAGES[0])]
+    whole = await model.agenerate([asked], seeds=list(SEEDS), n=len(SEEDS))
+    monkeypatch.setattr(sampler, "is_abandoned", held)
+    task = asyncio.create_task(model.agenerate([asked], seeds=list(SEEDS), n=len(SEEDS)))
+    await asyncio.to_thread(reached.wait, 30)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert task.cancelled()
+    go.set()
+    again = await model.agenerate([asked], seeds=list(SEEDS), n=len(SEEDS))
+    assert [g.text for g in again.generations[0]] == [g.text for g in whole.generations[0]]
+    assert tokens[0]  # given up at its first token
+    assert not any(tokens[1:])

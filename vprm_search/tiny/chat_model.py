@@ -8,11 +8,13 @@ so a caller cannot tell (up to float rounding) who else was in the batch.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import queue
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 
 _WINDOW_S = 0.002
+_END_S = 10.0
 _MAX_CHILDREN = 1024
 
 
@@ -54,14 +57,28 @@ class SampleCall:
     images: tuple[ImageData, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     call: SampleCall
     result: Future[list[Sample]]
+    abandoned: bool = False
+
+
+_samplers: weakref.WeakSet[BatchedSampler] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_sampling() -> None:
+    """Let no thread compute while the interpreter goes: torch would abort the process."""
+    for sampler in list(_samplers):
+        sampler.end()
 
 
 class BatchedSampler:
-    """Samples for many threads and event loops with one model; starts its thread on first use."""
+    """Samples for many threads and event loops with one model; starts its thread on first use.
+
+    A batch that nobody waits for any more (`abandon`) ends at its next token.
+    """
 
     def __init__(self, sampler: TinySampler) -> None:
         self.sampler = sampler
@@ -71,6 +88,27 @@ class BatchedSampler:
         self._features = PictureFeatures(sampler)
         self._start = threading.Lock()
         self._worker: threading.Thread | None = None
+        self._sampled: Sequence[_Job] = ()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._ended = False
+        sampler.is_abandoned = self._is_abandoned
+        _samplers.add(self)
+
+    def abandon(self, future: Future[list[Sample]]) -> None:
+        """Note that nobody waits for this call any more."""
+        if not future.cancel():  # it is being sampled
+            for job in self._sampled:
+                job.abandoned |= job.result is future
+
+    def end(self) -> None:
+        """Give up what is being sampled; return when nothing is, or after a few seconds."""
+        self._ended = True
+        self._idle.wait(_END_S)
+
+    def _is_abandoned(self) -> bool:
+        sampled = self._sampled
+        return self._ended or (bool(sampled) and all(job.abandoned for job in sampled))
 
     def submit(self, call: SampleCall) -> Future[list[Sample]]:
         """Queue `call`; the future gives one sample per seed, in order, or the error."""
@@ -83,14 +121,19 @@ class BatchedSampler:
         return future
 
     def _work(self) -> None:
-        while True:
+        while not self._ended:
             batch = [job for job in self._next_jobs() if job.result.set_running_or_notify_cancel()]
+            self._sampled = batch
+            self._idle.clear()
             try:
                 self._sample(batch)
             except Exception as error:  # a bug here must not leave callers waiting for ever
                 for job in batch:
                     if not job.result.done():
                         job.result.set_exception(error)
+            finally:
+                self._sampled = ()
+                self._idle.set()
 
     def _next_jobs(self) -> list[_Job]:
         """Return the waiting jobs, up to the size of one batch; block until there is one."""
@@ -169,6 +212,7 @@ def _start_afresh() -> None:
     global _loading
     _loading = threading.Lock()
     _loaded.cache_clear()
+    _samplers.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -252,7 +296,12 @@ class TinyChatModel(BaseChatModel):
         # Pictures to decode, and on first use weights to load: not on the event loop.
         call = await asyncio.to_thread(self._read_call, messages, stop, kwargs)
         sampler = await asyncio.to_thread(lambda: self.sampler)
-        samples: list[Sample] = await asyncio.wrap_future(sampler.submit(call))
+        future = sampler.submit(call)
+        try:
+            samples: list[Sample] = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            sampler.abandon(future)
+            raise
         return self._result(samples, call)
 
     def _stream(

@@ -8,7 +8,7 @@ shapes differ in the last bits, which changes a token about once in a million dr
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -131,6 +131,10 @@ class Sample:
     prompt_tokens: int
 
 
+class AbandonedError(Exception):
+    """Nobody waits any more for what is being sampled."""
+
+
 def load_checkpoint(path: Path) -> InternVLForConditionalGeneration:
     """Read a checkpoint as an fp32 model."""
     from transformers import InternVLForConditionalGeneration
@@ -151,6 +155,7 @@ class TinySampler:
         self.prompts = PolicyPrompts(tokenizer, model.config.image_seq_length)
         self.decoder = LaneDecoder(model)
         self.tokens_sampled = 0
+        self.is_abandoned: Callable[[], bool] = lambda: False  # asked before every token
         self._stops: dict[tuple[str, ...], StopStrings] = {}
 
     @classmethod
@@ -302,6 +307,8 @@ class _Run:
         alive = np.arange(len(self.owner))
         child_lane = torch.from_numpy(self.owner)
         for position in range(int(self.limit.max())):
+            if self.sampler.is_abandoned():
+                raise AbandonedError
             logits = self.sampler.decoder.logits(hidden)
             draws = torch.from_numpy(uniforms(self.seeds[alive], position))
             tokens = draw_tokens(logits, self.temperature[lane_owner], draws, child_lane)
