@@ -159,7 +159,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(
 def test_the_last_line_of_a_search_counts(tmp_path: Path) -> None:
     file = RecordFile(tmp_path)
     record = record_of(RUNS[0], 0)
-    lost = replace(record, failures=Failures(4, 4, 0, 0, {"HTTP 500": 4}))
+    lost = replace(record, failures=Failures(4, 4, 0, 0, {"HTTP 500": 4}, 1.0))
     file.append(lost, RUNS[1].tree)
     assert file.failures("beam", 4).share == 1
     file.append(record, RUNS[0].tree)
@@ -277,6 +277,13 @@ def test_failures_add_up(parts: list[tuple[int, int]]) -> None:
     assert total.lost == sum(lost for lost, _ in parts)
     assert total.candidates == sum(sum(part) for part in parts)
     assert sum(total.errors.values()) == total.lost  # they differ in a number only
+
+
+def test_the_share_of_many_searches_is_their_mean() -> None:
+    few = Failures.of(tree_with(failed("gone")))
+    many = Failures.of(tree_with(*[step(str(place), 0.5) for place in range(9)]))
+    assert (few.share, many.share) == (1.0, 0.0)
+    assert Failures.sum([few, many]).share == 0.5  # though one of ten calls failed
 
 
 def test_a_search_that_went_well_has_no_failures() -> None:

@@ -32,9 +32,6 @@ from vprm_search.graph.session import run_blocking
 
 Report = Callable[[str], None]
 
-_LOST_IN_A_ROW = 10
-"""So many searches of which nothing came end the run: the server is down."""
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -175,8 +172,7 @@ def _shard(
         _check_models(out, loaded.models)
         return loaded
 
-    most_lost = min(_LOST_IN_A_ROW, world.size)
-    return Shard(comparison, range(*problems), load, records, report, most_lost)
+    return Shard(comparison, range(*problems), load, records, report, world.size)
 
 
 def run_comparison(

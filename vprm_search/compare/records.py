@@ -49,7 +49,9 @@ class Failures:
 
     Of the `candidates` that were asked for, `lost` have no reply, since their call failed; a reply
     that is no step is none of these. Of the `steps`, `unscored` have no score in the end. `errors`
-    counts what was said, with what to do about it, the most frequent errors only.
+    counts what was said, with what to do about it, the most frequent errors only. `share` is the
+    share of the calls that failed or of the steps without a score, the larger; of many searches
+    their mean, since accuracy is a mean over searches, too.
     """
 
     candidates: int = 0
@@ -57,6 +59,7 @@ class Failures:
     steps: int = 0
     unscored: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
+    share: float = 0.0
 
     @classmethod
     def of(cls, tree: SearchTree) -> Failures:
@@ -66,7 +69,8 @@ class Failures:
         steps = [r for r in tree if r.parent is not None and r.is_step and r.status != "failed"]
         unscored = [r for r in steps if r.score is None]
         said = Counter([r.reason for r in lost] + [with_remedy(r.score_reason) for r in unscored])
-        return cls(len(candidates), len(lost), len(steps), len(unscored), _by_kind(said))
+        share = max(len(lost) / max(1, len(candidates)), len(unscored) / max(1, len(steps)))
+        return cls(len(candidates), len(lost), len(steps), len(unscored), _by_kind(said), share)
 
     @classmethod
     def sum(cls, parts: Iterable[Failures]) -> Failures:
@@ -81,12 +85,8 @@ class Failures:
             steps=sum(part.steps for part in known),
             unscored=sum(part.unscored for part in known),
             errors=_by_kind(errors),
+            share=sum(part.share for part in known) / max(1, len(known)),
         )
-
-    @property
-    def share(self) -> float:
-        """The share of the policy's calls that failed, or of steps without a score if larger."""
-        return max(self.lost / max(1, self.candidates), self.unscored / max(1, self.steps))
 
     @property
     def most_frequent(self) -> str:

@@ -25,6 +25,9 @@ from vprm_search.types import NodeId, StepScorer
 if TYPE_CHECKING:
     from vprm_search.compare.comparison import Comparison
 
+_LOST_IN_A_ROW = 10
+"""So many searches of which nothing came end the run: the server is down."""
+
 
 @dataclass(frozen=True)
 class Capped:
@@ -90,7 +93,7 @@ class Shard:
         load: loads them, with the models.
         records: what is measured already; what is measured now is added.
         report: gets a line as each cell ends.
-        most_lost: so many searches in a row of which nothing came end the run.
+        size: the problems of all shards.
     """
 
     comparison: Comparison
@@ -98,7 +101,7 @@ class Shard:
     load: Callable[[], LoadedWorld]
     records: RecordFile
     report: Callable[[str], None]
-    most_lost: int
+    size: int
     _loaded: LoadedWorld | None = None
     _lost: int = 0
 
@@ -117,9 +120,9 @@ class Shard:
         sizes = sorted(set(self.comparison.sizes))
         await self._grow_pools(reference, sizes)
         for size in sizes:
-            unfit = self._unfit(reference.name, size)
+            budgets = self._may_be_result(reference.name, size)
             for entrant in others:
-                if not unfit:
+                if budgets:
                     await self._search(entrant, size, reference)
                 elif self.missing(entrant, size, reference):
                     why = f"{reference.name}@{size}, which sets its budget, is no result"
@@ -157,6 +160,12 @@ class Shard:
 
     def _unfit(self, name: str, size: int) -> bool:
         return self.records.failures(name, size).share > self.comparison.max_failed
+
+    def _may_be_result(self, name: str, size: int) -> bool:
+        """Whether few enough calls have failed if none does on the problems still to come."""
+        known = (record for record in self.records if (record.name, record.size) == (name, size))
+        failed = sum(record.failures.share for record in known) / self.size
+        return failed <= self.comparison.max_failed
 
     def _choices(self, entrant: Entrant) -> tuple[str, ...]:
         return self.comparison.choices or entrant.choices
@@ -281,7 +290,7 @@ class Shard:
         )
         self.records.append(record, tree)
         self._lost = self._lost + 1 if record.failures.share == 1 else 0
-        if self._lost == self.most_lost:
+        if self._lost == min(_LOST_IN_A_ROW, self.size):
             failures = self.records.failures(entrant.name, size)
             raise SearchError(
                 f"stopped at {entrant.name}@{size}: nothing came of {self._lost} searches in a "
