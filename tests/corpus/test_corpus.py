@@ -15,6 +15,8 @@ from tests.graph.fakes import HashChatModel, HashScorer
 from tests.search.strategies import EVERY
 from vprm_search.calibration.maps import CalibrationFile
 from vprm_search.cli.app import app as cli
+from vprm_search.compare.records import RecordFile, chosen
+from vprm_search.compare.summary import read_cells
 from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.images import DiskImageStore
 from vprm_search.labelling.records import read_records, read_scored_paths
@@ -132,3 +134,18 @@ def test_a_comparison_is_taken_up_where_it_was(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert len(cells) == 2
     assert {path: path.read_bytes() for path in cells} == cells
+
+
+def test_records_of_a_comparison_are_read_with_their_trees() -> None:
+    folder = V01.parent / "records-1"
+    cells = read_cells(folder, choices=("best-score:min", "majority"))
+    right = {(c.name, choice): list(v) for c in cells for choice, v in c.right.items()}
+    assert {name for name, _ in right} == {"best-of-n", "rebase"}
+    assert all(len(values) == 4 for values in right.values())
+    file = RecordFile(folder)
+    for record in file:
+        tree = file.tree(record)
+        assert tree is not None
+        assert tree.root_id == record.root
+        for name, choice in record.choices.items():
+            assert chosen(tree, name, record.expected) == choice
