@@ -23,6 +23,7 @@ from vprm_search import (
     image_message,
     tree_of_state,
 )
+from vprm_search.graph import search_done
 from vprm_search.tiny import TinyChatModel, generate, render, weights_path
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "one"}}
@@ -56,6 +57,7 @@ def main(folder: Path) -> tuple[str, str]:
         stream.close()
         print("stopped after", rounds, "rounds")
     with opened(folder) as graph:
+        print("done:", search_done(graph.get_state(THREAD)))
         resumed = tree_of_state(graph.invoke(None, THREAD, durability="sync"))
         print("resumed to", resumed.rounds, "rounds and", len(resumed), "nodes")
     undisturbed_folder = folder / "undisturbed"

@@ -16,7 +16,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer
 from tests.search.strategies import EVERY
-from vprm_search.graph import create_search_graph, tree_of_state
+from vprm_search.graph import create_search_graph, search_done, tree_of_state
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, Strategy
 from vprm_search.types import Proposal, ProposeRequest
@@ -124,6 +124,7 @@ async def test_every_strategy_gives_the_same_answer_by_every_door(name: str) -> 
     for door, enter in DOORS.items():
         other = await enter(graph)
         assert said(other) == said(state), door
+        assert search_done(other), door
         if "search_nodes" in other:
             assert tree_of_state(other).dumps() == tree_of_state(state).dumps(), door
 

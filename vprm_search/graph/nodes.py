@@ -117,8 +117,9 @@ class SearchNodes:
         """Ask the policy for all children of this round, or wait for the first that are there."""
         gap, began = self._clocks.gap(), time.monotonic()
         job = self._job(state, await self._images(state), gap=gap)
-        talk = (job.tree.problem, state[self.messages_key], self.intake)
-        job.messages = await asyncio.to_thread(restored_conversation, *talk)
+        if job.tree.problem.context:
+            talk = (job.tree.problem, state[self.messages_key], self.intake)
+            job.messages = await asyncio.to_thread(restored_conversation, *talk)
         with unstreamed():
             ((records, told),) = await self.loop.propose([job])
         left = {} if self.loop.waits else _planned(job)

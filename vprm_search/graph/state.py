@@ -127,14 +127,16 @@ def search_done(
     may leave it empty after any node. Where this is False, `invoke(None, config)` goes on.
 
     Args:
-        state: `get_state(config)`, its `values`, or what `invoke` returned.
+        state: `get_state(config)`, its `values`, or what `invoke` returned; of the search graph, or
+            of a graph that has it as a node and holds its answer among the messages.
         messages_key: the key of the conversation.
     """
     values = state if isinstance(state, Mapping) else state.values
-    if not values.get("search_result"):
-        return False
-    kinds = [message.type for message in convert_to_messages(values.get(messages_key) or [])]
-    return next((kind == "ai" for kind in reversed(kinds) if kind in ("ai", "human")), True)
+    said = convert_to_messages(values.get(messages_key) or [])
+    last = next((m for m in reversed(said) if m.type in ("ai", "human")), None)
+    if "search_result" not in values:
+        return last is not None and "vprm" in last.response_metadata
+    return bool(values["search_result"]) and (last is None or last.type == "ai")
 
 
 def record_table(records: Sequence[NodeRecord]) -> RecordTable:
