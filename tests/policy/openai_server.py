@@ -67,7 +67,8 @@ class Server:
         for stop in body.get("stop") or []:
             before, found, _ = text.partition(stop)
             if found:
-                return before + (stop if body.get("include_stop_str_in_output") else ""), "stop"
+                kept = body.get("include_stop_str_in_output") or body.get("no_stop_trim")
+                return before + (stop if kept else ""), "stop"
         limit = body.get("max_completion_tokens", 10**6)
         words = text.split(" ")
         return (" ".join(words[:limit]), "length") if len(words) > limit else (text, "stop")

@@ -214,6 +214,8 @@ async def test_servers_that_continue_are_recognised_wherever_they_run(
     for body in server.bodies:
         assert body.get("continue_final_message", False) is recognised
         assert body.get("add_generation_prompt", True) is not recognised
+        assert body.get("include_stop_str_in_output", False) is (owner == "vllm")
+        assert body.get("no_stop_trim", False) is (owner == "sglang")
         roles = [message["role"] for message in body["messages"]]
         assert roles == (["user", "assistant"] if recognised else ["user"])
     assert {proposal.finish for (proposal,) in rows} == {"step"}

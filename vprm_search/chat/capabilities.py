@@ -30,6 +30,7 @@ class ModelCapabilities:
     instructions in the question. `max_tokens_key`: the call argument that limits an answer.
     `in_process`: calls share this process, so there is no reason to limit them. `max_temperature`:
     the highest one it takes. `context_tokens`: what prompt and answer may have together, if known.
+    `keep_stop_key`: the field by which a "server" leaves the stop string in its answer.
     """
 
     prefill: Prefill = "none"
@@ -42,10 +43,12 @@ class ModelCapabilities:
     in_process: bool = False
     max_temperature: float = 2.0
     context_tokens: int | None = None
+    keep_stop_key: str = "include_stop_str_in_output"
 
 
 UNKNOWN_MODEL = ModelCapabilities()
 OPEN_SERVER = ModelCapabilities(prefill="server", many=True, seeds="call")
+SGLANG = replace(OPEN_SERVER, keep_stop_key="no_stop_trim")
 OPENAI = ModelCapabilities(many=True, seeds="call")
 OPENAI_REASONING = ModelCapabilities(stop="none")
 HOSTED = ModelCapabilities()
@@ -55,7 +58,7 @@ OLLAMA = ModelCapabilities(prefill="message", max_tokens_key=None)
 
 _OPENAI_HOSTS = ("openai.com", "azure.com")
 _OPENAI_ITSELF = ("openai.com", "openai.azure.com", "cognitiveservices.azure.com")
-_CONTINUING = frozenset({"vllm", "sglang"})
+_BY_OWNER = {"vllm": OPEN_SERVER, "sglang": SGLANG}
 """Owners in a list of models whose servers continue a partial answer when they are told to."""
 
 _RECOGNITION_S = 5.0  # seconds to wait for a list of models
@@ -119,8 +122,7 @@ async def recognised(model: BaseChatModel, known: ModelCapabilities) -> ModelCap
         card = cards.get(name) or (next(iter(cards.values())) if len(cards) == 1 else {})
     except Exception:  # whatever a server of unknown make may answer
         return known
-    if card.get("owned_by") in _CONTINUING:
-        known = OPEN_SERVER
+    known = _BY_OWNER.get(str(card.get("owned_by")), known)
     window = card.get("max_model_len")
     if isinstance(window, int) and window > 0:
         return replace(known, context_tokens=window)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -32,6 +33,7 @@ from vprm_search.chat.capabilities import (
 from vprm_search.chat.context_window import ContextWindow, read_overrun
 from vprm_search.chat.failures import explain, is_retryable, remedy, secrets_of
 from vprm_search.errors import ConfigError
+from vprm_search.images.messages import content_blocks, is_image
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
     PromptStyle,
@@ -272,7 +274,8 @@ class ChatModelPolicy:
         """Make one call; ask for fewer tokens while the model's context is too short for them."""
         wanted = self._max_tokens[call.request.until]
         chars = sum(len(str(message.text)) for message in call.messages)
-        size = (wanted, chars, len(call.request.images))
+        images = sum(map(is_image, chain.from_iterable(map(_blocks, call.messages))))
+        size = (wanted, chars, images)
         tokens = self._window.room(*size)
         jitter = (call.seeds[0] % 1024) / 1023
         attempts, shrunk = 0, False
@@ -340,7 +343,7 @@ class ChatModelPolicy:
         if request.steps:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         if stop:
-            body["include_stop_str_in_output"] = True
+            body[self.capabilities.keep_stop_key] = True
         return body
 
     def _stop(self, request: ProposeRequest) -> tuple[str, ...]:
@@ -385,6 +388,10 @@ def _white_space_eaten(
         )
         for reply in replies
     )
+
+
+def _blocks(message: BaseMessage) -> list[dict[str, Any]]:
+    return [] if isinstance(message.content, str) else content_blocks(message)
 
 
 def _can_stream(model: BaseChatModel) -> bool:
