@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.json_server import Asked, Reply, json_server
 
 Body = dict[str, Any]
 
@@ -29,8 +29,8 @@ class Server:
     keeps them in the output if told to, and counts usage once per request, as vLLM does.
     """
 
-    def __init__(self, solve: Callable[[Body, int], str], address: str) -> None:
-        self.solve, self.url = solve, f"{address}/v1"
+    def __init__(self, solve: Callable[[Body, int], str]) -> None:
+        self.solve, self.url = solve, ""
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.failures: Callable[[int, Body], Failure | None] = lambda number, body: None
@@ -73,58 +73,36 @@ class Server:
         words = text.split(" ")
         return (" ".join(words[:limit]), "length") if len(words) > limit else (text, "stop")
 
+    def reply(self, asked: Asked) -> Reply:
+        """Answer a request; a rule for `json_server`."""
+        if asked.method == "GET":
+            self.listings += 1
+            if self.models_hang:
+                self.closing.wait(60)
+            listed = {"object": "list", "data": self.models}
+            return NOT_FOUND if self.models is None else Reply(listed)
+        number = len(self.bodies)
+        self.bodies.append(asked.body)
+        self.headers.append(dict(asked.headers))
+        failure = self.failures(number, asked.body)
+        if failure is None:
+            return Reply(self.answer(asked.body))
+        if failure.status == 0:
+            self.closing.wait(60)
+        error = {"error": {"message": failure.text, "code": failure.status}}
+        return Reply(error, failure.status or 500, failure.headers)
+
+
+NOT_FOUND = Reply({"error": {"message": "not found"}}, 404)
+
 
 @contextmanager
 def serving(solve: Callable[[Body, int], str]) -> Iterator[Server]:
     """Run a server on a free port of this machine."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            number = len(server.bodies)
-            server.bodies.append(body)
-            server.headers.append(dict(self.headers))
-            failure = server.failures(number, body)
-            if failure is None:
-                self._send(200, {}, server.answer(body))
-            elif failure.status == 0:
-                server.closing.wait(60)
-            else:
-                error = {"error": {"message": failure.text, "code": failure.status}}
-                self._send(failure.status, failure.headers, error)
-
-        def do_GET(self) -> None:
-            server.listings += 1
-            if server.models_hang:
-                server.closing.wait(60)
-            if server.models is None:
-                self._send(404, {}, {"error": {"message": "not found"}})
-            else:
-                self._send(200, {}, {"object": "list", "data": server.models})
-
-        def _send(self, status: int, headers: dict[str, str], reply: Any) -> None:
-            data = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server = Server(solve, f"http://127.0.0.1:{listener.server_port}")
-    thread = threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        listener.shutdown()
-        listener.server_close()
-        thread.join()
+    server = Server(solve)
+    with json_server(server.reply) as address:
+        server.url = f"{address}/v1"
+        try:
+            yield server
+        finally:
+            server.closing.set()

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from tests.json_server import Asked, Reply, json_server
 from vprm_search.tiny.weights import weights_path
 
 Body = dict[str, Any]
@@ -108,54 +108,28 @@ class StockDouble:
         image = [self.start, *[self.context] * IMAGE_TOKENS, self.end]
         return [t for token in ids for t in (image if token == self.context else [token])]
 
+    def reply(self, asked: Asked) -> Reply:
+        """Answer a request; a rule for `json_server`."""
+        if asked.method == "GET":
+            known = asked.path in ("/health", "/v1/models")
+            return Reply({"data": [self.model]}, 200 if known else 404)
+        with self.lock:
+            if asked.path != "/tokenize":
+                self.bodies.append(asked.body)
+            self.fail_next -= 1
+            fails = self.fail_next >= 0
+        if fails:
+            return Reply({"error": "restarting"}, 503)
+        routes = {"/pooling": self.pooling, "/tokenize": self.tokenize}
+        try:
+            return Reply(self.spoil(routes[asked.path](asked.body)))
+        except Refused as refused:
+            return Reply({"error": {"message": str(refused)}}, refused.status)
+
 
 @contextmanager
 def stock_server() -> Iterator[StockDouble]:
     """Run a double on a free port."""
     double = StockDouble()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            if self.path == "/v1/models":
-                self.answer(200, {"data": [double.model]})
-            else:
-                self.answer(200 if self.path == "/health" else 404, {})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            routes = {"/pooling": double.pooling, "/tokenize": double.tokenize}
-            with double.lock:
-                if self.path != "/tokenize":
-                    double.bodies.append(body)
-                double.fail_next -= 1
-                fails = double.fail_next >= 0
-            if fails:
-                self.answer(503, {"error": "restarting"})
-                return
-            try:
-                self.answer(200, double.spoil(routes[self.path](body)))
-            except Refused as refused:
-                self.answer(refused.status, {"error": {"message": str(refused)}})
-
-        def answer(self, status: int, body: Body) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double.url = f"http://127.0.0.1:{listener.server_port}"
-    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with json_server(double.reply) as double.url:
         yield double
-    finally:
-        listener.shutdown()
-        listener.server_close()
-        thread.join()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -20,6 +17,7 @@ from hypothesis import strategies as st
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from tests.json_server import Asked, Reply, json_server
 from vprm_search import BestOfN, ChatModelPolicy, MajorityVote, run_search
 from vprm_search.chat.calls import RetryRules
 from vprm_search.testing import Fault, FaultProxy, ProxiedRequest, SeededFaults
@@ -28,60 +26,35 @@ WORDS = [f"word{n} " for n in range(40)]
 TEXT = "".join(WORDS) + "Answer: 7"
 
 
-class _Chat(BaseHTTPRequestHandler):
+class Chat:
     """A server that chats, streams events, echoes, and counts what reaches it."""
 
-    protocol_version = "HTTP/1.1"
+    url = ""
 
-    def do_GET(self) -> None:
-        if self.path == "/empty":
-            self.send_response(204)
-            self.end_headers()
-        else:
-            self._send(json.dumps({"path": self.path, "host": self.headers["host"]}).encode())
+    def __init__(self) -> None:
+        self.reached: list[bytes] = []
 
-    do_HEAD = do_GET
+    def reply(self, asked: Asked) -> Reply:
+        if asked.method != "POST":
+            shown = {"path": asked.path, "host": asked.headers["host"]}
+            return Reply(b"", 204) if asked.path == "/empty" else Reply(shown)
+        self.reached.append(asked.data)
+        if asked.path == "/echo":
+            return Reply(asked.data)
+        if asked.body.get("stream"):
+            return Reply(_events(), headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        message = {"role": "assistant", "content": TEXT}
+        usage = {"prompt_tokens": 3, "completion_tokens": 41, "total_tokens": 44}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return Reply(_completion([choice], usage=usage))
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.server.reached.append(body)  # type: ignore[attr-defined]
-        if self.path == "/echo":
-            self._send(body)
-        elif json.loads(body).get("stream"):
-            self._stream()
-        else:
-            choice = {
-                "index": 0,
-                "message": {"role": "assistant", "content": TEXT},
-                "finish_reason": "stop",
-            }
-            usage = {"prompt_tokens": 3, "completion_tokens": 41, "total_tokens": 44}
-            self._send(json.dumps(_completion([choice], usage=usage)).encode())
 
-    def _send(self, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def _stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for word in [*WORDS, "Answer: 7", None]:
-            choice = {"index": 0, "delta": {"content": word or ""}, "finish_reason": None}
-            event = json.dumps(_completion([choice], object="chat.completion.chunk"))
-            self._chunk(f"data: {event if word else '[DONE]'}\n\n".encode())
-        self._chunk(b"")
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-    def log_message(self, *_: Any) -> None:
-        pass
+def _events() -> Iterator[bytes]:
+    for word in [*WORDS, "Answer: 7"]:
+        choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+        event = json.dumps(_completion([choice], object="chat.completion.chunk"))
+        yield f"data: {event}\n\n".encode()
+    yield b"data: [DONE]\n\n"
 
 
 def _completion(choices: list[Any], **fields: Any) -> dict[str, Any]:
@@ -89,25 +62,11 @@ def _completion(choices: list[Any], **fields: Any) -> dict[str, Any]:
     return {**base, "choices": choices, **fields}
 
 
-@contextmanager
-def chat_server() -> Iterator[Any]:
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
-    listener.reached = []  # type: ignore[attr-defined]
-    listener.url = f"http://127.0.0.1:{listener.server_port}"  # type: ignore[attr-defined]
-    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield listener
-    finally:
-        listener.shutdown()
-        listener.server_close()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with chat_server() as listener:
-        yield listener
+def server() -> Iterator[Chat]:
+    chat = Chat()
+    with json_server(chat.reply) as chat.url:
+        yield chat
 
 
 def model_behind(proxy: FaultProxy, **options: Any) -> ChatOpenAI:
@@ -123,7 +82,7 @@ def model_behind(proxy: FaultProxy, **options: Any) -> ChatOpenAI:
 
 @given(st.lists(st.binary(max_size=400), min_size=1, max_size=4))
 @settings(max_examples=20)
-def test_without_faults_every_byte_comes_through(server: Any, bodies: list[bytes]) -> None:
+def test_without_faults_every_byte_comes_through(server: Chat, bodies: list[bytes]) -> None:
     with FaultProxy(server.url) as proxy, httpx.Client(base_url=proxy.url) as client:
         for body in bodies:  # over one connection
             assert client.post("/echo", content=body).content == body
@@ -137,14 +96,14 @@ def test_without_faults_every_byte_comes_through(server: Any, bodies: list[bytes
     assert [request.number for request, _ in proxy.met] == list(range(len(bodies) + 3))
 
 
-def test_a_large_body_in_chunks_comes_through(server: Any) -> None:
+def test_a_large_body_in_chunks_comes_through(server: Chat) -> None:
     body = bytes(range(256)) * 20_000
     pieces = (body[start : start + 70_000] for start in range(0, len(body), 70_000))
     with FaultProxy(server.url) as proxy:
         assert httpx.post(f"{proxy.url}/echo", content=pieces).content == body
 
 
-async def test_a_chat_model_cannot_tell_the_proxy_from_the_server(server: Any) -> None:
+async def test_a_chat_model_cannot_tell_the_proxy_from_the_server(server: Chat) -> None:
     with FaultProxy(server.url) as proxy:
         model = model_behind(proxy)
         assert (await model.ainvoke("?")).text == TEXT
@@ -157,7 +116,7 @@ def post(proxy: FaultProxy, path: str = "/echo", **options: Any) -> httpx.Respon
         return client.post(proxy.url + path, content=b'{"a": "0123456789"}', **options)
 
 
-def test_each_fault_is_what_it_says(server: Any) -> None:
+def test_each_fault_is_what_it_says(server: Chat) -> None:
     faults = [
         Fault("status", status=429, retry_after=1.5),
         Fault("reset"),
@@ -192,7 +151,7 @@ def test_each_fault_is_what_it_says(server: Any) -> None:
     assert [fault for _, fault in proxy.met] == [*faults, None]
 
 
-async def test_event_streams_break_event_by_event(server: Any) -> None:
+async def test_event_streams_break_event_by_event(server: Chat) -> None:
     with FaultProxy(server.url, [Fault("truncated"), Fault("malformed"), Fault("slow")]) as proxy:
         model = model_behind(proxy)
         heard: list[str] = []
@@ -213,7 +172,7 @@ async def test_event_streams_break_event_by_event(server: Any) -> None:
         assert "".join(heard) == TEXT
 
 
-async def test_a_hung_call_ends_with_the_proxy_and_holds_up_no_other(server: Any) -> None:
+async def test_a_hung_call_ends_with_the_proxy_and_holds_up_no_other(server: Chat) -> None:
     came = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -236,7 +195,7 @@ async def test_a_hung_call_ends_with_the_proxy_and_holds_up_no_other(server: Any
                 await client.get(proxy.url)
 
 
-def test_a_server_that_is_not_there_is_a_502_and_a_slow_one_a_504(server: Any) -> None:
+def test_a_server_that_is_not_there_is_a_502_and_a_slow_one_a_504(server: Chat) -> None:
     with FaultProxy("http://127.0.0.1:1") as proxy:
         assert post(proxy).status_code == 502
     with (
@@ -259,7 +218,7 @@ def test_seeded_faults_depend_on_seed_and_number_alone(seed: int, share: float) 
     assert abs(count / 200 - share) < 0.16
 
 
-def test_faults_meet_only_what_they_are_meant_for(server: Any) -> None:
+def test_faults_meet_only_what_they_are_meant_for(server: Chat) -> None:
     async def rule(request: ProxiedRequest) -> Fault | None:
         return Fault("status", status=500) if request.json().get("a") else None
 
@@ -270,7 +229,7 @@ def test_faults_meet_only_what_they_are_meant_for(server: Any) -> None:
     assert [request.number for request, _ in proxy.met] == [0, 1]
 
 
-def test_a_search_survives_a_bad_server(server: Any) -> None:
+def test_a_search_survives_a_bad_server(server: Chat) -> None:
     """Whatever a third of the calls meet, the search ends with the answer."""
     retry = RetryRules(max_attempts=6, timeout_s=2, first_wait_s=0.01, longest_wait_s=0.05)
     with FaultProxy(server.url, SeededFaults(seed=4, share=0.4)) as proxy:
