@@ -161,16 +161,22 @@ def counted_scores(
 def path_score(name: str, scores: Sequence[float | None]) -> float | None:
     """Aggregate the step scores of a path; None if it has no steps or one has no score.
 
+    Raises what `aggregated` raises.
+    """
+    known = [score for score in scores if score is not None]
+    return aggregated(name, known) if known and len(known) == len(scores) else None
+
+
+def aggregated(name: str, scores: Sequence[float]) -> float:
+    """Aggregate the step scores of a path, at least one.
+
     Raises `ConfigError` for an unknown name, or if an aggregation of your own returns anything
     but a number in [0, 1].
     """
-    known = [score for score in scores if score is not None]
-    if not known or len(known) != len(scores):
-        return None
-    value = aggregation(name)(known)
+    value = aggregation(name)(scores)
     if not 0.0 <= value <= 1.0:  # a NaN fails this test, too
         raise ConfigError(
-            f"aggregation {name!r} made {value!r} of {len(known)} step scores; a path score must "
+            f"aggregation {name!r} made {value!r} of {len(scores)} step scores; a path score must "
             "be between 0 and 1"
         )
     return float(value)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -32,6 +33,7 @@ MAX_EXPRESSIONS = 16
 """At most so many different expressions of one vote are compared pairwise."""
 
 _LETTERS = "abcdefghij"
+_LAST_CHARS = 1024
 
 
 class AnswerFormat(BaseModel):
@@ -86,6 +88,8 @@ def extract_answer(text: str, fmt: AnswerFormat = DEFAULT_FORMAT) -> str | None:
 
 def _boxed_answer(text: str, _fmt: AnswerFormat) -> str | None:
     """Return the content of the last complete, non-empty `\\boxed{}`, in one pass."""
+    if "\\boxed" not in text:
+        return None
     stack: list[tuple[bool, int]] = []
     best: tuple[int, str] | None = None
     for match in _BRACE.finditer(text):
@@ -101,21 +105,30 @@ def _boxed_answer(text: str, _fmt: AnswerFormat) -> str | None:
 
 
 def _marked_answer(text: str, fmt: AnswerFormat) -> str | None:
-    """Return the first line behind the last marker that has one."""
-    starts: dict[int, int] = {}
-    for marker in fmt.markers:
-        for match in _marker_pattern(marker).finditer(text):
-            starts[match.end()] = min(match.start(), starts.get(match.end(), match.start()))
-    until = len(text)
-    for end in sorted(starts, reverse=True):
-        region = text[end : max(end, min(until, end + 4 * fmt.max_chars))]
-        answer = _without_markup(next((line for line in region.split("\n") if line.strip()), ""))
-        if answer:
-            return answer
-        until = starts[end]
+    """Return the first line behind the last marker that has one.
+
+    As a rule it stands in the last lines of a solution, so these are searched first.
+    """
+    longest = 64 + 4 * max(map(len, fmt.markers), default=0)  # with white space and mark-up
+    for begin in dict.fromkeys((max(0, len(text) - _LAST_CHARS), 0)):
+        starts: dict[int, int] = {}
+        for marker in fmt.markers:
+            for match in _marker_pattern(marker).finditer(text, begin):
+                starts[match.end()] = min(match.start(), starts.get(match.end(), match.start()))
+        until = len(text)
+        for end in sorted(starts, reverse=True):
+            if begin and starts[end] < begin + longest:
+                break  # another one may begin before this part and end after it
+            region = text[end : max(end, min(until, end + 4 * fmt.max_chars))]
+            lines = (line for line in region.split("\n") if line.strip())
+            answer = _without_markup(next(lines, ""))
+            if answer:
+                return answer
+            until = starts[end]
     return None
 
 
+@lru_cache(maxsize=64)
 def _marker_pattern(marker: str) -> re.Pattern[str]:
     words = r"\s{1,4}".join(re.escape(word) for word in marker.rstrip(": ").split())
     start = r"(?<![^\W_])" if words[0].isascii() else ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import lru_cache
 
 from vprm_search.types import NodeId, Problem
 
 _ID_BYTES = 12  # 96 bits: collision odds below 1e-18 for a tree of 20,000 nodes
 _SEED_MASK = (1 << 63) - 1
+_length = struct.Struct(">Q").pack
 
 
 def digest(*parts: str | bytes | int) -> bytes:
@@ -17,16 +19,16 @@ def digest(*parts: str | bytes | int) -> bytes:
     The framing makes the encoding injective: moving characters from one part to the next, or an
     int in place of its decimal text, changes the digest.
     """
-    state = hashlib.sha256()
+    framed: list[bytes] = []
     for part in parts:
-        if isinstance(part, bytes):
-            kind, data = b"b", part
-        elif isinstance(part, int):
-            kind, data = b"i", str(part).encode()
-        else:
+        if isinstance(part, str):
             kind, data = b"s", part.encode("utf-8")
-        state.update(kind + struct.pack(">Q", len(data)) + data)
-    return state.digest()
+        elif isinstance(part, bytes):
+            kind, data = b"b", part
+        else:
+            kind, data = b"i", str(part).encode()
+        framed += (kind, _length(len(data)), data)
+    return hashlib.sha256(b"".join(framed)).digest()
 
 
 def root_id(problem: Problem, run_seed: int) -> NodeId:
@@ -42,6 +44,7 @@ def child_id(parent: NodeId, index: int, text: str) -> NodeId:
     return digest("node", parent, index, text)[:_ID_BYTES].hex()
 
 
+@lru_cache(maxsize=1024)  # asked for by the request and by the record of a child
 def child_seed(parent: NodeId, index: int) -> int:
     """Return the 63-bit sampling seed of child `index` of `parent`.
 

@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import fields
+from operator import add, sub
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vprm_search import ids
-from vprm_search.aggregate import counted_scores, path_score
+from vprm_search.aggregate import aggregated, counted_scores, path_score
 from vprm_search.errors import RecordError
-from vprm_search.types import COUNTED, NODE_STATUSES, Json, NodeId, NodeRecord, Problem, Usage
+from vprm_search.types import (
+    COUNTED,
+    NODE_FIELDS,
+    NODE_STATUSES,
+    Json,
+    NodeId,
+    NodeRecord,
+    Problem,
+    Usage,
+    counted_values,
+    node_values,
+)
 
 if TYPE_CHECKING:
     import networkx
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 1
+_KEPT_PATHS = 512
+_COUNTED = frozenset(COUNTED)
 _RANK = {status: rank for rank, status in enumerate(NODE_STATUSES)}
 
 
@@ -33,33 +50,27 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
     score over no score; where two values contradict each other the larger one is taken, so that
     the order of arrival never matters.
     """
-    if a == b:
+    differ = {
+        name: (old, new)
+        for name, old, new in zip(NODE_FIELDS, node_values(a), node_values(b), strict=True)
+        if old != new
+    }
+    if not differ:
         return a
-    if (a.id, a.parent, a.index, a.text) != (b.id, b.parent, b.index, b.text):
+    if not differ.keys().isdisjoint(("id", "parent", "index", "text")):
         raise RecordError(f"two different nodes share the id {a.id}; the records are damaged")
     top = max((a, b), key=lambda r: (_RANK[r.status], r.reason, r.cause, r.merged_into or ""))
-    scores = [r.score for r in (a, b) if r.score is not None]
-    answers = [r.answer for r in (a, b) if r.answer is not None]
-    paths = dict(a.path_scores)
-    for name, value in b.path_scores.items():
-        paths[name] = max(value, paths.get(name, value))
-    return replace(
-        a,
-        status=top.status,
-        reason=top.reason,
-        cause=top.cause,
-        merged_into=top.merged_into,
-        blank=a.blank or b.blank,
-        score=max(scores, default=None),
-        score_reason="" if scores else max(a.score_reason, b.score_reason),
-        path_scores=paths,
-        answer=max(answers, default=None),
-        seed=max(a.seed, b.seed),
-        policy=max(a.policy, b.policy),
-        role=max(a.role, b.role),
-        round=max(a.round, b.round),
-        **{name: max(getattr(a, name), getattr(b, name)) for name in COUNTED},
-    )
+    joined: dict[str, Any] = {}
+    for name, (old, new) in differ.items():
+        if name in ("status", "reason", "cause", "merged_into"):
+            joined[name] = getattr(top, name)
+        elif name == "path_scores":
+            joined[name] = {k: max(old.get(k, -1.0), new.get(k, -1.0)) for k in {**old, **new}}
+        else:  # numbers, flags and words; what is not known is less than anything
+            joined[name] = new if old is None else old if new is None else max(old, new)
+    if a.score is not None or b.score is not None:
+        joined["score_reason"] = ""
+    return a.but(**joined)
 
 
 class SearchTree:
@@ -68,18 +79,23 @@ class SearchTree:
     def __init__(self, problem: Problem, run_seed: int = 0) -> None:
         self.problem = problem
         self.run_seed = run_seed
-        self._totals = Usage()
-        self._uncounted: list[tuple[NodeRecord, int]] = []
+        self._sums: tuple[Any, ...] = counted_values(Usage())
+        self._candidates = 0
+        self._scored_steps = 0
         self._rounds = 0
         self._records: dict[NodeId, NodeRecord] = {}
-        self._children: dict[NodeId, dict[int, NodeId]] = {}
-        self._by_round: dict[int, dict[NodeId, None]] = {}
+        self._children: dict[NodeId, dict[int, NodeId]] = defaultdict(dict)
+        self._by_round: dict[int, dict[NodeId, None]] = defaultdict(dict)
         self._expanded: set[NodeId] = set()
         self._open_leaves: dict[NodeId, None] = {}
         self._ended: dict[NodeId, None] = {}
         self._unscored: dict[NodeId, None] = {}
-        self._text_keys: dict[NodeId, bytes] = {}
-        self._scored_texts: dict[bytes, NodeId] = {}
+        self._depths: dict[NodeId, int] = {}
+        self._steps: dict[NodeId, tuple[str, ...]] = {}
+        self._counted: dict[NodeId, dict[str, float]] = {}
+        self._text_keys: dict[NodeId, int] = {}
+        self._texts: dict[tuple[int, str], int] = {}
+        self._scored_texts: dict[int, NodeId] = {}
         self._new_scores: list[NodeId] = []
         root = ids.root_id(problem, run_seed)
         self.root_id = root
@@ -87,24 +103,37 @@ class SearchTree:
 
     # --- growing -------------------------------------------------------------------------------
 
-    def merge(self, records: Iterable[NodeRecord]) -> list[NodeId]:
+    def merge(self, records: Iterable[NodeRecord], *, trusted: bool = False) -> list[NodeId]:
         """Join `records` into the table; return the ids whose record changed, in order.
+
+        `trusted` says that their ids were just made of their contents.
 
         Raises `RecordError` if a record has another root or its id does not match its content.
         """
         changed = []
         for record in records:
-            self._check_identity(record)
             known = self._records.get(record.id)
+            if known is None and not trusted:
+                self._check_identity(record)
             joined = record if known is None else join_records(known, record)
             if joined is not known and joined != known:
-                self._put(joined)
+                self._put(joined, known)
                 changed.append(record.id)
         return changed
 
+    def amend(self, node: NodeId, **known: Any) -> None:
+        """Write what became known of a node into its record: a join with nothing to compare.
+
+        `known` must not fall behind what the record says: a score where there was none, a count
+        that grew, an end of what was open; never another text or round.
+        """
+        old = self._records[node]
+        record = self._records[node] = old.but(**known)
+        if not _COUNTED.isdisjoint(known):
+            self._count(record, old)
+        self._index(record)
+
     def _check_identity(self, record: NodeRecord) -> None:
-        if record.id in self._records:
-            return  # compared field by field when joined
         if record.parent is None:
             raise RecordError(
                 f"node {record.id} is the root of another search (this one's is {self.root_id})"
@@ -115,31 +144,59 @@ class SearchTree:
                 "the record was damaged or edited"
             )
 
-    def _put(self, record: NodeRecord) -> None:
-        old = self._records.get(record.id)
-        if old is not None:
-            self._uncounted.append((old, -1))
-            self._by_round[old.round].pop(record.id)  # the join may know a later round
-        self._uncounted.append((record, 1))
-        self._rounds = max(self._rounds, record.round)
+    def _put(self, record: NodeRecord, old: NodeRecord | None = None) -> None:
         self._records[record.id] = record
-        self._by_round.setdefault(record.round, {})[record.id] = None
-        if old is None and record.parent is not None:
-            self._children.setdefault(record.parent, {})[record.index] = record.id
-            if record.role != "lookahead":
-                self._expanded.add(record.parent)
-                self._open_leaves.pop(record.parent, None)
+        self._count(record, old)
+        if old is None:
+            self._by_round[record.round][record.id] = None
+            self._rounds = max(self._rounds, record.round)
+            if record.parent is not None:
+                self._children[record.parent][record.index] = record.id
+                if record.role != "lookahead":
+                    self._expanded.add(record.parent)
+                    self._open_leaves.pop(record.parent, None)
+        else:
+            self._move(record, old)
         self._index(record)
 
+    def _move(self, record: NodeRecord, old: NodeRecord) -> None:
+        """Bring up to date what a changed record makes stale."""
+        if record.round != old.round:  # the join may know a later round
+            self._by_round[old.round].pop(record.id)
+            self._by_round[record.round][record.id] = None
+            self._rounds = max(self._rounds, record.round)
+        if record.blank != old.blank or (old.score is not None and record.score != old.score):
+            self._steps.clear()
+            self._counted.clear()
+
+    def _count(self, record: NodeRecord, old: NodeRecord | None) -> None:
+        new = counted_values(record)
+        if old is None:
+            self._sums = tuple(map(add, self._sums, new))
+        else:
+            self._sums = tuple(map(add, self._sums, map(sub, new, counted_values(old))))
+        if record.parent is not None:
+            self._candidates += bool(record.seed) - bool(old and old.seed)
+            self._scored_steps += bool(record.scored_tokens) - bool(old and old.scored_tokens)
+
     def _index(self, record: NodeRecord) -> None:
-        node, scored = record.id, record.score is not None
-        may_grow = record.status == "open" and record.role != "lookahead"
-        _keep(self._open_leaves, node, may_grow and node not in self._expanded)
-        _keep(self._ended, node, record.status in ("finished", "truncated"))
-        waits = record.parent is not None and not scored and not record.score_reason
-        _keep(self._unscored, node, waits and record.status != "failed")
-        if scored and record.is_step:
-            self._new_scores.append(node)
+        node, status = record.id, record.status
+        if status == "open" and record.role != "lookahead" and node not in self._expanded:
+            self._open_leaves[node] = None
+        else:
+            self._open_leaves.pop(node, None)
+        if status == "finished" or status == "truncated":
+            self._ended[node] = None
+        else:
+            self._ended.pop(node, None)
+        if record.score is not None or record.score_reason:
+            self._unscored.pop(node, None)
+            if record.score is not None and record.is_step:
+                self._new_scores.append(node)
+        elif record.parent is not None and status != "failed":
+            self._unscored[node] = None
+        else:
+            self._unscored.pop(node, None)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -170,17 +227,12 @@ class SearchTree:
     @property
     def totals(self) -> Usage:
         """What all records together have spent, without seconds."""
-        if self._uncounted:
-            sums = {entry.name: getattr(self._totals, entry.name) for entry in fields(Usage)}
-            for record, sign in self._uncounted:
-                if record.parent is not None:
-                    sums["candidates"] += sign * bool(record.seed)
-                    sums["scored_steps"] += sign * bool(record.scored_tokens)
-                for name in COUNTED:
-                    sums[name] += sign * getattr(record, name)
-            self._totals = Usage(**{**sums, "rounds": self._rounds})
-            self._uncounted.clear()
-        return self._totals
+        return Usage(
+            **dict(zip(COUNTED, self._sums, strict=True)),
+            candidates=self._candidates,
+            scored_steps=self._scored_steps,
+            rounds=self._rounds,
+        )
 
     @property
     def rounds(self) -> int:
@@ -205,7 +257,8 @@ class SearchTree:
 
     def ended(self) -> list[NodeRecord]:
         """Return the finished and truncated nodes, by id."""
-        return [self._records[node] for node in sorted(self._ended)]
+        self._ended = dict.fromkeys(sorted(self._ended))  # the next time, few are out of order
+        return [self._records[node] for node in self._ended]
 
     def finished(self) -> list[NodeRecord]:
         """Return the nodes at which the policy ended its answer itself, by id."""
@@ -231,11 +284,38 @@ class SearchTree:
 
     def depth(self, node: NodeId) -> int:
         """Return the number of steps from the root to `node`, end markers included."""
-        return len(self.path(node))
+        if node not in self._depths:
+            below = self._climb(node, self._depths)
+            top = below[-1].parent
+            start = 0 if top is None else self._depths[top] + 1
+            for depth, record in enumerate(reversed(below), start):
+                self._depths[record.id] = depth
+        return self._depths[node]
+
+    def _climb(self, node: NodeId, known: Container[NodeId]) -> list[NodeRecord]:
+        """Return the records from `node` upwards to the first below a known one, or the root."""
+        below = []
+        record = self[node]
+        while record.id not in known:
+            below.append(record)
+            if record.parent is None:
+                break
+            record = self[record.parent]
+        return below
 
     def steps(self, node: NodeId) -> tuple[str, ...]:
         """Return the texts of the path's steps; an end marker is not a step."""
-        return tuple(record.text for record in self.path(node) if record.is_step)
+        record = self[node]
+        if record.parent is None:
+            return ()
+        before = self._steps.get(record.parent)
+        if before is None:
+            below = self._climb(record.parent, self._steps)
+            top = below[-1].parent
+            new = (r.text for r in reversed(below) if r.is_step)
+            before = (*(() if top is None else self._steps[top]), *new)
+            _remember(self._steps, record.parent, before)
+        return (*before, record.text) if record.is_step else before
 
     def step_scores(self, node: NodeId) -> tuple[float | None, ...]:
         """Return the scores of the path's steps, as long as `steps(node)`."""
@@ -253,29 +333,65 @@ class SearchTree:
         """Return the step scores that make the path score: each distinct step's, once."""
         return counted_scores(self.steps(node), self.step_scores(node))
 
+    def path_scores(self, node: NodeId, score: float, names: Iterable[str]) -> dict[str, float]:
+        """Return the path scores that follow from a score of the node; none if a step has none.
+
+        What the steps above contribute is known from their siblings, so the depth costs little.
+        """
+        record = self[node]
+        if record.parent is None:
+            return {}
+        above = self._scores_by_text(record.parent)
+        if above is None:
+            return {}
+        if not record.is_step:
+            scores = list(above.values())
+        elif record.text in above:
+            scores = list({**above, record.text: min(above[record.text], score)}.values())
+        else:
+            scores = [*above.values(), score]
+        return {name: aggregated(name, scores) for name in names} if scores else {}
+
+    def _scores_by_text(self, node: NodeId) -> dict[str, float] | None:
+        """Return what `counted_scores` counts of a path, by text; None if a step has no score."""
+        found = self._counted.get(node)
+        if found is None:
+            below = self._climb(node, self._counted)
+            top = below[-1].parent
+            found = {} if top is None else dict(self._counted[top])
+            for record in reversed(below):
+                if record.is_step:
+                    if record.score is None:
+                        return None
+                    found[record.text] = min(record.score, found.get(record.text, record.score))
+            _remember(self._counted, node, found)
+        return found
+
     def scored_twin(self, node: NodeId) -> NodeRecord | None:
         """Return a scored node with the very same steps before and at it, or None.
 
         Samples often begin with equal steps; a twin's score is this node's score too.
         """
         for new in self._new_scores:  # not keyed on arrival: a parent may arrive later
-            key = self._text_key(new)
+            key = self.text_key(new)
             # the smallest id, not the first to arrive: twins may have been scored separately
             self._scored_texts[key] = min(new, self._scored_texts.get(key, new))
         self._new_scores.clear()
-        twin = self._scored_texts.get(self._text_key(node))
+        twin = self._scored_texts.get(self.text_key(node))
         return None if twin is None else self._records[twin]
 
-    def _text_key(self, node: NodeId) -> bytes:
+    def text_key(self, node: NodeId) -> int:
+        """Return a number that the nodes of this object with equal texts on their paths share."""
         key = self._text_keys.get(node)
         if key is None:
-            record = self[node]
-            key = b"" if record.parent is None else self._extend_key(record.parent, record.text)
-            self._text_keys[node] = key
+            below = self._climb(node, self._text_keys)
+            top = below[-1].parent
+            key = 0 if top is None else self._text_keys[top]
+            for record in reversed(below):
+                if record.parent is not None:
+                    key = self._texts.setdefault((key, record.text), len(self._texts) + 1)
+                self._text_keys[record.id] = key
         return key
-
-    def _extend_key(self, parent: NodeId, text: str) -> bytes:
-        return ids.digest(self._text_key(parent), text)[:16]
 
     # --- whole trees ---------------------------------------------------------------------------
 
@@ -361,8 +477,8 @@ class SearchTree:
         return graph
 
 
-def _keep(index: dict[NodeId, None], node: NodeId, present: bool) -> None:
-    if present:
-        index[node] = None
-    else:
-        index.pop(node, None)
+def _remember(cache: dict[NodeId, T], node: NodeId, value: T) -> None:
+    """Keep what was made of a path, of at most 512 paths: each is as large as it is deep."""
+    if len(cache) >= _KEPT_PATHS:
+        cache.clear()
+    cache[node] = value

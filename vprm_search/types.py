@@ -6,9 +6,10 @@ seams (policy and scorer), and the *records* a search leaves behind (nodes, usag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -87,7 +88,7 @@ class Counts:
 
     def counts(self) -> dict[str, Any]:
         """Return the counts by name, as records store them, and nothing else."""
-        return {name: getattr(self, name) for name in COUNTED}
+        return dict(zip(COUNTED, counted_values(self), strict=True))
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sums, as plain `Counts`."""
@@ -96,6 +97,9 @@ class Counts:
 
 COUNTED: tuple[str, ...] = tuple(entry.name for entry in fields(Counts))
 """The names of the counts."""
+
+counted_values: Callable[[Counts], tuple[Any, ...]] = attrgetter(*COUNTED)
+"""Returns the values of the counts."""
 
 
 # --- the problem -------------------------------------------------------------------------------
@@ -342,16 +346,32 @@ class NodeRecord(Counts):
         """Whether this is a step, which has a score of its own: not the root, no end marker."""
         return bool(self.text) or self.blank
 
+    def but(self, **changes: Any) -> NodeRecord:
+        """Return the record with other values in the named fields: a quick `dataclasses.replace`.
+
+        A search makes several per candidate and round.
+        """
+        changed = object.__new__(NodeRecord)
+        for write, value in zip(_NODE_SLOTS, node_values(self), strict=True):
+            write(changed, value)
+        for name, value in changes.items():
+            object.__setattr__(changed, name, value)
+        return changed
+
     def to_json(self) -> dict[str, Json]:
         """Return the record as plain JSON; fields at their default are left out.
 
         Except the cause of a reason: a record with a reason and no cause is one of version 0.1.
         """
-        data: dict[str, Json] = {"id": self.id, "parent": self.parent, "index": self.index}
-        for name, default in _OPTIONAL.items():
-            value = getattr(self, name)
-            if value != default:
-                data[name] = dict(value) if name == "path_scores" else value
+        data: dict[str, Json] = {
+            name: value
+            for name, value, default in zip(
+                NODE_FIELDS, node_values(self), _NODE_DEFAULTS, strict=True
+            )
+            if value != default
+        }
+        if self.path_scores:
+            data["path_scores"] = dict(self.path_scores)
         if self.reason:
             data["cause"] = self.cause
         return data
@@ -376,11 +396,16 @@ def with_cause(record: Mapping[str, Json]) -> dict[str, Json]:
     return {**record, "cause": cause}
 
 
-_OPTIONAL: dict[str, Json] = {
-    entry.name: {} if entry.default is MISSING else entry.default
-    for entry in fields(NodeRecord)
-    if entry.name not in ("id", "parent", "index")
-}
+NODE_FIELDS: tuple[str, ...] = tuple(entry.name for entry in fields(NodeRecord))
+"""The names of a record's fields."""
+
+node_values: Callable[[NodeRecord], tuple[Any, ...]] = attrgetter(*NODE_FIELDS)
+"""Returns the values of a record's fields."""
+
+_NODE_SLOTS = tuple(getattr(NodeRecord, name).__set__ for name in NODE_FIELDS)
+_NODE_DEFAULTS: tuple[Json, ...] = tuple(
+    {} if entry.name == "path_scores" else entry.default for entry in fields(NodeRecord)
+)
 _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
     "failed": (("cut by budget", "budget"), ("", "failed")),
     "": (

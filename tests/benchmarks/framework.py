@@ -182,12 +182,12 @@ def sqlite_bytes(nodes: int) -> int:
 
 def wide() -> Strategy:
     """Return a strategy that makes a large tree of little depth."""
-    return BestFirst(batch=8, expand=8, expansions=10**6, stop=None)
+    return BestFirst(batch=8, expand=8, expansions=10**6, stop=None, refill=0)
 
 
 def deep() -> Strategy:
     """Return a strategy that goes one level deeper with every round."""
-    return BeamSearch(width=8, expand=8, stop=None, max_depth=max(DEPTHS) + 1)
+    return BeamSearch(width=8, expand=8, stop=None, refill=0, max_depth=max(DEPTHS) + 1)
 
 
 def main() -> None:

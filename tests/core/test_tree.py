@@ -17,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.trees import PROBLEM, ROOT, contents, record_lists, tree_from, versions_of
-from vprm_search.aggregate import path_score
+from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.errors import RecordError
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.records import paths_to_score, settle, store_scores, take_replies
 from vprm_search.ids import child_id
-from vprm_search.search import BeamSearch
+from vprm_search.search import BeamSearch, BestScore
+from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree, join_records
-from vprm_search.types import NodeRecord, Problem
+from vprm_search.types import NODE_FIELDS, NodeRecord, Problem, Proposal, ScoreResult, StepScore
 
 rngs = st.randoms(use_true_random=False)
 some = settings(max_examples=40)  # a random tree takes 200 draws
@@ -142,10 +145,44 @@ def _check_node(tree: SearchTree, table: dict[str, NodeRecord], node: str) -> No
     stored = table[node].path_scores.get("min")
     computed = path_score("min", [record.score for record in steps])
     assert tree.path_score(node, "min") == (computed if stored is None else stored)
+    _check_path_scores(tree, node)
     twins = [r.id for r in table.values() if r.text and r.score is not None]
     twins = [twin for twin in twins if _texts(table, twin) == _texts(table, node)]
     found = tree.scored_twin(node)
     assert (found.id if found else None) == min(twins, default=None)
+
+
+def _check_path_scores(tree: SearchTree, node: str) -> None:
+    record = tree[node]
+    if record.score is not None or not record.text:
+        scores = counted_scores(tree.steps(node), tree.step_scores(node))
+        whole = {name: path_score(name, scores) for name in ("mean", "last", "product")}
+        expected = {name: value for name, value in whole.items() if value is not None}
+        assert tree.path_scores(node, record.score or 0.0, whole) == expected
+
+
+@given(record_lists, st.data())
+@some
+def test_what_becomes_known_of_a_node_reaches_every_index(
+    records: list[NodeRecord], data: st.DataObject
+) -> None:
+    tree = tree_from(records)
+    for record in data.draw(st.permutations(records)):
+        for node in tree.records:
+            tree.path_scores(node, 0.5, ["mean"])  # remembered paths must not become stale
+        news = data.draw(contents(record.id, record.parent, record.index, record.text))
+        joined = join_records(tree[record.id], replace(news, round=tree[record.id].round))
+        known = {n: getattr(joined, n) for n in NODE_FIELDS if n not in ("text", "round")}
+        if joined.score == tree[record.id].score or tree[record.id].score is None:
+            tree.amend(record.id, **known)
+        else:  # another score than the one that was known: a delivery, not news
+            tree.merge([joined])
+        _check_path_scores(tree, record.id)
+    assert view(tree) == view(tree_from(tree))
+    assert tree.totals == tree_from(tree).totals
+    table = dict(tree.records)
+    for node in table:
+        _check_node(tree, table, node)
 
 
 def _texts(table: dict[str, NodeRecord], node: str) -> list[str]:
@@ -436,6 +473,45 @@ def _round(tree: SearchTree) -> None:
         tree.scored_twin(record.id)
     tree.merge(replace(record, score=0.5, path_scores={"mean": 0.5}) for record in waiting)
     BeamSearch(width=4, expand=4).plan(tree)
+
+
+def _deep(depth: int) -> tuple[SearchTree, list[str]]:
+    """Return a path of so many scored steps, and four scored leaves below it."""
+    tree, parent = SearchTree(PROBLEM), ROOT
+    for number in range(depth):
+        step = _step(parent, 0, f"s{number}", score=0.5, round=number + 1, seed=1)
+        tree.merge([step])
+        parent = step.id
+    leaves = [_step(parent, i, f"l{i}", score=0.5, round=depth + 1, seed=1) for i in range(4)]
+    tree.merge(leaves)
+    return tree, [leaf.id for leaf in leaves]
+
+
+def _grow(tree: SearchTree, leaves: list[str]) -> list[str]:
+    """Propose below every leaf, score all, and return the new leaves."""
+    rules = SearchRules(BeamSearch(), BestScore())
+    replies = {
+        Expand(leaf, 4): [Proposal(text=f"u{i}", finish="step") for i in range(4)]
+        for leaf in leaves
+    }
+    new = take_replies(tree, replies, rules)
+    for node in paths_to_score(tree, tree.unscored()):
+        steps = len(tree.steps(node))
+        tokens = (StepScore(0.5),) * steps
+        store_scores(tree, node, ScoreResult(tokens), rules.aggregates)
+    settle(tree, rules.aggregates)
+    BeamSearch(width=4, expand=4, max_depth=256).plan(tree)
+    return [record.id for record in new if record.index == 0]
+
+
+def test_a_round_costs_the_same_in_a_flat_and_in_a_deep_tree() -> None:
+    costs = []
+    for depth in (5, 50, 200):
+        tree, leaves = _deep(depth)
+        leaves = _grow(tree, leaves)  # from here on, what is above is remembered
+        costs.append(_bytecodes(lambda tree=tree, leaves=leaves: _grow(tree, leaves)))
+    assert costs[0] > 1_000
+    assert costs == [costs[0]] * 3
 
 
 def test_a_round_costs_the_same_in_a_small_and_in_a_large_tree() -> None:

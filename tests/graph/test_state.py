@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer
 from vprm_search import ids
+from vprm_search.errors import RecordError
 from vprm_search.graph import run_search
 from vprm_search.graph.session import LiveTrees
 from vprm_search.graph.state import (
@@ -22,6 +25,7 @@ from vprm_search.graph.state import (
 )
 from vprm_search.search import BeamSearch, Plan
 from vprm_search.search.plan import Expand
+from vprm_search.tree import join_records
 from vprm_search.types import NODE_STATUSES, NodeRecord, Problem
 
 PROBLEM = Problem(QUESTION)
@@ -61,6 +65,32 @@ def test_merging_is_a_join(a: Any, b: Any, c: Any) -> None:
     assert set(ab) == set(a) | set(b)
     assert merge_records(a, {}) == merge_records({}, a) == a
     assert json.loads(json.dumps(ab)) == ab
+
+
+@given(records(), records())
+def test_tables_are_joined_as_records_are(old: NodeRecord, new: NodeRecord) -> None:
+    new = replace(new, id=old.id, index=old.index)
+    later = join_records(old, new)
+    for known, news in ((old, new), (old, later), (later, old), (later, later)):
+        merged = merge_records({old.id: known.to_json()}, {old.id: news.to_json()})
+        assert merged == {old.id: join_records(known, news).to_json()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text": "other"}, {"index": 3}, {"score": "high"}, {"status": "done", "seed": -1}],
+    ids=str,
+)
+def test_a_table_that_contradicts_another_is_refused(change: dict[str, Any]) -> None:
+    known = NodeRecord(id=ids.child_id(ROOT, 0, "step"), parent=ROOT, index=0, text="step")
+    tables = [{known.id: known.to_json()}, {known.id: {**known.to_json(), **change}}]
+
+    def read() -> None:
+        nodes = merge_records(*tables)
+        tree_of_state({"search_problem": PROBLEM.to_json(), "search_nodes": nodes})
+
+    with pytest.raises(RecordError):
+        read()
 
 
 @given(st.lists(tables, max_size=5), st.randoms())
@@ -137,6 +167,26 @@ def test_a_kept_tree_is_used_only_for_the_state_it_belongs_to() -> None:
     for changed in (edited, fewer, other, {**state, "search_run_seed": 0}):
         trees.give(state, "t", {}, tree_of_state(state))
         assert trees.take(changed, "t").dumps() == tree_of_state(changed).dumps()
+
+
+def test_a_kept_tree_follows_what_the_reducer_makes_and_nothing_else() -> None:
+    trees, state = LiveTrees(), searched()
+    first = next(n for n, r in state["search_nodes"].items() if r["parent"])
+    for _ in range(3):
+        tree = trees.take(state, "t")
+        tree.merge([replace(tree[first], tokens_sent=tree[first].tokens_sent + 1)])
+        update = record_table([tree[first]])
+        trees.give(state, "t", update, tree)
+        state = {**state, "search_nodes": merge_records(state["search_nodes"], update)}
+        assert trees.take(state, "t") is tree
+        trees.give(state, "t", {}, tree)
+    other = next(n for n in state["search_nodes"] if n != first)
+    update = record_table([tree[first]])
+    trees.give(state, "t", update, tree)
+    merged = merge_records(state["search_nodes"], update)
+    veto = {other: {**merged[other], "images_encoded": 99}}  # by another node, just afterwards
+    edited = {**state, "search_nodes": merge_records(merged, veto)}
+    assert trees.take(edited, "t")[other].images_encoded == 99
 
 
 def test_equal_values_from_a_checkpoint_find_the_kept_tree() -> None:

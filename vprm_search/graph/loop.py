@@ -303,8 +303,10 @@ def check_plan(plan: Plan, tree: SearchTree, rules: SearchRules) -> None:
 
 def close_nodes(tree: SearchTree, plan: Plan) -> list[NodeRecord]:
     """Close the nodes the plan puts aside; return the changed records."""
-    closed = (close.closed(tree[close.node]) for close in plan.close)
-    return [tree[node] for node in tree.merge(closed)]
+    closed: list[NodeId] = []
+    for close in plan.close:
+        closed += close.on(tree)
+    return [tree[node] for node in closed]
 
 
 # --- propose -------------------------------------------------------------------------------------
@@ -376,10 +378,11 @@ async def score(
     breaks its contract.
     """
     asked: list[tuple[Job, NodeId]] = []
-    waiting = [[record.id for record in job.tree.unscored()] for job in jobs]
-    for job in jobs:
-        copy_twins(job.tree)
-        asked += [(job, node) for node in paths_to_score(job.tree)]
+    aggregates = rules.aggregates
+    waiting = [job.tree.unscored() for job in jobs]
+    for job, unscored in zip(jobs, waiting, strict=True):
+        left = copy_twins(job.tree, unscored, aggregates)
+        asked += [(job, node) for node in paths_to_score(job.tree, left)]
     requests = [
         ScoreRequest(job.tree.problem, job.tree.steps(node), job.images, recompute=recompute)
         for job, node in asked
@@ -389,10 +392,12 @@ async def score(
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
     costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
     for (job, node), result in zip(asked, results, strict=True):
-        store_scores(job.tree, node, result)
+        store_scores(job.tree, node, result, aggregates)
         costs[id(job)].append(result.cost)
-    for job, nodes in zip(jobs, waiting, strict=True):
+    changed = []
+    for job, unscored in zip(jobs, waiting, strict=True):
+        nodes = [record.id for record in unscored]
         note_cost(job.tree, nodes, costs[id(job)])
-    return [
-        settle(job.tree, nodes, rules.aggregates) for job, nodes in zip(jobs, waiting, strict=True)
-    ]
+        settle(job.tree, aggregates)
+        changed.append([job.tree[node] for node in (job.tree.root_id, *nodes)])
+    return changed

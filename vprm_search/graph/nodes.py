@@ -16,11 +16,12 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Overwrite
+from typing_extensions import TypedDict
 
 from vprm_search import ids
 from vprm_search.errors import SearchWarning
@@ -75,16 +76,15 @@ class SearchNodes:
         self._trees = LiveTrees()
         self._clocks = RunClocks()
 
-    def runnables(self) -> dict[str, RunnableLambda[Any, Update]]:
+    def runnables(self) -> dict[str, Node]:
         """Return the nodes by name, in the order of the loop."""
-        phases = {
-            "ingest": self._ingest,
-            "plan": self._plan,
-            "propose": self._propose,
-            "score": self._score,
-            "answer": self._answer,
+        return {
+            "ingest": Node(self._ingest),
+            "plan": Node(self._plan),
+            "propose": Node(self._propose),
+            "score": Node(self._score),
+            "answer": Node(self._answer),
         }
-        return {name: _node(name, phase) for name, phase in phases.items()}
 
     async def _ingest(self, state: State) -> Outcome:
         """Read the question, move its pictures out of the state, and start a new search."""
@@ -106,7 +106,7 @@ class SearchNodes:
         changed = [new for new, old in zip(messages, given, strict=True) if new is not old]
         return ({key: changed, **update} if changed else update), []
 
-    async def _plan(self, state: State) -> Outcome:
+    def _plan(self, state: State) -> Outcome:
         """Ask the strategy what to do next, and put aside what it closes."""
         gap, began = self._clocks.gap(), time.monotonic()
         job = self._job(state, gap=gap)
@@ -135,7 +135,7 @@ class SearchNodes:
         cut_now = _planned(job) if job.plan.cut and not cut else {}
         return self._update(state, job, records, began) | cut_now, told
 
-    async def _answer(self, state: State) -> Outcome:
+    def _answer(self, state: State) -> Outcome:
         """Choose the answer and say it."""
         job = self._job(state)
         result, told = self.loop.conclude(job)
@@ -170,7 +170,13 @@ class SearchNodes:
         return {**seconds, **grown}
 
 
-def next_node(state: State) -> str:
+class Planned(TypedDict):
+    """What decides where `plan` leads: reading less of the state costs less."""
+
+    search_plan: dict[str, Any]
+
+
+def next_node(state: Planned) -> str:
     """Return the node after `plan`: "answer" when the search is over, else "propose"."""
     return "answer" if state["search_plan"]["finish"] else "propose"
 
@@ -202,28 +208,34 @@ def _content(result: SearchResult) -> str:
     return f"{result.text}\n\n[Unfinished: {result.warning}.]" if result.fallback else result.text
 
 
-def _node(name: str, phase: Callable[[State], Awaitable[Outcome]]) -> RunnableLambda[Any, Update]:
-    async def arun(state: State) -> Update:
-        update, told = await phase(state)
-        _tell(told)
-        return update
+class Node(Runnable[State, Update]):
+    """One phase as a node of a graph, for synchronous and asynchronous use.
 
-    def run(state: State) -> Update:
-        update, told = run_blocking(_awaited(phase, state))
-        _tell(told)
-        return update
+    A `RunnableLambda` would be a run of its own within the node's, at a cost that shows.
+    """
 
-    return RunnableLambda(run, arun, name=name)
+    def __init__(self, phase: Callable[[State], Outcome | Awaitable[Outcome]]) -> None:
+        self._phase = phase
+
+    def invoke(self, input: State, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
+        """Run the phase."""
+        outcome = self._phase(input)
+        return _told(run_blocking(outcome) if isinstance(outcome, Awaitable) else outcome)
+
+    async def ainvoke(
+        self, input: State, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Update:
+        """Run the phase."""
+        outcome = self._phase(input)
+        return _told(await outcome if isinstance(outcome, Awaitable) else outcome)
 
 
-async def _awaited(phase: Callable[[State], Awaitable[Outcome]], state: State) -> Outcome:
-    return await phase(state)
-
-
-def _tell(told: Sequence[events.Event]) -> None:
+def _told(outcome: Outcome) -> Update:
+    update, told = outcome
     write = get_stream_writer()
     for event in told:
         write(event)
+    return update
 
 
 def _planned(job: Job) -> Update:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from vprm_search import ids
-from vprm_search.aggregate import path_score
 from vprm_search.errors import InputError, PolicyError, ScorerError
 from vprm_search.graph.parts import SearchRules
 from vprm_search.search.plan import Expand
 from vprm_search.steps import join_steps, normalise_text
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
+    COUNTED,
     Cause,
     Counts,
     NodeId,
@@ -26,6 +27,7 @@ from vprm_search.types import (
     Proposal,
     ScoreResult,
     StepScore,
+    counted_values,
 )
 
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
@@ -52,7 +54,7 @@ def take_replies(
         for offset, proposal in enumerate(reply):
             index, at = expand.first_index + offset, expand.round or number
             new += proposed_nodes(tree, expand, index, proposal, at, rules)
-    return [tree[node] for node in tree.merge(new)]
+    return [tree[node] for node in tree.merge(new, trusted=True)]
 
 
 def proposed_nodes(
@@ -63,50 +65,51 @@ def proposed_nodes(
     number: int,
     rules: SearchRules,
 ) -> list[NodeRecord]:
-    """Return the records of one proposal: one step, or the chain of steps of a whole solution."""
-    first = NodeRecord(
-        id="",
-        parent=expand.node,
-        index=index,
-        seed=ids.child_seed(expand.node, index),
-        round=number,
-        **proposal.counts(),
-        policy=expand.policy,
-        role=expand.role,
-    )
-    if proposal.finish == "error":
-        cause: Cause = "unusable" if proposal.unusable else "failed"
-        cause = "budget" if proposal.out_of_time else cause
-        return [_failed(first, proposal.error or "the policy gave no reason", cause)]
-    try:
-        texts = _step_texts(expand, proposal, rules)
-    except InputError as error:
-        return [_failed(first, str(error), "unusable")]
-    if not texts:
-        if proposal.finish != "stop" or expand.node == tree.root_id:
-            return [_failed(first, "empty step", "unusable")]
-        end = ids.child_id(expand.node, index, "")  # the answer ended at the step before
-        chain = [replace(first, id=end)]
-    else:
-        chain = _chain(first, texts)
-    status = _STATUS[proposal.finish]
-    so_far = [*tree.steps(expand.node), *texts]
-    answer = rules.extract(join_steps(so_far)) if status != "open" else None
-    chain[-1] = replace(chain[-1], status=status, answer=answer)
-    return chain
+    """Return the records of one proposal: one step, or the chain of steps of a whole solution.
 
-
-def _chain(first: NodeRecord, texts: Sequence[str]) -> list[NodeRecord]:
-    """Return one record per step, each below the one before; what all cost stands on the first."""
-    later = NodeRecord(
-        id="", parent="", index=0, round=first.round, policy=first.policy, role=first.role
-    )
+    What all of a chain cost stands on its first record.
+    """
+    told = {"round": number, "policy": expand.policy, "role": expand.role}
+    first = {**told, "seed": ids.child_seed(expand.node, index), **proposal.counts()}
+    texts, failure = _texts_or_failure(tree, expand, proposal, rules)
+    if failure:
+        return [_child(expand.node, index, "", **first, **failure)]
+    end: dict[str, Any] = {"status": _STATUS[proposal.finish]}
+    if proposal.finish != "step":
+        end["answer"] = rules.extract(join_steps([*tree.steps(expand.node), *texts]))
+    if not texts:  # the answer ended at the step before
+        return [_child(expand.node, index, "", **first, **end)]
     chain: list[NodeRecord] = []
-    for text in texts:
-        record = replace(later, parent=chain[-1].id) if chain else first
-        node = ids.child_id(record.parent or "", record.index, text)
-        chain.append(replace(record, id=node, text=text, blank=not text))
+    for place, text in enumerate(texts, 1):
+        parent, at, known = (chain[-1].id, 0, told) if chain else (expand.node, index, first)
+        last = end if place == len(texts) else {}
+        chain.append(_child(parent, at, text, blank=not text, **known, **last))
     return chain
+
+
+def _child(parent: NodeId, index: int, text: str, **told: Any) -> NodeRecord:
+    node = ids.child_id(parent, index, text)
+    return NodeRecord(id=node, parent=parent, index=index, text=text, **told)
+
+
+def _texts_or_failure(
+    tree: SearchTree, expand: Expand, proposal: Proposal, rules: SearchRules
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the steps of a proposal, or the fields of the record of a failed one."""
+    cause: Cause = "unusable"
+    texts: list[str] = []
+    if proposal.finish == "error":
+        cause = "budget" if proposal.out_of_time else cause if proposal.unusable else "failed"
+        reason = proposal.error or "the policy gave no reason"
+    else:
+        try:
+            texts, reason = _step_texts(expand, proposal, rules), ""
+        except InputError as error:
+            reason = str(error)
+        if not texts and not reason and (proposal.finish != "stop" or expand.node == tree.root_id):
+            reason = "empty step"
+    reason = normalise_text(reason)[:500]
+    return texts, {"status": "failed", "reason": reason, "cause": cause} if reason else {}
 
 
 def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:
@@ -121,44 +124,44 @@ def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[
     return [text]
 
 
-def _failed(record: NodeRecord, reason: str, cause: Cause) -> NodeRecord:
-    node = ids.child_id(record.parent or "", record.index, "")
-    reason = normalise_text(reason)[:500]
-    return replace(record, id=node, status="failed", reason=reason, cause=cause)
-
-
 # --- what was scored -----------------------------------------------------------------------------
 
 
-def paths_to_score(tree: SearchTree) -> list[NodeId]:
+def paths_to_score(tree: SearchTree, unscored: Sequence[NodeRecord]) -> list[NodeId]:
     """Return the deepest unscored nodes, one for each distinct text path."""
-    waiting = [record for record in tree.unscored() if record.is_step]
+    waiting = [record for record in unscored if record.is_step]
     inner = {record.parent for record in waiting}
-    paths = {tree.steps(record.id): record.id for record in reversed(waiting)}
+    paths = {tree.text_key(record.id): record.id for record in reversed(waiting)}
     chosen = set(paths.values())
     return [r.id for r in waiting if r.id in chosen and r.id not in inner]
 
 
-def store_scores(tree: SearchTree, node: NodeId, result: ScoreResult) -> None:
-    """Write the scores of the path to `node` on its records.
+def store_scores(
+    tree: SearchTree, node: NodeId, result: ScoreResult, aggregates: Sequence[str]
+) -> None:
+    """Write the scores of the path to `node`, and the path scores they make, on its records.
 
     Raises `ScorerError` if there are not as many scores as steps.
     """
-    path = [record for record in tree.path(node) if record.is_step]
-    if len(result.scores) != len(path):
+    steps = len(tree.steps(node))
+    if len(result.scores) != steps:
         raise ScorerError(
-            f"the scorer was given {len(path)} steps and returned {len(result.scores)} scores"
+            f"the scorer was given {steps} steps and returned {len(result.scores)} scores"
         )
-    tokens = result.step_tokens or (0,) * len(path)
-    if len(tokens) != len(path):
-        raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {len(path)}")
-    changed = [
-        _with_score(record, step, spent)
-        for record, step, spent in zip(path, result.scores, tokens, strict=True)
-        if record.score is None and not record.score_reason and not tree.scored_twin(record.id)
-    ]
-    root = tree[tree.root_id]
-    tree.merge([*changed, replace(root, scored_tokens=int(result.prefix_tokens))])
+    tokens = result.step_tokens or (0,) * steps
+    if len(tokens) != steps:
+        raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {steps}")
+    new = []
+    record = tree[node]
+    while record.score is None and not record.score_reason and record.parent is not None:
+        new.append(record)
+        record = tree[record.parent]
+    for place, record in enumerate(reversed(new), steps - len(new)):
+        if not _copy_twin(tree, record, aggregates):
+            said = _said_of(result.scores[place], tokens[place])
+            _settle(tree, record.id, said, aggregates)
+    if result.prefix_tokens > tree[tree.root_id].scored_tokens:
+        tree.amend(tree.root_id, scored_tokens=int(result.prefix_tokens))
 
 
 def note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[Counts]) -> None:
@@ -167,53 +170,59 @@ def note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[Counts]
     The join keeps the larger of two deliveries, so a round that is replayed counts once. Shares of
     forward passes become multiples of 1/4096, whose sums do not depend on their order.
     """
-    if not costs:
+    reported = [counts for counts in map(counted_values, costs) if any(counts)]
+    if not reported:
         return
-    first = tree[min(nodes)]
-    spent = sum(costs, Counts())
+    sums = map(sum, zip(*reported, strict=True))
+    spent = Counts(**dict(zip(COUNTED, sums, strict=True)))
     spent = replace(spent, forward_passes=round(spent.forward_passes * 4096) / 4096)
-    tree.merge([replace(first, **(first + spent).counts())])
+    first = tree[min(nodes)]
+    tree.amend(first.id, **(first + spent).counts())
 
 
-def _with_score(record: NodeRecord, step: StepScore, tokens: int) -> NodeRecord:
+def _said_of(step: StepScore, tokens: int) -> dict[str, Any]:
+    """Return what a scorer said of a step, as fields of its record."""
     if step.value is None:
-        reason = normalise_text(step.reason)[:500] or "the scorer gave no reason"
-        return replace(record, score_reason=reason)
+        return {"score_reason": normalise_text(step.reason)[:500] or "the scorer gave no reason"}
     if not 0.0 <= step.value <= 1.0:
-        return replace(record, score_reason=f"score {step.value!r} is not a probability")
-    return replace(record, score=float(step.value), scored_tokens=int(tokens))
+        return {"score_reason": f"score {step.value!r} is not a probability"}
+    return {"score": float(step.value), "scored_tokens": int(tokens)}
 
 
-def copy_twins(tree: SearchTree) -> None:
-    """Give a step whose very text path was scored before that score."""
-    for record in tree.unscored():
-        twin = tree.scored_twin(record.id) if record.is_step else None
-        if twin is not None:
-            tree.merge([replace(record, score=twin.score)])
-
-
-def settle(
-    tree: SearchTree, nodes: Sequence[NodeId], aggregates: Sequence[str]
+def copy_twins(
+    tree: SearchTree, unscored: Sequence[NodeRecord], aggregates: Sequence[str]
 ) -> list[NodeRecord]:
-    """Score twins and end markers, add path scores; return the root and the records of `nodes`."""
-    copy_twins(tree)
-    for record in tree.unscored():
-        tree.merge([_inherited(tree, record)])
-    fresh = []
-    for node in nodes:
-        scores = tree.counted_scores(node)
-        paths = {name: path_score(name, scores) for name in aggregates}
-        known = {name: value for name, value in paths.items() if value is not None}
-        fresh.append(replace(tree[node], path_scores=known))
-    tree.merge(fresh)
-    return [tree[tree.root_id], *(tree[node] for node in nodes)]
+    """Give steps whose very text path was scored before that score; return those without one."""
+    return [record for record in unscored if not _copy_twin(tree, record, aggregates)]
 
 
-def _inherited(tree: SearchTree, record: NodeRecord) -> NodeRecord:
-    """Return an end marker with its parent's score; any other node was left without one."""
+def _copy_twin(tree: SearchTree, record: NodeRecord, aggregates: Sequence[str]) -> bool:
+    twin = tree.scored_twin(record.id) if record.is_step else None
+    if twin is not None:
+        _settle(tree, record.id, {"score": twin.score}, aggregates)
+    return twin is not None
+
+
+def settle(tree: SearchTree, aggregates: Sequence[str]) -> None:
+    """Score what no request was made for: twins, end markers, and what is left without a score."""
+    for record in copy_twins(tree, tree.unscored(), aggregates):
+        _settle(tree, record.id, _inherited(tree, record), aggregates)
+
+
+def _settle(
+    tree: SearchTree, node: NodeId, told: Mapping[str, Any], aggregates: Sequence[str]
+) -> None:
+    """Write what is told of a node's score, and the path scores that follow from it."""
+    if "score" in told:
+        told = {**told, "path_scores": tree.path_scores(node, told["score"], aggregates)}
+    tree.amend(node, **told)
+
+
+def _inherited(tree: SearchTree, record: NodeRecord) -> dict[str, Any]:
+    """Return the score of an end marker: its parent's; any other node was left without one."""
     parent = tree[record.parent or tree.root_id]
     if record.is_step:
-        return replace(record, score_reason="a twin of this step has no score")
+        return {"score_reason": "a twin of this step has no score"}
     if parent.score is None:
-        return replace(record, score_reason=parent.score_reason or "no step before it")
-    return replace(record, score=parent.score)
+        return {"score_reason": parent.score_reason or "no step before it"}
+    return {"score": parent.score}

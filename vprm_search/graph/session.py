@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -45,6 +46,34 @@ OUT_OF_TIME = "cut by budget: the search's seconds were over before the policy h
 # --- live trees ----------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Kept:
+    """A tree, the table of records it was taken for, what was added, and the table they make.
+
+    `merged` is None until the reducer has made it.
+    """
+
+    tree: SearchTree
+    table: RecordTable
+    update: RecordTable
+    merged: RecordTable | None
+
+    def fits(self, table: RecordTable) -> bool:
+        """Tell whether this is the tree of `table`: at once if the reducer was seen to make it."""
+        return table is self.merged or table == {**self.table, **self.update}
+
+
+_updates: WeakValueDictionary[int, _Kept] = WeakValueDictionary()
+"""By the identity of an update: the kept tree whose update it is."""
+
+
+def note_merge(known: RecordTable, update: RecordTable, merged: RecordTable) -> None:
+    """Note that the state's reducer made `merged` of `known` and `update`."""
+    kept = _updates.get(id(update))
+    if kept is not None and kept.update is update and kept.table is known:
+        kept.merged = merged
+
+
 class LiveTrees:
     """The last used trees, up to 50,000 nodes in all, so that none is built twice.
 
@@ -54,25 +83,23 @@ class LiveTrees:
     """
 
     def __init__(self) -> None:
-        self._trees: OrderedDict[str, tuple[RecordTable, SearchTree]] = OrderedDict()
+        self._trees: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, state: Mapping[str, Any], thread: str) -> SearchTree:
         """Return the tree of `state` for the caller alone, who may change it.
 
-        `thread` tells equal searches of several conversations apart. Comparing the tables is
-        cheap: within one process their values are the same objects.
+        `thread` tells equal searches of several conversations apart.
         """
         with self._lock:
-            table, tree = self._trees.pop(_key(state, thread), (None, None))
-        fits = (
-            tree is not None
-            and tree.problem.to_json() == state.get("search_problem")
-            and tree.run_seed == state.get("search_run_seed")
-            and table == state.get("search_nodes")
-        )
-        if fits and tree is not None:
-            return tree
+            kept = self._trees.pop(_key(state, thread), None)
+        if (
+            kept is not None
+            and kept.tree.problem.to_json() == state.get("search_problem")
+            and kept.tree.run_seed == state.get("search_run_seed")
+            and kept.fits(state.get("search_nodes") or {})
+        ):
+            return kept.tree
         from vprm_search.graph.state import tree_of_state  # loads LangGraph
 
         return tree_of_state(state)
@@ -81,14 +108,15 @@ class LiveTrees:
         self, state: Mapping[str, Any], thread: str, update: RecordTable, tree: SearchTree
     ) -> None:
         """Keep `tree` for the state that `update` will make of `state`."""
-        table = {**state.get("search_nodes", {}), **update}
+        table = state.get("search_nodes") or {}
+        kept = _Kept(tree, table, update, None if update else table)
         key = _key(state, thread)
         with self._lock:
-            self._trees[key] = (table, tree)
-            self._trees.move_to_end(key)
-            spare = sum(len(kept) for _, kept in self._trees.values()) - _KEPT_NODES
+            self._trees.pop(key, None)
+            _updates[id(update)] = self._trees[key] = kept
+            spare = sum(len(one.tree) for one in self._trees.values()) - _KEPT_NODES
             while spare > 0 and len(self._trees) > 1:
-                spare -= len(self._trees.popitem(last=False)[1][1])
+                spare -= len(self._trees.popitem(last=False)[1].tree)
 
 
 def _key(state: Mapping[str, Any], thread: str) -> str:

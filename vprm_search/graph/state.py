@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from langchain_core.messages import AnyMessage, convert_to_messages
@@ -12,6 +12,7 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search.errors import RecordError
+from vprm_search.graph.session import note_merge
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import Json, NodeId, NodeRecord, Problem
@@ -36,10 +37,13 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
             merged[node] = record
         elif old != record:
             merged[node] = _joined(old, record)
+    note_merge(known, new, merged)
     return merged
 
 
 def _joined(old: Mapping[str, Json], new: Mapping[str, Json]) -> Mapping[str, Json]:
+    if old.items() <= new.items() and _grows(new, new.keys() - old.keys()):
+        return new
     joined = join_records(NodeRecord.from_json(old), NodeRecord.from_json(new)).to_json()
     return new if joined == new else joined
 
@@ -47,6 +51,21 @@ def _joined(old: Mapping[str, Json], new: Mapping[str, Json]) -> Mapping[str, Js
 def merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
     """Join several tables of records, one after the other (the reducer of a `DeltaChannel`)."""
     return functools.reduce(merge_records, news, known)
+
+
+def _grows(record: Mapping[str, Json], added: Set[str]) -> bool:
+    """Tell whether a record with these fields added is the join with what it was without them.
+
+    So it is, as a rule, and nothing has to be parsed: what is left out is at its default, and every
+    default is less than anything else. False where that is not certain.
+    """
+    return (
+        added.isdisjoint(("id", "parent", "index", "text"))
+        and "score_reason" not in record
+        and ("reason" not in added or "cause" in added)
+        and record.get("status") != "open"
+        and all(record[name] for name in added)
+    )
 
 
 class SearchChannels(TypedDict, total=False):

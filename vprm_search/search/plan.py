@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -53,13 +53,24 @@ class Close:
 
     def closed(self, record: NodeRecord) -> NodeRecord:
         """Return the record of the node, closed."""
-        return replace(
-            record,
-            status=self.status,
-            reason=self.reason,
-            cause=self.cause,
-            merged_into=self.merged_into,
-        )
+        return record.but(**self._end)
+
+    def on(self, tree: SearchTree) -> list[NodeId]:
+        """Close the node in its tree; return it if that changed its record."""
+        record = tree[self.node]
+        if record.status != "open" or self.status == "open":
+            return tree.merge([self.closed(record)])
+        tree.amend(self.node, **self._end)
+        return [self.node]
+
+    @property
+    def _end(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "cause": self.cause,
+            "merged_into": self.merged_into,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,12 +89,10 @@ class StepwiseSearch(BaseModel):
         A rollout's value is the path score at its end (Snell et al., arXiv 2408.03314 §5.2), that
         of several rollouts their mean.
         """
-        ends = list(rollout_ends(tree, node))
-        values = [tree.path_score(end, self.aggregate) for end in ends or [node]]
+        ends = list(rollout_ends(tree, node)) if tree.child_count(node) else []
+        values = [tree.path_score(end, self.aggregate) for end in ends]
         known = [value for value in values if value is not None]
-        if known and ends:
-            return math.fsum(known) / len(known)
-        return known[0] if known else tree.path_score(node, self.aggregate)
+        return math.fsum(known) / len(known) if known else tree.path_score(node, self.aggregate)
 
     def _duplicates(self, tree: SearchTree) -> list[Close]:
         return duplicates(tree, last_parents(tree), self.same_step) if self.dedup else []
