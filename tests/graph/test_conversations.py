@@ -186,7 +186,7 @@ def test_of_many_pictures_the_reward_model_is_shown_the_last_and_the_policy_all(
     for number, picture in enumerate(many):
         history += [shows(f"Question {number}?", picture), AIMessage(f"Answer: {number}")]
     problem, images, messages = read_asked([*history, HumanMessage("Which was largest?")])
-    assert problem.images == tuple(picture.digest for picture in many[4:])
+    assert problem.images == tuple(picture.digest for picture in many[12:])
     assert [image.digest for image in images] == list(problem.images)
     assert sum(count for *_, count in told(messages)) == 20
     assert len(problem.question) < 1_500

@@ -45,6 +45,8 @@ FEEDBACK_NAME = "vprm_feedback"
 """Name of the human messages that carry a verifier's feedback; they are not questions."""
 
 MAX_IMAGES = 16
+MAX_CONVERSATION_IMAGES = 8
+"""Pictures with those of earlier turns: of 13 tiles each they fill 26,600 tokens of a context."""
 _IMAGE_TAG = "<image>"
 _MOST_OF_A_TURN = 300
 _MOST_OF_CONTEXT = 1_000
@@ -104,27 +106,27 @@ def read_problem(
 ) -> Problem:
     """Return the problem a conversation ends with.
 
-    The pictures are those of all human messages up to the question, in their order, each once; of
-    more than 16 the last ones. A question that says where its pictures stand (`<image>`) has its
-    own, or those of the nearest human message before it. All system messages make the system
-    prompt. Raises `InputError` when there is nothing to ask.
+    The pictures are those of the human messages up to the question, in their order, each once:
+    its own or, if it has none, those of the nearest turn that has any, up to 16; and those of the
+    turns before, turn by turn, while all are at most 8. A question that says where its pictures
+    stand (`<image>`) has none of the latter. All system messages make the system prompt. Raises
+    `InputError` when there is nothing to ask.
     """
     asked = asked_message(messages)
     text = normalise_text(question_of(messages)).strip()
     if not text:
         raise InputError("question_of made an empty question of the conversation")
     DEFAULT_LIMITS.check_text(text, "the question")
-    own = _pictures(asked, name_image)
-    if len(own) > MAX_IMAGES:
-        raise InputError(f"the question has {len(own)} images, the limit is {MAX_IMAGES}")
-    before = [m for m in _before(messages, asked) if isinstance(m, HumanMessage)]
-    if _IMAGE_TAG in text:
-        nearest = next((m for m in reversed(before) if has_image(m)), asked)
-        digests = own or _pictures(nearest, name_image)
-    else:
-        earlier = [digest for message in before for digest in _pictures(message, name_image)]
-        new = [digest for digest in dict.fromkeys(earlier) if digest not in own]
-        digests = [*new[len(own) - MAX_IMAGES :], *own] if len(own) < MAX_IMAGES else own
+    talk = [m for m in _before(messages, asked) if isinstance(m, HumanMessage)]
+    pictured = (m for m in reversed([*talk, asked]) if has_image(m))
+    digests = _pictures(next(pictured, asked), name_image)
+    if len(digests) > MAX_IMAGES:
+        raise InputError(f"the question has {len(digests)} images, the limit is {MAX_IMAGES}")
+    for message in () if _IMAGE_TAG in text else pictured:
+        new = [d for d in dict.fromkeys(_pictures(message, name_image)) if d not in digests]
+        if len(new) + len(digests) > MAX_CONVERSATION_IMAGES:
+            break
+        digests = new + digests
     system = [message_text(m) for m in messages if isinstance(m, SystemMessage)]
     return Problem(
         text,
