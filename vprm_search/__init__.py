@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vprm_search.budget import Budget
+    from vprm_search.compare.preflight import PreflightReport, preflight
     from vprm_search.errors import VprmError
     from vprm_search.graph import (
         VerifierState,
@@ -79,6 +80,9 @@ __all__ = [
     "WeightedVote",
     # when to stop
     "Budget",
+    # is the scorer any help
+    "preflight",
+    "PreflightReport",
     # models
     "ChatModelPolicy",
     "TransformersScorer",
@@ -126,6 +130,8 @@ _HOMES = {
     "MajorityVote": "vprm_search.search",
     "WeightedVote": "vprm_search.search",
     "Budget": "vprm_search.budget",
+    "preflight": "vprm_search.compare.preflight",
+    "PreflightReport": "vprm_search.compare.preflight",
     "ChatModelPolicy": "vprm_search.policy.chat_model_policy",
     "TransformersScorer": "vprm_search.scoring.transformers_scorer",
     "VllmScorer": "vprm_search.scoring.vllm_scorer",

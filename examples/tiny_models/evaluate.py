@@ -22,6 +22,7 @@ from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.images import normalise_image
+from vprm_search.images.normalise import blank_image
 from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 from vprm_search.steps import split_steps
 from vprm_search.tiny.scored import sample_leaves
@@ -342,17 +343,11 @@ async def _all_scores(
     truths = {task[0]: problem for task, problem in zip(cell.tasks, cell.problems, strict=True)}
     scored["oracle"] = await scored_by(ExactScorer(truths), images)
     prm, _ = models.scorers["prm"]
-    for name, others in (("blank image", _blank(images)), ("other image", images[::-1])):
+    blank = [(blank_image(),)] * len(images)
+    for name, others in (("blank image", blank), ("other image", images[::-1])):
         scored[f"prm, {name}"] = await scored_by(prm, others)
         report(f"{cell.name}: scored by prm, {name}")
     return scored
-
-
-def _blank(images: Sequence[tuple[ImageData, ...]]) -> list[tuple[ImageData, ...]]:
-    from PIL import Image
-
-    grey = normalise_image(Image.new("RGB", (64, 64), (220, 220, 220)))
-    return [(grey,) for _ in images]
 
 
 # --- beam --------------------------------------------------------------------------------------

@@ -87,6 +87,18 @@ def test_a_level_is_added_to_all_logits_and_early_to_early_ones(
     assert added == pytest.approx(level + early * (10 - length) / 9, abs=1e-6)
 
 
+def test_a_scorer_is_blind_as_long_as_stated() -> None:
+    plain, late = SyntheticWorld(HARD), SyntheticWorld(replace(HARD, blind=4))
+    seen = {place: set[float]() for place in range(1, 11)}
+    for problem, words in paths(plain, 30):
+        for place in seen:
+            before = words[:place]
+            gap = logit(plain.score(problem, before)) - logit(late.score(problem, before))
+            seen[place].add(round(gap * (1 if plain.is_right(problem, before) else -1), 6))
+    assert [len(gaps) for gaps in seen.values()] == [1] * 10
+    assert [gaps.pop() > 0 for gaps in seen.values()] == [True] * 4 + [False] * 6
+
+
 def test_the_noise_is_as_wide_as_stated() -> None:
     blind = SyntheticWorld(replace(HARD, auc=0.5, noise=1.3))
     logits = [logit(blind.score(problem, words)) for problem, words in paths(blind, 1500)]

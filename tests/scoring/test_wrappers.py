@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from vprm_search.calibration.maps import Calibration, LogitMap
+from vprm_search.images.normalise import blank_image
 from vprm_search.scoring import CachedScorer, OutcomeScorer
 from vprm_search.scoring.reasons import CODES, NO_SERVER, code_of
-from vprm_search.scoring.wrappers import CalibratedScorer
+from vprm_search.scoring.wrappers import BlankImages, CalibratedScorer
 from vprm_search.testing import ScriptedScorer
-from vprm_search.types import Problem, ScoreRequest, StepScorer
+from vprm_search.types import ImageData, Problem, ScoreRequest, StepScorer
 
 
 class OpenedScorer(ScriptedScorer):
@@ -34,7 +35,12 @@ def calibrated(inner: StepScorer) -> CalibratedScorer:
     return CalibratedScorer(inner, Calibration(policy="p", map=LogitMap(temperature=2.0)))
 
 
-WRAPPERS: list[Callable[[StepScorer], StepScorer]] = [OutcomeScorer, CachedScorer, calibrated]
+WRAPPERS: list[Callable[[StepScorer], StepScorer]] = [
+    OutcomeScorer,
+    CachedScorer,
+    BlankImages,
+    calibrated,
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
@@ -72,3 +78,14 @@ async def test_an_empty_step_stays_in_the_outcomes_answer() -> None:
 def test_codes_are_read_and_words_are_not() -> None:
     assert all(code_of(f"{code}: {code} more") == code_of(code) == code for code in CODES)
     assert code_of("the answer was too_long") == code_of("") == ""
+
+
+async def test_a_scorer_of_blank_images_sees_as_many_grey_pictures() -> None:
+    inner = ScriptedScorer(lambda _: 0.5)
+    pictures = (ImageData("sha256-a", b"a"), ImageData("sha256-b", b"b"))
+    asked = ScoreRequest(Problem("q", tuple(p.digest for p in pictures)), ("a",), pictures)
+    assert [s.value for s in (await BlankImages(inner).score([asked]))[0].scores] == [0.5]
+    (shown,) = inner.asked
+    assert (shown.problem.question, shown.steps) == ("q", ("a",))
+    assert shown.images == (blank_image(),) * 2
+    assert shown.problem.images == tuple(image.digest for image in shown.images)

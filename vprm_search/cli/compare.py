@@ -134,18 +134,20 @@ def compare(
     )
     problem_set: World
     if file is not None:
-        made_by = {
-            "name": policy,
-            "base_url": base_url,
-            "temperature": temperature,
-            "max_tokens_per_step": step_tokens,
-            "continuation": continuation.value,
-        }
-        scored_by = {"name": scorer, "device": device}
-        if scorer_tokenizer is not None:
-            scored_by["tokenizer"] = str(scorer_tokenizer)
-        key = None if scorer_api_key is None else SecretStr(scorer_api_key)
-        problem_set = FileProblems.read(file, made_by, scored_by, count, scorer_key=key)
+        problem_set = file_world(
+            file,
+            count,
+            policy={
+                "name": policy,
+                "base_url": base_url,
+                "temperature": temperature,
+                "max_tokens_per_step": step_tokens,
+                "continuation": continuation.value,
+            },
+            scorer={"name": scorer, "device": device},
+            tokenizer=scorer_tokenizer,
+            key=scorer_api_key,
+        )
     else:
         built_in = {
             "problems": count or 500,
@@ -156,11 +158,29 @@ def compare(
         }
         if (policy, scorer, base_url) != ("tiny", "tiny", None):
             raise ConfigError("--policy and --scorer are for --problems FILE.jsonl")
-        problem_set = _built_in_world(world, built_in)
+        problem_set = built_in_world(world, built_in)
     _run(comparison, problem_set, out, jobs, readme)
 
 
-def _built_in_world(name: str, given: Mapping[str, Any]) -> World:
+def file_world(
+    file: Path,
+    limit: int | None,
+    *,
+    policy: Mapping[str, Any],
+    scorer: Mapping[str, Any],
+    tokenizer: Path | None,
+    key: str | None,
+    labelled: bool = True,
+) -> FileProblems:
+    """Return the problems of a file; `policy` and `scorer` as in `FileProblems.read`."""
+    if tokenizer is not None:
+        scorer = {**scorer, "tokenizer": str(tokenizer)}
+    secret = None if key is None else SecretStr(key)
+    return FileProblems.read(file, policy, scorer, limit, scorer_key=secret, labelled=labelled)
+
+
+def built_in_world(name: str, given: Mapping[str, Any]) -> World:
+    """Return the tiny or a synthetic world. Raises `ConfigError` for another name or option."""
     if name == "synthetic":
         from vprm_search.compare.worlds import WORLDS, SyntheticProblems
 
@@ -321,6 +341,7 @@ class FileProblems:
     policy: Mapping[str, Any]
     scorer: Mapping[str, Any]
     scorer_key: SecretStr | None = field(default=None, repr=False)
+    labelled: bool = True
 
     @classmethod
     def read(
@@ -330,6 +351,7 @@ class FileProblems:
         scorer: Mapping[str, Any],
         limit: int | None = None,
         scorer_key: SecretStr | None = None,
+        labelled: bool = True,
     ) -> FileProblems:
         """Read the file and check every line. Raises `RecordError` naming the first bad one.
 
@@ -339,16 +361,17 @@ class FileProblems:
             scorer: arguments of `options.load_scorer`.
             limit: problems to take, the first ones; None takes all.
             scorer_key: key of the server behind the scorer; it is written nowhere.
+            labelled: whether every line must hold the right answer.
         """
         try:
             lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise RecordError(f"{path}: cannot be read as text ({error})") from error
         for number, line in enumerate(lines, start=1):
-            _parsed(line, f"{path}, problem {number}")
+            _parsed(line, f"{path}, problem {number}", labelled)
         if not lines:
             raise RecordError(f"{path} holds no problems; give one JSON object per line")
-        return cls(path, tuple(lines[:limit]), policy, scorer, scorer_key)
+        return cls(path, tuple(lines[:limit]), policy, scorer, scorer_key, labelled)
 
     @property
     def size(self) -> int:
@@ -362,7 +385,7 @@ class FileProblems:
         """
         text, images = hashlib.sha256("\n".join(self.lines).encode()), hashlib.sha256()
         for number, line in enumerate(self.lines, start=1):
-            for data in self._images(_parsed(line, f"{self.path}, problem {number}")[2]):
+            for data in self._images(self._parts(line, f"{self.path}, problem {number}")[2]):
                 images.update(hashlib.sha256(data).digest())
         return {
             "world": "file",
@@ -384,10 +407,13 @@ class FileProblems:
     def _task(self, line: str, where: str) -> Task:
         from vprm_search.images.normalise import normalise_image
 
-        question, answer, names = _parsed(line, where)
+        question, answer, names = self._parts(line, where)
         images: tuple[ImageData, ...] = tuple(map(normalise_image, self._images(names)))
         problem = Problem(normalise_text(question).strip(), tuple(image.digest for image in images))
         return Task(problem, images, answer)
+
+    def _parts(self, line: str, where: str) -> tuple[str, str, list[str]]:
+        return _parsed(line, where, self.labelled)
 
     def _images(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yield the bytes of images. Raises `ImageError`; nothing is fetched."""
@@ -398,8 +424,8 @@ class FileProblems:
             yield read_image_file(str(self.path.parent / name), max_bytes=100_000_000)
 
 
-def _parsed(line: str, where: str) -> tuple[str, str, list[str]]:
-    """Return question, answer and image paths of a line. Raises `RecordError`."""
+def _parsed(line: str, where: str, labelled: bool = True) -> tuple[str, str, list[str]]:
+    """Return question, answer ("" if none is needed) and image paths. Raises `RecordError`."""
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -409,6 +435,8 @@ def _parsed(line: str, where: str) -> tuple[str, str, list[str]]:
     question, answer = record.get("question"), record.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
+    if not labelled:
+        answer = "unknown"
     images = record.get("images", [record["image"]] if "image" in record else [])
     texts = isinstance(question, str) and isinstance(answer, str) and bool(question and answer)
     if not texts or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
@@ -416,4 +444,4 @@ def _parsed(line: str, where: str) -> tuple[str, str, list[str]]:
             f"{where}: expected 'question' and 'answer' as text, and 'image' as a path or 'images' "
             "as a list of paths"
         )
-    return str(question), str(answer), images
+    return str(question), str(answer) if labelled else "", images

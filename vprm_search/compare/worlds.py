@@ -111,6 +111,7 @@ class ScoreNoise:
             and .997.
         early: added to the logits of a first step, half of it to those in the middle, nothing to
             those of a last step.
+        blind: first steps of a solution whose scores are noise alone.
         depth: steps of a solution.
     """
 
@@ -120,6 +121,7 @@ class ScoreNoise:
     noise: float | None = None
     level: float = 0.0
     early: float = 0.0
+    blind: int = 0
     depth: int = 10
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class ScoreNoise:
             raise ValueError(f"the AUC is {self.auc}; it must be above 0 and below 1")
         if self.noise is not None and not self.noise > 0:
             raise ValueError(f"the noise is {self.noise}; it must be above 0, or None")
-        if not 0 <= self.correlation < 1 or self.depth < 1:
+        if not 0 <= self.correlation < 1 or self.depth < 1 or self.blind < 0:
             raise ValueError(f"not a noise of scores: {self}")
 
     def error(self, drawn: float, before: float | None = None) -> float:
@@ -142,10 +144,10 @@ class ScoreNoise:
     def score(self, right: bool, error: float, place: int) -> float:
         """Return P('+') of the step at `place` (the first is 1) whose path is `right` so far."""
         apart = math.sqrt(2) * _NORMAL.inv_cdf(self.auc)
-        seen = (apart if right else -apart) / 2 + error
+        truth = 0.0 if place <= self.blind else (apart if right else -apart) / 2
         noise = abs(apart) if self.noise is None else self.noise
         left = max(0.0, 1 - (place - 1) / max(1, self.depth - 1))
-        logit = self.sharpness * noise * seen + self.level + self.early * left
+        logit = self.sharpness * noise * (truth + error) + self.level + self.early * left
         return 1 / (1 + math.exp(-logit))
 
 
@@ -398,7 +400,7 @@ class SyntheticProblems:
     def identity(self) -> dict[str, Any]:
         """Return the settings that make the world."""
         settings = asdict(self.settings)
-        for name in ("noise", "level", "early"):  # 0.1 had none of them: its results go on
+        for name in ("noise", "level", "early", "blind"):  # 0.1 had none of them: its results go on
             if settings[name] == getattr(_PLAIN, name):
                 del settings[name]
         return {"world": "synthetic", "settings": settings, "problems": self.problems}

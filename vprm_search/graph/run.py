@@ -145,7 +145,7 @@ async def arun_search(
         split=split,
         limits=limits,
     )
-    problem, taken, messages = _read(question, images, question_of)
+    problem, taken, messages = read_question(question, images, question_of)
     job = Job(SearchTree(problem, run_seed), taken, messages=messages)
     runs = await run_jobs(
         [job],
@@ -288,8 +288,10 @@ def _tell(tell: OnEvent, phases: Sequence[Told]) -> None:
             tell(event)
 
 
-def _read(
-    question: Question, images: Sequence[ImageSource], question_of: QuestionOf | None
+def read_question(
+    question: Question,
+    images: Sequence[ImageSource] = (),
+    question_of: QuestionOf | None = None,
 ) -> tuple[Problem, tuple[ImageData, ...], tuple[AnyMessage, ...]]:
     """Return the problem that is asked, its images in their order, and what the policy is shown."""
     given = tuple(i if isinstance(i, ImageData) else normalise_image(i) for i in images)

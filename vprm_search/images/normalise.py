@@ -113,6 +113,11 @@ def normalise_image(
         return _normalised(image, limits, owned=True)
 
 
+def blank_image() -> ImageData:
+    """Return a grey picture of 64 x 64 pixels: what an ablation shows instead of a real one."""
+    return normalise_image(Image.new("RGB", (64, 64), (220, 220, 220)))
+
+
 def image_from_base64(text: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> ImageData:
     """Return the normalised image whose file bytes are `text` in base64."""
     return normalise_image(decode_base64(text, max_bytes=limits.max_bytes), limits=limits)

@@ -12,6 +12,7 @@ from typing import Self
 from vprm_search.calibration.maps import Calibration, CalibrationFile
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
+from vprm_search.images.normalise import blank_image
 from vprm_search.steps import STEP_SEPARATOR
 from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScore, StepScorer
 
@@ -68,6 +69,30 @@ def name_of(scorer: StepScorer, given: str | None) -> str:
             "whenever the scores would"
         )
     return name
+
+
+class BlankImages(ScorerWrapper):
+    """Shows the scorer inside a grey picture in place of each of the problem's.
+
+    Scores that stay as good as they were have nothing to do with the picture.
+
+    Args:
+        inner: the scorer that is shown grey pictures.
+    """
+
+    def __init__(self, inner: StepScorer) -> None:
+        super().__init__(inner)
+        self.identity = f"{getattr(inner, 'identity', '')}/blank"
+        self._grey = blank_image()
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Score all requests with their pictures blank: same length, same order."""
+        return await self.inner.score([self._blanked(request) for request in requests])
+
+    def _blanked(self, request: ScoreRequest) -> ScoreRequest:
+        grey = (self._grey,) * len(request.images)
+        problem = replace(request.problem, images=tuple(image.digest for image in grey))
+        return replace(request, problem=problem, images=grey)
 
 
 class OutcomeScorer(ScorerWrapper):

@@ -1,0 +1,595 @@
+"""Is a scorer any help with a policy? Told without labels, before a search is trusted.
+
+Some problems are answered several times, and the scores of the whole solutions are looked at. A
+scorer that sees the truth leaves traces that need no right answers: the truth about a path lasts
+from step to step, paths that come to one answer share it, and where a policy is mostly right the
+paths of its frequent answer score higher. From these traces comes an advice: search by the scores,
+weigh votes by them, or leave them alone. How often it is wrong: docs/preflight.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vprm_search import ids
+from vprm_search.answers import answer_classes, extract_answer
+from vprm_search.calibration.maps import logit
+from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError, VprmError
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules, as_policy, check_part
+from vprm_search.graph.run import read_question, run_jobs
+from vprm_search.graph.session import run_blocking
+from vprm_search.search import BestOfN, BestScore
+from vprm_search.steps import split_solution
+from vprm_search.tree import SearchTree
+from vprm_search.types import ImageData, NodeRecord, Problem, StepScorer
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+    from vprm_search.graph.run import Question
+    from vprm_search.types import Policy
+
+Pictured = tuple[Problem, tuple[ImageData, ...]]
+
+Advice = Literal["search", "vote", "majority"]
+"""What a scorer is good for with a policy: to guide a search, to weigh votes, or for nothing."""
+
+FORMAT: Final = "vprm-search preflight"
+FORMAT_VERSION: Final = 1
+FEWEST_PROBLEMS = 5
+RESAMPLES = 1000
+_BATCH = 4
+
+SIGNALS: Mapping[str, str] = {
+    "correlation": "correlation of successive logits along a path",
+    "lasting": "what of it lasts; noise that is handed from step to step fades",
+    "share": "problems in which the frequent answer's paths score higher on average",
+    "preference": "chance that a path with the frequent answer scores above another",
+    "likeness": "how alike paths of one answer score before it (intraclass correlation)",
+    "lead": "share of the frequent answer less that of the next one",
+}
+"""The signals by name, and what they are.
+
+Of a blind scorer, `share` and `preference` are .5 and the others 0, but for `lead`, which is the
+policy's alone.
+"""
+
+_PREFERENCE = 0.6  # below it a search gains nothing, if it is not chance
+_LEAD = 0.25  # from here on the frequent answer is worth more than its like by chance
+
+
+# --- the signals ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSolution:
+    """A distinct solution of a problem: a key and a logit per step, and the class of its answer.
+
+    Two solutions have the same keys as far as they begin alike. `count` samples were this solution;
+    `answer` is None if it gives none, or was cut.
+    """
+
+    keys: tuple[str, ...]
+    logits: tuple[float, ...]
+    answer: int | None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What one problem adds to the signals; the sums of several problems are added up."""
+
+    one_xy: float = 0.0  # of logits of successive steps, less their level's mean
+    one_xx: float = 0.0
+    one_yy: float = 0.0
+    two_xy: float = 0.0  # two steps apart
+    two_xx: float = 0.0
+    two_yy: float = 0.0
+    squares: float = 0.0  # of paths' mean logits before the answer, less their mean
+    freedom: float = 0.0
+    same: float = 0.0  # products of those of two paths with one answer
+    same_pairs: float = 0.0
+    other: float = 0.0  # with two answers
+    other_pairs: float = 0.0
+    higher: float = 0.0
+    above: float = 0.0
+    compared: float = 0.0
+    lead: float = 0.0
+    answered: float = 0.0
+
+
+_NAMES = tuple(entry.name for entry in fields(_Sums))
+
+
+def _sums(solutions: Sequence[ScoredSolution]) -> _Sums:
+    """Return what one problem adds to the signals."""
+    found: dict[str, float] = dict.fromkeys(_NAMES, 0.0)
+    levels = _levels(solutions)
+    for name, apart in (("one", 1), ("two", 2)):
+        pairs = {
+            s.keys[end]: (levels[end - apart][s.keys[end - apart]], levels[end][s.keys[end]])
+            for s in solutions
+            for end in range(apart, len(s.keys))
+        }  # a step that several solutions share counts once
+        _add(found, f"{name}_xy", (x * y for x, y in pairs.values()))
+        _add(found, f"{name}_xx", (x * x for x, _ in pairs.values()))
+        _add(found, f"{name}_yy", (y * y for _, y in pairs.values()))
+    answered = [s for s in solutions if s.answer is not None]
+    if answered:
+        _add_answers(found, answered)
+    return _Sums(**found)
+
+
+def _add(found: dict[str, float], name: str, values: Iterable[float]) -> None:
+    found[name] += math.fsum(values)
+
+
+def _levels(solutions: Sequence[ScoredSolution]) -> list[dict[str, float]]:
+    """Return the logit of every distinct step less the mean of the steps at its place."""
+    levels = []
+    for place in range(max((len(s.keys) for s in solutions), default=0)):
+        level = {s.keys[place]: s.logits[place] for s in solutions if place < len(s.keys)}
+        mean = fmean(level.values())
+        levels.append({key: value - mean for key, value in level.items()})
+    return levels
+
+
+def _add_answers(found: dict[str, float], answered: Sequence[ScoredSolution]) -> None:
+    """Add what scores and answers have to do with one another."""
+    votes = Counter[int]()
+    for solution in answered:
+        votes[solution.answer or 0] += solution.count
+    frequent, most = min(votes.items(), key=lambda pair: (-pair[1], pair[0]))
+    next_most = max((count for answer, count in votes.items() if answer != frequent), default=0)
+    _add(found, "lead", [(most - next_most) / sum(votes.values())])
+    _add(found, "answered", [1])
+    ways = _centred([(s.answer, fmean(s.logits[:-1] or s.logits)) for s in answered])
+    _add(found, "squares", (value * value for _, value in ways))
+    _add(found, "freedom", [len(ways) - 1])
+    for name, alike in (("same", True), ("other", False)):
+        products = [x * y for (a, x), (b, y) in combinations(ways, 2) if (a == b) is alike]
+        _add(found, name, products)
+        _add(found, f"{name}_pairs", [len(products)])
+    ours = [s.logits[-1] for s in answered if s.answer == frequent]
+    others = [s.logits[-1] for s in answered if s.answer != frequent]
+    if most > 1 and others:
+        _add(found, "higher", [_above(fmean(ours), fmean(others))])
+        _add(found, "above", [fmean(_above(x, y) for x in ours for y in others)])
+        _add(found, "compared", [1])
+
+
+def _above(x: float, y: float) -> float:
+    return 0.5 if x == y else float(x > y)
+
+
+def _centred(values: Sequence[tuple[int | None, float]]) -> list[tuple[int | None, float]]:
+    mean = fmean(value for _, value in values)
+    return [(answer, value - mean) for answer, value in values]
+
+
+def _signals(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return the signals that sums over problems make; where nothing can be told, a blind one's.
+
+    If noise is handed from step to step by a factor rho, its correlation two steps apart is rho
+    squared: `lasting` is what is above that, as a share of what the noise leaves.
+    """
+    one, two = (
+        _ratio(sums[f"{name}_xy"], math.sqrt(sums[f"{name}_xx"] * sums[f"{name}_yy"]))
+        for name in ("one", "two")
+    )
+    alike = _ratio(sums["same"], sums["same_pairs"]) - _ratio(sums["other"], sums["other_pairs"])
+    return {
+        "correlation": one,
+        "lasting": (two - one * one) / max(0.1, 1 - one) ** 2,
+        "share": _ratio(sums["higher"], sums["compared"], 0.5),
+        "preference": _ratio(sums["above"], sums["compared"], 0.5),
+        "likeness": _ratio(alike, _ratio(sums["squares"], sums["freedom"])),
+        "lead": _ratio(sums["lead"], sums["answered"]),
+    }
+
+
+def _ratio(above: float, below: float, otherwise: float = 0.0) -> float:
+    return above / below if below > 1e-9 else otherwise
+
+
+class Signal(BaseModel):
+    """A signal with its 95 % interval: a percentile bootstrap over problems."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    value: float
+    low: float
+    high: float
+
+
+def measured_signals(
+    problems: Sequence[Sequence[ScoredSolution]], resamples: int = RESAMPLES
+) -> dict[str, Signal]:
+    """Return the signals of solutions `[problems][solutions]`, with their intervals.
+
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13. Equal solutions give equal
+    intervals.
+    """
+    parts = [astuple(_sums(solutions)) for solutions in problems]
+
+    def of(chosen: Sequence[tuple[float, ...]]) -> dict[str, float]:
+        sums = (math.fsum(column) for column in zip(*chosen, strict=True))
+        return _signals(dict(zip(_NAMES, sums, strict=True)))
+
+    draw = random.Random(0)
+    again = [of(draw.choices(parts, k=len(parts))) for _ in range(resamples)]
+    found, edge = {}, round(0.025 * (resamples - 1))
+    for name, value in of(parts).items():
+        ordered = sorted(one[name] for one in again)
+        found[name] = Signal(value=value, low=ordered[edge], high=ordered[-1 - edge])
+    return found
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+def advised(signals: Mapping[str, Signal]) -> tuple[Advice, str]:
+    """Return the advice and why.
+
+    What counts is whether the scorer surely prefers the policy's frequent answer: only this is seen
+    anew in every problem, while errors of a scorer that come with a text make its scores correlate
+    along a path, last, and be alike under one answer as the truth does. Where no answer leads, the
+    frequent one is chance and the majority nothing to lose; there the traces along the path decide.
+    """
+    prefers = signals["preference"]
+    if prefers.low > 0.5 and prefers.value >= _PREFERENCE:
+        if signals["correlation"].low > 0:
+            return "search", (
+                "The scorer prefers what the policy mostly answers, and a step's score says "
+                "something about the next one's: let the scores guide the search."
+            )
+        return "vote", (
+            "The last scores prefer what the policy mostly answers, but a step's score says "
+            "nothing about the next one's: weigh the votes of whole solutions by the scores."
+        )
+    if signals["lead"].value < _LEAD:
+        if signals["lasting"].low > 0 or signals["likeness"].low > 0:
+            return "search", (
+                "No answer leads by much, so a majority is worth little, and the scores of a path "
+                "hang together as they do if they know right from wrong: search."
+            )
+        return "majority", (
+            "No answer leads by much, and the scores of a path do not hang together either: they "
+            "are no help. Take the most frequent answer, or another policy."
+        )
+    if prefers.high < 0.5:
+        return "majority", (
+            "The scorer speaks against what the policy mostly answers: it prefers wrong paths, or "
+            "the policy is mostly wrong. Take the most frequent answer; some labelled problems "
+            "(vprm-search compare) would tell which it is."
+        )
+    return "majority", (
+        "No sign that the scores know right from wrong: take the most frequent answer and leave "
+        "the scores alone."
+    )
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+
+def warnings_of(
+    solutions: Sequence[Sequence[ScoredSolution]], signals: Mapping[str, Signal]
+) -> tuple[str, ...]:
+    """Return what is wrong with the scores or the solutions `[problems][solutions]`.
+
+    A scorer that says '+' to everything, and one that is saturated on early steps, are the failures
+    that VisualPRM's authors report of other reward models (arXiv 2503.10291 §4).
+    """
+    distinct = [s for problem in solutions for s in problem]
+    logits = [value for s in distinct for value in s.logits]
+    found = []
+    positive = fmean(value > 0 for value in logits)
+    if max(positive, 1 - positive) >= 0.95:
+        sign = "+" if positive >= 0.95 else "-"
+        found.append(
+            f"The scorer says '{sign}' to {100 * max(positive, 1 - positive):.0f} % of the steps "
+            f"(median P('+') {_probability(median(logits)):.3f}): only the order of its scores can "
+            "tell anything; a threshold (verifier, pruning) at .5 tells nothing."
+        )
+    found += _early(distinct)
+    found += _alike(solutions, signals)
+    return tuple(found)
+
+
+def _early(distinct: Sequence[ScoredSolution]) -> list[str]:
+    """Tell of scores that are high on early steps, whatever comes."""
+    long = [s for s in distinct if len(s.logits) >= 3]
+    if not long:
+        return []
+    first, last = (median(s.logits[place] for s in long) for place in (0, -1))
+    if first < logit(0.9) or first - last < 1:
+        return []
+    return [
+        f"Early steps score high (median P('+') {_probability(first):.3f}, at the end "
+        f"{_probability(last):.3f}): paths of different lengths cannot be compared by these "
+        "scores, as BestFirst and thresholds do."
+    ]
+
+
+def _alike(
+    solutions: Sequence[Sequence[ScoredSolution]], signals: Mapping[str, Signal]
+) -> list[str]:
+    """Tell of solutions or scores that are too much alike to tell them apart."""
+    found = []
+    samples = sum(s.count for problem in solutions for s in problem)
+    share = sum(map(len, solutions)) / samples
+    if share < 0.5:
+        found.append(
+            f"The policy repeats itself: {100 * share:.0f} % of its solutions are distinct; raise "
+            "its temperature, or sample fewer."
+        )
+    if signals["lead"].value >= 0.9:
+        found.append(
+            "Nearly all solutions agree: these problems leave nothing to choose; check on harder "
+            "ones."
+        )
+    spreads = [
+        abs(a - b)
+        for problem in solutions
+        for level in _levels(problem)
+        for a, b in pairwise(sorted(level.values()))
+    ]
+    if spreads and fmean(gap < 1e-4 for gap in spreads) >= 0.5:
+        found.append(
+            "Most steps have the same score as another candidate at their place: the scorer cannot "
+            "tell them apart."
+        )
+    return found
+
+
+def _probability(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+class PreflightReport(BaseModel):
+    """What the check found. `auto` obeys its `advice`; it can be kept as a JSON file.
+
+    Args:
+        advice: what the scorer is good for: "search", "vote" or "majority".
+        sentence: the advice and its reason in words.
+        signals: what was measured, by name (`SIGNALS`), with 95 % intervals.
+        warnings: what else is wrong with scores or solutions.
+        problems: problems with at least two scored solutions.
+        samples: solutions that were asked for.
+        failed: of these, calls of the policy that failed.
+        unscored: of these, solutions of which a step has no score.
+        policy: who wrote the solutions, as far as its name is known.
+        scorer: the scorer's identity, "" if it has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal["vprm-search preflight"] = FORMAT
+    version: Literal[1] = FORMAT_VERSION
+    advice: Advice
+    sentence: str
+    signals: dict[str, Signal]
+    warnings: tuple[str, ...] = ()
+    problems: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    failed: int = Field(default=0, ge=0)
+    unscored: int = Field(default=0, ge=0)
+    policy: str = ""
+    scorer: str = ""
+
+    def dumps(self) -> str:
+        """Return the report as JSON text."""
+        return json.dumps(self.model_dump(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a JSON file."""
+        Path(path).write_text(self.dumps(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PreflightReport:
+        """Read a report from a JSON file. Raises `RecordError` for a file that is none."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RecordError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RecordError(f"{path} is no report of vprm-search preflight")
+        if data.get("version") != FORMAT_VERSION:
+            raise RecordError(
+                f"{path} has version {data.get('version')!r}, this release reads version "
+                f"{FORMAT_VERSION}; run vprm-search preflight again"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise RecordError(f"{path}: {place}: {first['msg']}") from error
+
+
+# --- the check -----------------------------------------------------------------------------------
+
+
+def preflight(
+    policy: Policy | BaseChatModel,
+    scorer: StepScorer,
+    problems: Sequence[Question | Pictured],
+    *,
+    samples: int = 16,
+    run_seed: int = 0,
+    max_failed: float = 0.2,
+    extract: Callable[[str], str | None] = extract_answer,
+    split: Callable[[str], list[str]] = split_solution,
+    progress: Callable[[int, int], None] | None = None,
+) -> PreflightReport:
+    """Check a scorer without labels: `apreflight`, which see, for synchronous code."""
+    return run_blocking(
+        apreflight(
+            policy,
+            scorer,
+            problems,
+            samples=samples,
+            run_seed=run_seed,
+            max_failed=max_failed,
+            extract=extract,
+            split=split,
+            progress=progress,
+        )
+    )
+
+
+async def apreflight(
+    policy: Policy | BaseChatModel,
+    scorer: StepScorer,
+    problems: Sequence[Question | Pictured],
+    *,
+    samples: int = 16,
+    run_seed: int = 0,
+    max_failed: float = 0.2,
+    extract: Callable[[str], str | None] = extract_answer,
+    split: Callable[[str], list[str]] = split_solution,
+    progress: Callable[[int, int], None] | None = None,
+) -> PreflightReport:
+    """Ask each problem `samples` times, score the solutions, and advise how to use the scores.
+
+    Twenty problems of the kind that will be asked are enough; right answers are not needed.
+
+    Args:
+        policy: what writes solutions: any LangChain chat model, or a `Policy`.
+        scorer: what gives each step P('+').
+        problems: texts, messages with their images inside (`image_message`), conversations, or
+            pairs of a `Problem` and its images.
+        samples: solutions per problem.
+        run_seed: makes the seeds of all solutions; equal checks draw equally.
+        max_failed: share of failed calls of the policy, or of unscored solutions, above which the
+            check is no result.
+        extract: reads the final answer out of a solution, None if there is none.
+        split: cuts a whole solution into steps.
+        progress: is told after each batch of problems: problems done, problems in all.
+
+    Raises:
+        ConfigError: too few problems or samples, or policy or scorer are none.
+        PolicyError: too many calls of the policy failed; or it left too few different solutions.
+        ScorerError: too many solutions have no score.
+        VprmError: what the policy or the scorer raises.
+    """
+    if len(problems) < FEWEST_PROBLEMS or not 2 <= samples <= 256:
+        raise ConfigError(
+            f"{len(problems)} problems with {samples} solutions each tell too little; give at "
+            f"least {FEWEST_PROBLEMS} problems and between 2 and 256 solutions (20 x 16 are usual)"
+        )
+    check_part("scorer", scorer, StepScorer)
+    jobs = [_job(problem, run_seed) for problem in problems]
+    rules = SearchRules(BestOfN(samples), BestScore(), extract=extract, split=split)
+    writer, runs = as_policy(policy), []
+    for start in range(0, len(jobs), _BATCH):
+        runs += await run_jobs(jobs[start : start + _BATCH], writer, scorer, rules)
+        if progress is not None:
+            progress(len(runs), len(jobs))
+    found = [_read_solutions(run.tree) for run in runs]
+    failures = [reason for one in found for reason in one.failures]
+    unscored = [reason for one in found for reason in one.unscored]
+    drawn = len(problems) * samples
+    _refuse_above(max_failed, failures, drawn, PolicyError, "calls of the policy failed")
+    _refuse_above(max_failed, unscored, drawn, ScorerError, "solutions have no score")
+    usable = [one.solutions for one in found if len(one.solutions) > 1]
+    if len(usable) < FEWEST_PROBLEMS:
+        raise PolicyError(
+            f"{len(usable)} of {len(problems)} problems have two different solutions, it takes "
+            f"{FEWEST_PROBLEMS}: nothing can be chosen here; raise the policy's temperature, or "
+            "take harder problems"
+        )
+    signals = measured_signals(usable)
+    advice, sentence = advised(signals)
+    return PreflightReport(
+        advice=advice,
+        sentence=sentence,
+        signals=signals,
+        warnings=warnings_of(usable, signals),
+        problems=len(usable),
+        samples=drawn,
+        failed=len(failures),
+        unscored=len(unscored),
+        policy=str(getattr(policy, "model_name", "") or type(policy).__name__),
+        scorer=str(getattr(scorer, "identity", "")),
+    )
+
+
+def _job(problem: Question | Pictured, run_seed: int) -> Job:
+    if isinstance(problem, tuple) and isinstance(problem[0], Problem):
+        question, images, messages = read_question(*problem)
+    else:
+        question, images, messages = read_question(problem)  # type: ignore[arg-type]
+    return Job(SearchTree(question, run_seed), images, messages=messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """The distinct scored solutions of one problem, and why the others are none."""
+
+    solutions: list[ScoredSolution]
+    failures: list[str]
+    unscored: list[str]
+
+
+def _read_solutions(tree: SearchTree) -> _Read:
+    """Read the sampled solutions of a tree."""
+    leaves = [_end_of(tree, child) for child in tree.children(tree.root_id)]
+    failures = [leaf.reason for leaf in leaves if leaf.status == "failed"]
+    kept = [leaf for leaf in leaves if leaf.status != "failed"]
+    classes = answer_classes([leaf.answer if leaf.status == "finished" else None for leaf in kept])
+    unscored = []
+    known: dict[tuple[str, ...], ScoredSolution] = {}
+    for leaf, answer in zip(kept, classes, strict=True):
+        steps, scores = tree.steps(leaf.id), tree.step_scores(leaf.id)
+        logits = tuple(logit(score) for score in scores if score is not None)
+        if len(logits) < len(scores) or not scores:
+            reasons = [record.score_reason for record in tree.path(leaf.id) if record.score_reason]
+            unscored.append(reasons[0] if reasons else "the scorer gave no score")
+        elif steps in known:
+            known[steps] = replace(known[steps], count=known[steps].count + 1)
+        else:
+            known[steps] = ScoredSolution(_keys(steps), logits, answer)
+    return _Read(list(known.values()), failures, unscored)
+
+
+def _end_of(tree: SearchTree, record: NodeRecord) -> NodeRecord:
+    while below := tree.children(record.id):
+        record = below[0]
+    return record
+
+
+def _keys(steps: Sequence[str]) -> tuple[str, ...]:
+    """Return a key of every beginning of the steps."""
+    keys = [""]
+    for step in steps:
+        keys.append(ids.digest(keys[-1], step).hex())
+    return tuple(keys[1:])
+
+
+def _refuse_above(
+    limit: float, reasons: Sequence[str], drawn: int, kind: type[VprmError], what: str
+) -> None:
+    """Raise `kind` if there are too many `reasons`, naming the most frequent one."""
+    if len(reasons) <= limit * drawn:
+        return
+    reason, times = Counter(reasons).most_common(1)[0]
+    raise kind(
+        f"{len(reasons)} of {drawn} {what}, more than {100 * limit:g} %: the check is no result. "
+        f"Most often ({times}): {reason}"
+    )
