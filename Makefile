@@ -62,7 +62,7 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" \
-		tests/chat tests/graph tests/policy tests/corpus tests/tiny/test_chat_model.py \
+		tests/chat tests/graph tests/policy tests/corpus tests/testing tests/tiny/test_chat_model.py \
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
 
 test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test draws the same ones)
