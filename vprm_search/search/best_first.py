@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from vprm_search.search.plan import Expand, Plan
+from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.stepwise import StepwiseSearch, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
@@ -18,12 +18,14 @@ from vprm_search.types import NodeId
 class _Queue:
     """The open paths seen up to a round, best first; some may be closed or expanded by now.
 
-    `fresh` are the parents whose children came last, `expanded` all parents.
+    `fresh` are the parents whose children came last, `close` is what goes among these, and
+    `expanded` are all parents.
     """
 
     heap: list[tuple[float, NodeId]] = field(default_factory=list)
     round: int = 0
     fresh: list[NodeId] = field(default_factory=list)
+    close: list[Close] = field(default_factory=list)
     expanded: set[NodeId] = field(default_factory=set)
 
 
@@ -62,7 +64,7 @@ class BestFirst(StepwiseSearch):
         if refill:
             return Plan(expand=refill, close=tuple(merged))
         queue = self._queue(tree)
-        close = merged + [c for parent in queue.fresh for c in self._siblings(tree, parent)[1]]
+        close = merged + [close for close in queue.close if tree[close.node].status == "open"]
         best = self._best(tree, queue, {c.node for c in close})
         reason = self._stopped(tree, best, queue)
         if reason:
@@ -82,8 +84,11 @@ class BestFirst(StepwiseSearch):
             queue.fresh = sorted({r.parent for r in new if r.parent and r.role != "lookahead"})
             queue.expanded.update(queue.fresh)
             queue.round = tree.rounds
+            queue.close = []
             for parent in queue.fresh:
-                for score, leaf in self._siblings(tree, parent)[0]:
+                ranked, close = self._siblings(tree, parent)
+                queue.close += close
+                for score, leaf in ranked:
                     heapq.heappush(queue.heap, (-score, leaf.id))
         return queue
 
