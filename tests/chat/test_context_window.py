@@ -216,6 +216,34 @@ def test_a_server_that_refuses_is_asked_for_less_until_it_answers(
     assert ours.room(wanted, chars, 0) <= max(asked, 16)
 
 
+NUMBERS = st.none() | st.integers(0, 200_000)
+
+
+@given(st.data(), st.integers(16, 200_000), st.integers(0, 10**6))
+def test_whatever_a_server_says_it_is_asked_for_less_each_time(
+    data: st.DataObject, wanted: int, chars: int
+) -> None:
+    ours = ContextWindow()
+    asked = wanted
+    for _ in range(20):
+        told = Overrun(*(data.draw(NUMBERS) for _ in range(3)))
+        fewer = ours.learn(told, asked, wanted, chars, 0)
+        if fewer is None:
+            return
+        assert 16 <= fewer < asked
+        asked = fewer
+
+
+@pytest.mark.parametrize("told", [Overrun(10**6), Overrun(answer=10**6), Overrun()])
+def test_a_server_that_repeats_a_number_that_helps_nobody_is_given_up_soon(told: Overrun) -> None:
+    ours = ContextWindow()
+    asked: int | None = 4096
+    refused = 0
+    while asked is not None:
+        asked, refused = ours.learn(told, asked, 4096, 100, 0), refused + 1
+    assert refused <= 10
+
+
 def test_a_prompt_that_never_fits_does_not_shorten_later_answers() -> None:
     ours = ContextWindow()
     asked: int | None = 4096

@@ -356,6 +356,14 @@ async def test_a_prompt_longer_than_the_context_says_so(server: Server) -> None:
     assert server.bodies[-1]["max_completion_tokens"] >= 16
 
 
+async def test_a_server_that_refuses_ever_more_is_given_up(server: Server) -> None:
+    text = "This model's maximum context length is {} tokens."
+    server.failures = lambda number, body: Failure(400, text=text.format(3000 - 20 * number))
+    ((proposal,),) = await ChatModelPolicy(client(server)).propose([request(until="end")])
+    assert proposal.finish == "error"
+    assert len(server.bodies) == proposal.requests == 17
+
+
 async def test_a_hanging_list_of_models_takes_none_of_the_time(server: Server) -> None:
     """A search of one second does not wait five for it."""
     server.models_hang = True

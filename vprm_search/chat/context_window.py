@@ -106,8 +106,8 @@ class ContextWindow:
         """
         if told.window is not None:
             self.tokens = told.window
-        if told.answer is not None:
-            self._answer = min(told.answer, asked - 1)
+        if told.answer is not None and told.answer < asked:
+            self._answer = told.answer
         if told.prompt is not None:
             beyond = told.prompt - chars // _CHARS_PER_TOKEN
             self._overhead[images] = max(beyond, self._overhead.get(images, beyond))

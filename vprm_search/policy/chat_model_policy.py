@@ -59,6 +59,7 @@ Continuation = Literal["auto", "prefill", "instruct"]
 _MOST_PER_CALL = 64
 _MOST_IN_PROCESS = 1024
 _DEFAULT_CONCURRENCY = 16
+_MOST_REFUSALS = 16  # of one call as too long, before it is given up
 _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 _OUT_OF_TIME = "cut by budget: the search's seconds were over before the model had answered"
 
@@ -278,21 +279,21 @@ class ChatModelPolicy:
         size = (wanted, chars, images)
         tokens = self._window.room(*size)
         jitter = (call.seeds[0] % 1024) / 1023
-        attempts, shrunk = 0, False
+        attempts, refusals = 0, 0
         while True:
             outcome = await self._bounded(
                 partial(self._generate, call, stop, tokens), jitter=jitter
             )
             attempts += outcome.attempts
-            if outcome.error is None and shrunk:
+            if outcome.error is None and refusals:
                 self._window.note(tokens, *size)
             told = None
             if outcome.error is not None and self.capabilities.max_tokens_key:
                 told = None if is_retryable(outcome.error) else read_overrun(str(outcome.error))
             fewer = None if told is None else self._window.learn(told, tokens, *size)
-            if fewer is None:
+            if fewer is None or refusals == _MOST_REFUSALS:
                 return replace(outcome, attempts=attempts)
-            tokens, shrunk = fewer, True
+            tokens, refusals = fewer, refusals + 1
 
     async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int) -> LLMResult:
         """Ask the model once; the run is nested under the caller's (tracing)."""
