@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from statistics import median
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from vprm_search.search.particle_filter import effective_sample_size
 from vprm_search.search.plan import Close, Expand, Plan, Ranked
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
+
+
+_LEAST = 1e-6  # keeps the logit of a score of exactly 0 or 1 finite
 
 
 class REBASE(StepwiseSearch):
@@ -22,16 +25,12 @@ class REBASE(StepwiseSearch):
     et al., arXiv 2408.00724 §3.2, by the score of the latest step. Shares are rounded by largest
     remainders, where the paper rounds each, so that they sum exactly.
 
-    The paper's temperature is 0.2. What is right depends on how far a reward model's scores lie
-    apart, so by default it is chosen anew at every level: the one at which the shares are worth
-    1 + `effective_share` * (paths - 1) equal ones, as counted by the effective sample size. That
-    is how sequential Monte Carlo chooses its tempering (Jasra et al., Scand. J. Stat. 38, 2011);
-    scores that lie closer together than the lowest temperature stay as good as equal.
-
-    With `start` below 1 the width grows evenly from `start * width` at the first to
-    `(2 - start) * width` at the last of `levels` levels: few first steps have to be right, and at
-    the end many right paths are needed to outvote the wrong ones. The schedule is ours; over
-    `levels` levels it costs what an even width costs.
+    The paper's temperature is 0.2, on the scores as they are. What is right depends on how far a
+    reward model's scores lie apart, and where, so by default both are taken from the level: scores
+    are compared as sigmoid(logit - median logit of the level) (`centred`), and the temperature is
+    the one at which the shares are worth 1 + `effective_share` * (paths - 1) equal ones, as counted
+    by the effective sample size. That is how sequential Monte Carlo chooses its tempering (Jasra et
+    al., Scand. J. Stat. 38, 2011). A scorer whose scores all lie near 1 selects like any other.
 
     The options not listed are those of `StepwiseSearch`.
 
@@ -41,28 +40,17 @@ class REBASE(StepwiseSearch):
         temperature: low values give most steps to the best path, high values equal shares; None
             chooses it by `effective_share`. Default: None.
         effective_share: between 0 (all to the best path) and 1 (equal shares). Default: 0.25.
-        start: share of the width at the first level. Default: 1.
-        levels: levels over which the width grows, about the steps of a solution; after them it is
-            `width` again. Needed by a `start` below 1. Default: None.
     """
 
     aggregate: str = "last"
     width: int = Field(default=16, ge=1, le=256)
     temperature: float | None = Field(default=None, gt=0)
     effective_share: float = Field(default=0.25, ge=0, le=1)
-    start: float = Field(default=1.0, gt=0, le=1)
-    levels: int | None = Field(default=None, ge=2, le=128)
-
-    @model_validator(mode="after")
-    def _levels_are_known(self) -> Self:
-        if self.start < 1 and self.levels is None:
-            raise ValueError(f"start={self.start:g} needs levels=, about the steps of a solution")
-        return self
 
     def plan(self, tree: SearchTree) -> Plan:
         """Refill the level if slots are empty, else divide what is left of the width."""
         if tree.rounds == 0:
-            return Plan(expand=(Expand(tree.root_id, self._width_at(0)),))
+            return Plan(expand=(Expand(tree.root_id, self.width),))
         merged = self._duplicates(tree)
         refill = self._refills(tree)
         if refill:
@@ -70,12 +58,11 @@ class REBASE(StepwiseSearch):
         gone = {close.node for close in merged}
         ranked, close = self._rank(tree, (r for r in tree.open_leaves() if r.id not in gone))
         close = merged + close
-        width = self._width_at(max((tree.depth(leaf.id) for _, leaf in ranked), default=0))
-        left = width - sum(1 for record in tree.finished() if record.id not in gone)
+        left = self.width - sum(1 for record in tree.finished() if record.id not in gone)
         if left <= 0:
-            why = f"width {width} used up"
+            why = f"width {self.width} used up"
             close += [Close(leaf.id, why, cause="not_needed") for _, leaf in ranked]
-            return Plan(close=tuple(close), finish=f"{width} paths finished")
+            return Plan(close=tuple(close), finish=f"{self.width} paths finished")
         ranked, pruned = self.pruning.apply(ranked)
         close += pruned
         if not ranked:
@@ -83,19 +70,12 @@ class REBASE(StepwiseSearch):
         expand, outweighed = self._divide(ranked, left)
         return Plan(expand=expand, close=(*close, *outweighed))
 
-    def _width_at(self, level: int) -> int:
-        if self.levels is None or level >= self.levels:
-            return self.width
-        share = self.start + 2 * (1 - self.start) * level / (self.levels - 1)
-        return max(1, round(self.width * share))
-
     def _weights(self, ranked: Ranked) -> list[float]:
         """Return the share of each path, in all 1."""
         scores = [score for score, _ in ranked]
         if self.temperature is not None:
             return softmax(scores, self.temperature)
-        wanted = 1 + self.effective_share * (len(scores) - 1)
-        return softmax(scores, tempered(scores, wanted))
+        return effective_shares(centred(scores), self.effective_share)
 
     def _divide(self, ranked: Ranked, slots: int) -> tuple[tuple[Expand, ...], list[Close]]:
         weights = self._weights(ranked)
@@ -147,24 +127,39 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def tempered(
-    scores: Sequence[float], effective: float, *, low: float = 0.05, high: float = 20.0
-) -> float:
-    """Return the temperature at which softmax(scores) has this effective sample size.
+def effective_shares(values: Sequence[float], share: float) -> list[float]:
+    """Return softmax(values / t) with t so that it is worth 1 + `share` * (number - 1) equal ones.
 
-    The size grows with the temperature, so it is found by bisection, in logarithms, to 1 part in
-    10^9. The nearer limit where none between `low` and `high` has that size; scores that differ by
-    less than `low` are not told apart sharply.
+    Counted by the effective sample size, which grows with t, so t is found by bisection, in
+    logarithms, to 1 part in 10^9 (Jasra et al., Scand. J. Stat. 38, 2011). The nearer limit where
+    none between 10^-3 and 10^3 has that size.
     """
-    if effective_sample_size(softmax(scores, low)) >= effective:
-        return low
-    if effective_sample_size(softmax(scores, high)) <= effective:
-        return high
-    bottom, top = math.log(low), math.log(high)
-    for _ in range(33):
+    wanted = 1 + share * (len(values) - 1)
+    bottom, top = math.log(1e-3), math.log(1e3)
+    for _ in range(34):
         middle = (bottom + top) / 2
-        if effective_sample_size(softmax(scores, math.exp(middle))) < effective:
+        if effective_sample_size(softmax(values, math.exp(middle))) < wanted:
             bottom = middle
         else:
             top = middle
-    return math.exp(top)
+    return softmax(values, math.exp(top))
+
+
+def logit(score: float) -> float:
+    """Return log(score / (1 - score)); a score of exactly 0 or 1 counts as 10^-6 from it."""
+    held = min(max(score, _LEAST), 1.0 - _LEAST)
+    return math.log(held) - math.log1p(-held)
+
+
+def centred(scores: Sequence[float]) -> list[float]:
+    """Return sigmoid(logit - median logit) of every score: ½ for the middle one."""
+    if not scores:
+        return []
+    logits = [logit(score) for score in scores]
+    middle = median(logits)
+    return [sigmoid(value - middle) for value in logits]
+
+
+def sigmoid(value: float) -> float:
+    """Return 1 / (1 + exp(-value)), the inverse of `logit`."""
+    return 1 / (1 + math.exp(-value))

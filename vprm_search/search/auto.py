@@ -1,0 +1,244 @@
+"""The default strategy: a search by levels that fits itself to scorer, budget and replies."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from statistics import median
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vprm_search.budget import Budget
+from vprm_search.search.plan import Close, Expand, Plan
+from vprm_search.search.rebase import effective_shares, logit, sigmoid
+from vprm_search.search.stepwise import StepKey, candidates, duplicates, exact_step, proposed
+from vprm_search.tree import SearchTree
+from vprm_search.types import NodeId, NodeRecord
+
+Advice = Literal["search", "vote", "majority"]
+"""What the scorer is good for with a policy: to guide a search, to weigh votes, or for nothing."""
+
+_SHARE = 0.25  # as in REBASE
+_FIRST_LOOK = 2 / 3
+_KIN = 0.5  # weight of what its siblings and its children say about a path
+_MOST_CHILDREN = 6
+_START = 0.6  # share of the mean width at the first level
+_STEPS = 10  # steps of a solution where nothing tells
+_FEWEST_STEPS = 4
+
+
+class AutoSearch(BaseModel):
+    """Search level by level, about as wide as `n` whole solutions cost. The default strategy.
+
+    It is `REBASE` with four changes; each was measured (docs/leaderboard.md):
+
+    * **Two looks at a level.** Two thirds of a level's steps are dealt by the scores of the paths.
+      The rest is dealt when those steps have been scored, for they tell about the path above them:
+      a wrong path has no good children. A path is worth sigmoid(own + ½ siblings + ½ children); all
+      three are logits less the median of their level, and the kin count as their sum / (number + 1).
+      A step without a score counts as a median one.
+    * **The width grows** from 0.6 to 1.4 times the mean: few first steps have to be right, and at
+      the end many right paths are needed to outvote the wrong ones. How many levels there will be
+      the budget tells, which pays for `n` solutions, and the finished paths when there are some.
+      Without a limit on tokens, candidates or requests the width grows over ten levels.
+    * **A path has at most six children**, so that no single one takes a level; what they leave over
+      is spent on the levels below.
+    * **The budget is spent.** When all paths have ended and two more solutions can be paid for, the
+      search begins again beside them, and all finished paths vote.
+
+    Slots of merged or failed siblings are not asked for again. A search without a scorer, or whose
+    policy cannot continue a path, or that was advised not to search, samples whole solutions
+    instead (`search_rules`).
+
+    Args:
+        n: whole solutions whose cost it takes where no budget says more or less. Default: 16.
+        max_depth: steps after which an open path is cut ("truncated"). Default: 32.
+        same_step: tells which siblings are the same (see `StepwiseSearch`). Default: `exact_step`.
+        budget: limits to which the width is fitted. Default: those of the search it is used in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int = Field(default=16, ge=1, le=256)
+    max_depth: int = Field(default=32, ge=1, le=128)
+    same_step: StepKey = exact_step
+    budget: Budget = Budget()
+
+    needs_scores: ClassVar[bool] = True
+    aggregates: ClassVar[Sequence[str]] = ("last",)
+
+    def within(self, budget: Budget) -> AutoSearch:
+        """Return the strategy fitted to the limits of a search, if it has none of its own."""
+        return self.model_copy(update={"budget": budget}) if self.budget == Budget() else self
+
+    def plan(self, tree: SearchTree) -> Plan:
+        """Take the second look at the newest level, or the first one at the next."""
+        level = _newest(tree)
+        merged = duplicates(tree, sorted(level.parents), self.same_step)
+        gone = {close.node for close in merged}
+        leaves = [(leaf.id, tree.depth(leaf.id)) for leaf in tree.open_leaves()]
+        front = [leaf for leaf, depth in leaves if depth == level.depth and leaf not in gone]
+        above = [leaf for leaf, depth in leaves if depth < level.depth]
+        if level.looks == 1:
+            slots = self._slots(tree, level) - level.count
+            expand = _dealt(tree, [*level.parents, *above], slots)
+            if expand:
+                return Plan(expand, tuple(merged))
+        close = merged + [Close(leaf, "outweighed at its level", cause="no_share") for leaf in above]
+        if level.depth >= self.max_depth:
+            why = f"max_depth {self.max_depth} reached"
+            close += [Close(leaf, why, "truncated", cause="max_depth") for leaf in front]
+            front = []
+        expand = self._first_look(tree, level.depth + 1, front)
+        if not expand:
+            close += [Close(leaf, "enough paths finished", cause="not_needed") for leaf in front]
+            expand = self._again(tree)
+        return Plan(expand, tuple(close), "" if expand else "all paths have ended")
+
+    def _first_look(
+        self, tree: SearchTree, depth: int, front: Sequence[NodeId]
+    ) -> tuple[Expand, ...]:
+        slots = self._slots(tree, _Level(depth))
+        looks_once = depth == 1 or self.budget.rounds is not None
+        return _dealt(tree, front, slots if looks_once else math.ceil(_FIRST_LOOK * slots))
+
+    def _again(self, tree: SearchTree) -> tuple[Expand, ...]:
+        """Return the first steps of another search beside the ended ones, if it can be paid."""
+        paid, known = self._paid(tree), [tree.depth(record.id) for record in tree.finished()]
+        if paid is None or not known or paid - tree.totals.candidates < 2 * max(known):
+            return ()
+        return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)))
+
+    def _slots(self, tree: SearchTree, level: _Level) -> int:
+        """Return the steps to propose at a level in all, less a place for every finished path."""
+        place, paid = level.depth - 1, self._paid(tree)
+        depths = [tree.depth(record.id) for record in tree.finished()]
+        if paid is None:
+            width = self.n * _growth(place, _STEPS)
+        else:
+            steps = max(depths) if depths else max(_FEWEST_STEPS, round(paid / self.n))
+            last = steps if place < steps else place + 2  # longer than thought: keep something back
+            ahead = math.fsum(_growth(later, steps) for later in range(place, last))
+            left = paid - (tree.totals.candidates - level.count)
+            width = left * _growth(place, steps) / ahead
+        return max(0 if depths else 1, round(width) - _ended(tree, level.depth))
+
+    def _paid(self, tree: SearchTree) -> float | None:
+        """Return the steps that the budget pays for, those so far included; None: no limit."""
+        usage, limits = tree.totals, self.budget
+        paid = [] if limits.candidates is None else [float(limits.candidates)]
+        for name in ("requests", "generated_tokens", "scored_tokens"):
+            limit, spent = getattr(limits, name), getattr(usage, name)
+            if limit is not None and spent:
+                paid.append(usage.candidates * limit / spent)
+        return min(paid, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The steps proposed last: their depth, number and parents, and in how many rounds."""
+
+    depth: int
+    looks: int = 0
+    count: int = 0
+    parents: frozenset[NodeId] = frozenset()
+
+
+def _newest(tree: SearchTree) -> _Level:
+    """Return the level of the last round; steps beside the search's own tree are no part of it."""
+    newest = _Level(0)
+    for number in range(tree.rounds, 0, -1):
+        steps = [record for record in tree.round_nodes(number) if not record.role]
+        if not steps:
+            continue
+        depth = tree.depth(steps[0].id)
+        if newest.depth not in (0, depth):
+            break
+        parents = newest.parents | {record.parent for record in steps if record.parent}
+        newest = _Level(depth, newest.looks + 1, newest.count + len(steps), parents)
+    return newest
+
+
+def _ended(tree: SearchTree, depth: int) -> int:
+    """Return how many paths have finished above a level since the search last began at the root."""
+    begun = max((child.round for child in tree.children(tree.root_id)), default=0)
+    return sum(
+        record.round >= begun and not record.role and tree.depth(record.id) < depth
+        for record in tree.finished()
+    )
+
+
+def _growth(place: int, steps: int) -> float:
+    """Return the width at a level in mean widths; evenly from `_START` over so many levels."""
+    return _START + 2 * (1 - _START) * min(1.0, place / max(1, steps - 1))
+
+
+# --- dealing a level's steps ---------------------------------------------------------------------
+
+
+def _dealt(tree: SearchTree, paths: Sequence[NodeId], slots: int) -> tuple[Expand, ...]:
+    """Deal so many next steps to the paths by their worth, counting what they have already.
+
+    Each goes to the path of the highest share / (2 * children + 1), which comes as near to the
+    shares as whole numbers can (Webster's method).
+    """
+    if slots < 1 or not paths:
+        return ()
+    ranked = sorted(_worth(tree, paths).items(), key=lambda pair: (-pair[1], pair[0]))
+    shares = effective_shares([value for _, value in ranked], _SHARE)
+    have = [proposed(tree, path) for path, _ in ranked]
+    most = [_MOST_CHILDREN if path != tree.root_id else have[0] + slots for path, _ in ranked]
+    given = [0] * len(ranked)
+
+    def claim(place: int) -> tuple[float, int]:
+        children = have[place] + given[place]
+        return (-shares[place] / (2 * children + 1) if children < most[place] else 1.0), place
+
+    claims = [claim(place) for place in range(len(ranked))]
+    heapify(claims)
+    for _ in range(slots):
+        first, place = claims[0]
+        if first > 0:
+            break
+        given[place] += 1
+        heapreplace(claims, claim(place))
+    return tuple(
+        Expand(path, count, tree.child_count(path))
+        for (path, _), count in zip(ranked, given, strict=True)
+        if count
+    )
+
+
+def _worth(tree: SearchTree, paths: Sequence[NodeId]) -> dict[NodeId, float]:
+    """Return sigmoid(own + ½ siblings + ½ children) for paths of one level (see `AutoSearch`)."""
+    own = _relative(tree, [tree[path] for path in paths])
+    steps = [c for path in paths for c in candidates(tree, path) if c.status != "failed"]
+    about = _by_parent(steps, _relative(tree, [s for s in steps if s.merged_into is None]))
+    kin = _by_parent([tree[path] for path in paths], own)
+    return {
+        path: sigmoid(own[path] + _KIN * (kin[tree[path].parent] + about[path])) for path in paths
+    }
+
+
+def _relative(tree: SearchTree, steps: Sequence[NodeRecord]) -> dict[NodeId, float]:
+    """Return the logit of each step's score less the median; 0 for a step without a score."""
+    scores = {step.id: tree.path_score(step.id, "last") for step in steps}
+    logits = {node: logit(score) for node, score in scores.items() if score is not None}
+    middle = median(logits.values()) if logits else 0.0
+    return {node: logits.get(node, middle) - middle for node in scores}
+
+
+def _by_parent(
+    steps: Sequence[NodeRecord], values: Mapping[NodeId, float]
+) -> defaultdict[NodeId | None, float]:
+    """Return for every parent of `steps` the sum of its children's values / (their number + 1)."""
+    groups: defaultdict[NodeId | None, list[float]] = defaultdict(list)
+    for step in steps:
+        if step.id in values:
+            groups[step.parent].append(values[step.id])
+    sums = {parent: math.fsum(group) / (len(group) + 1) for parent, group in groups.items()}
+    return defaultdict(float, sums)
