@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DVTS,
         MCTS,
         REBASE,
+        AutoSearch,
         BeamSearch,
         BestFirst,
         BestOfN,
@@ -62,6 +63,7 @@ __all__ = [
     "tree_of_state",
     "VerifierState",
     # how to search
+    "AutoSearch",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
@@ -114,6 +116,7 @@ _HOMES = {
     "arun_search": "vprm_search.graph",
     "tree_of_state": "vprm_search.graph",
     "VerifierState": "vprm_search.graph",
+    "AutoSearch": "vprm_search.search",
     "BeamSearch": "vprm_search.search",
     "BestFirst": "vprm_search.search",
     "BestOfN": "vprm_search.search",

@@ -52,7 +52,7 @@ def test_best_of_n_ranks_by_the_aggregation_when_it_ranks() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        (StrategyName.rebase, ["start=0.6"], "start=0.6 needs levels="),
+        (StrategyName.rebase, ["effective_share=2"], "--effective-share 2: "),
         (StrategyName.rebase, ["subtrees=2"], "--subtrees is no option of --strategy rebase; its"),
         (StrategyName.beam, ["width"], "--set 'width' is not NAME=VALUE"),
         (StrategyName.mcts, ["simulations=0"], "--simulations 0: "),

@@ -9,6 +9,7 @@ from vprm_search.search import (
     DVTS,
     MCTS,
     REBASE,
+    AutoSearch,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -21,6 +22,7 @@ from vprm_search.search import (
 )
 
 EVERY: dict[str, Callable[[], Strategy]] = {
+    "auto": lambda: AutoSearch(n=5, max_depth=6),
     "best-of-n": lambda: BestOfN(6),
     "best-of-n-adaptive": lambda: BestOfN(9, confidence=0.8, good_enough=0.95, min_n=3, wave=2),
     "beam": lambda: BeamSearch(width=2, expand=3, max_depth=6),
@@ -30,7 +32,7 @@ EVERY: dict[str, Callable[[], Strategy]] = {
     ),
     "dvts": lambda: DVTS(subtrees=3, expand=2, max_depth=6),
     "rebase": lambda: REBASE(width=6, max_depth=6),
-    "rebase-paper": lambda: REBASE(width=6, temperature=0.2, start=0.5, levels=4, max_depth=6),
+    "rebase-paper": lambda: REBASE(width=6, temperature=0.2, max_depth=6),
     "rebase-refill": lambda: REBASE(width=6, refill=2, max_depth=6),
     "particles": lambda: ParticleFilter(particles=6, ess_threshold=0.5, max_depth=6),
     "particles-probability": lambda: ParticleFilter(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from tests.search.world import World, run, worlds
 from vprm_search.search import REBASE
 from vprm_search.search.particle_filter import effective_sample_size
-from vprm_search.search.rebase import softmax, tempered
+from vprm_search.search.rebase import centred, effective_shares, logit, sigmoid
 from vprm_search.tree import SearchTree
 
 
@@ -45,50 +45,51 @@ def _check_shares(plan, scores, slots, temperature) -> None:  # type: ignore[no-
         assert abs(count - slots * weights[node] / total) < 1
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=24), st.floats(0, 1))
-def test_the_temperature_makes_the_shares_worth_so_many_equal_ones(
-    scores: list[float], share: float
+score_lists = st.lists(st.floats(0, 1), min_size=1, max_size=24)
+
+
+@given(score_lists, st.floats(0, 1))
+def test_the_shares_are_worth_so_many_equal_ones(scores: list[float], share: float) -> None:
+    values = centred(scores)
+    shares = effective_shares(values, share)
+    assert math.fsum(shares) == pytest.approx(1)
+    order = sorted(range(len(scores)), key=lambda place: scores[place])
+    assert [shares[place] for place in order] == sorted(shares)
+    apart = [high - low for low, high in pairwise(sorted(values)) if high > low]
+    if min(apart, default=0.0) > 0.01 and 0.05 < share < 0.95:
+        top = values.count(max(values))  # as good as equal, whatever the temperature
+        wanted = 1 + share * (len(scores) - 1)
+        assert effective_sample_size(shares) == pytest.approx(max(wanted, top), rel=1e-4)
+
+
+logits = st.lists(st.integers(-40, 40).map(lambda n: n / 10), min_size=2, max_size=16, unique=True)
+
+
+@given(logits, st.floats(-6, 6))
+def test_a_scorer_that_is_biased_selects_like_one_that_is_not(
+    values: list[float], bias: float
 ) -> None:
-    wanted = 1 + share * (len(scores) - 1)
-    temperature = tempered(scores, wanted)
-    size = effective_sample_size(softmax(scores, temperature))
-    if temperature == 0.05:
-        assert size >= wanted  # no lower temperature: what is so close is not told apart
-    elif temperature == 20.0:
-        assert size <= wanted
-    else:
-        assert size == pytest.approx(wanted, rel=1e-6)
+    plain, biased = ([sigmoid(v + b) for v in values] for b in (0.0, bias))
+    assert centred(plain) == pytest.approx(centred(biased), abs=1e-3)
+    assert effective_shares(centred(plain), 0.25) == pytest.approx(
+        effective_shares(centred(biased), 0.25), abs=1e-2
+    )
 
 
-@given(st.lists(st.integers(0, 40), min_size=2, max_size=16, unique=True), st.floats(0.5, 2.0))
-def test_shares_do_not_depend_on_the_scale_of_the_scores(scores: list[int], scale: float) -> None:
-    near, far = [s / 100 for s in scores], [0.05 + scale * s / 100 for s in scores]
-    wanted = 1 + 0.25 * (len(scores) - 1)
-    one, other = tempered(near, wanted), tempered(far, wanted)
-    if min(one, other) > 0.05:
-        assert softmax(near, one) == pytest.approx(softmax(far, other), abs=1e-6)
+def test_scores_close_to_one_are_told_apart() -> None:
+    """The floor of the temperature once made a share of 12.5 of the 4.75 asked for."""
+    scores = [0.95 + 0.047 * place / 15 for place in range(16)]
+    shares = effective_shares(centred(scores), 0.25)
+    assert effective_sample_size(shares) == pytest.approx(4.75, rel=1e-6)
 
 
-@pytest.mark.parametrize("levels", [3, 5])
-@pytest.mark.parametrize("deeper", [0, 2])
-def test_a_growing_width_costs_as_much_as_an_even_one(levels: int, deeper: int) -> None:
-    depth = levels + deeper
-    world = World(words=10**6, stop=0.0)
-    strategy = REBASE(width=20, start=0.5, levels=levels, refill=0, max_depth=depth)
-    tree = run(world, strategy).tree
-    proposed = [
-        sum(1 for record in tree.round_nodes(level) if record.seed) for level in range(1, depth + 1)
-    ]
-    assert proposed[0] == 10
-    assert proposed[levels - 1] == 30
-    assert proposed[levels:] == [20] * deeper
-    assert proposed[:levels] == sorted(proposed[:levels])
-    assert sum(proposed) == 20 * depth
-
-
-def test_a_growing_width_needs_the_number_of_levels() -> None:
-    with pytest.raises(ValidationError, match=r"start=0\.6 needs levels="):
-        REBASE(start=0.6)
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=9))
+def test_scores_of_exactly_nothing_and_one_are_held_apart_from_the_ends(
+    scores: list[float],
+) -> None:
+    assert all(math.isfinite(logit(score)) for score in scores)
+    assert all(0 <= value <= 1 for value in centred(scores))
+    assert all(0 <= share <= 1 for share in effective_shares(centred(scores), 0.25))
 
 
 def test_it_ends_when_the_width_is_used_up_by_answers() -> None:

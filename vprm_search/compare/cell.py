@@ -48,6 +48,8 @@ _GONE: dict[str, Any] = {
     "prune_below": None,
     "prune_margin": None,
     "keep_at_least": 1,
+    "start": 1.0,
+    "levels": None,
 }
 """Options of version 0.1, and the value at which each of them did nothing."""
 

@@ -19,6 +19,7 @@ from vprm_search.search import (
     DVTS,
     MCTS,
     REBASE,
+    AutoSearch,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -86,10 +87,6 @@ def _mcts(size: int) -> Strategy:
     )
 
 
-def _widening(size: int) -> Strategy:
-    return REBASE(width=size, start=0.6, levels=10, refill=0)
-
-
 def _lookahead(size: int) -> Strategy:
     return Lookahead(strategy=_beam(max(2, size // 2)), steps=1)
 
@@ -103,6 +100,7 @@ def _best_first(size: int) -> Strategy:
 
 _LIST = (
     Entrant(REFERENCE, lambda size: BestOfN(n=size), SAMPLE_CHOICES),
+    Entrant("auto", lambda size: AutoSearch(n=size)),
     Entrant("adaptive-best-of-n", _adaptive, SAMPLE_CHOICES),
     Entrant("beam", _beam),
     Entrant("beam-last", lambda size: _beam(size, aggregate="last")),
@@ -112,7 +110,6 @@ _LIST = (
     Entrant("dvts-last", lambda size: _dvts(size, aggregate="last")),
     Entrant("rebase", lambda size: REBASE(width=size, refill=0)),
     Entrant("rebase-paper", lambda size: REBASE(width=size, temperature=0.2, refill=0)),
-    Entrant("widening-rebase", _widening),
     Entrant("rebase-product", lambda size: REBASE(width=size, aggregate="product", refill=0)),
     Entrant("particles", lambda size: ParticleFilter(particles=size, refill=0)),
     Entrant(
@@ -129,12 +126,12 @@ ENTRANTS: Mapping[str, Entrant] = MappingProxyType({entrant.name: entrant for en
 
 DEFAULT_ENTRANTS = (
     REFERENCE,
+    "auto",
     "adaptive-best-of-n",
     "beam",
     "beam-last",
     "dvts",
     "rebase",
-    "widening-rebase",
     "particles",
     "lookahead-beam",
     "cascade-beam",

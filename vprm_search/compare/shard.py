@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vprm_search.budget import Budget
 from vprm_search.compare.cell import same_strategy
 from vprm_search.compare.entrants import Entrant, described, entrants_of
 from vprm_search.compare.records import CUT, Failures, Record, RecordFile, chosen
 from vprm_search.compare.worlds import LoadedWorld
 from vprm_search.errors import ConfigError, SearchError
 from vprm_search.graph.loop import Job
-from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.parts import SearchRules, fitted
 from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.search import BestScore, Plan, Strategy
 from vprm_search.steps import split_steps
@@ -49,7 +50,7 @@ class Capped:
 
     def plan(self, tree: SearchTree) -> Plan:
         """Return the strategy's plan as far as the tokens go."""
-        plan = self.strategy.plan(tree)
+        plan = fitted(self.strategy, Budget(generated_tokens=self.tokens[tree.root_id])).plan(tree)
         spent, proposed = tree.totals.generated_tokens, tree.totals.candidates
         if plan.finish or not proposed:
             return plan

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
+from vprm_search.search.auto import Advice, AutoSearch
+from vprm_search.search.best_of_n import BestOfN
 from vprm_search.search.plan import PartwiseStrategy, Strategy, needs_scores
-from vprm_search.search.selectors import Selector
+from vprm_search.search.selectors import MajorityVote, Selector, WeightedVote
 from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
 from vprm_search.types import (
     Policy,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 class SearchRules:
     """The pure rules of a search: what to expand, what to choose, when to stop, how to read text.
 
-    `split` cuts a whole solution into steps; `extract` reads the final answer out of it.
-    Raises `ConfigError` for a strategy or a selector that is none.
+    `split` cuts a whole solution into steps; `extract` reads the final answer out of it. An
+    `AutoSearch` is fitted to `budget`. Raises `ConfigError` for a strategy or a selector that is
+    none.
     """
 
     strategy: Strategy
@@ -47,6 +50,7 @@ class SearchRules:
     def __post_init__(self) -> None:
         check_part("strategy", self.strategy, Strategy)
         check_part("selector", self.selector, Selector)
+        object.__setattr__(self, "strategy", fitted(self.strategy, self.budget))
 
     def waits_for_all(self, policy: Policy) -> bool:
         """Whether a round waits for every reply of the policy before anything goes on.
@@ -64,6 +68,52 @@ class SearchRules:
     def aggregates(self) -> tuple[str, ...]:
         """The path scores to store: those the strategy and the selector read."""
         return tuple(dict.fromkeys((*self.strategy.aggregates, self.selector.aggregate)))
+
+
+_MOST_SAMPLES = 256  # where a budget says how many
+
+
+def fitted(strategy: Strategy, budget: Budget) -> Strategy:
+    """Return the strategy; an `AutoSearch` fitted to a budget."""
+    return strategy.within(budget) if isinstance(strategy, AutoSearch) else strategy
+
+
+def choose_rules(
+    strategy: Strategy | Literal["auto"] | None,
+    selector: Selector | None,
+    *,
+    policy: Policy,
+    scorer: StepScorer | None,
+    budget: Budget | None = None,
+    advice: Advice | None = None,
+) -> tuple[Strategy, Selector]:
+    """Return the strategy and the selector of a search, where they are left open.
+
+    "auto" (or None, or an `AutoSearch`) searches, with a vote weighted by the last scores, unless
+
+    * there is no scorer, or `advice` is "majority": best-of-N and the most frequent answer;
+    * the policy cannot continue a path (its `continues` is False) and `advice` does not say
+      "search", or `advice` is "vote": best-of-N and a vote weighted by the product of the scores.
+
+    Best-of-N samples `AutoSearch.n` solutions, or what a limit on tokens, candidates or requests
+    pays for. Raises `ConfigError` for an advice beside a strategy of the user's own.
+    """
+    if strategy is None or strategy == "auto":
+        strategy = AutoSearch()
+    if not isinstance(strategy, AutoSearch):
+        if advice is not None:
+            raise ConfigError(
+                f"advice {advice!r} is for strategy='auto', and the strategy is "
+                f"{type(strategy).__name__}; leave one of them out"
+            )
+        return strategy, selector or WeightedVote()
+    limits = () if budget is None else budget.model_dump(exclude={"seconds", "rounds"}).values()
+    samples = BestOfN(strategy.n if set(limits) <= {None} else _MOST_SAMPLES)
+    if scorer is None or advice == "majority":
+        return samples, selector or MajorityVote()
+    if advice == "vote" or (advice is None and not getattr(policy, "continues", True)):
+        return samples, selector or WeightedVote(aggregate="product")
+    return strategy, selector or WeightedVote()
 
 
 def check_part(name: str, given: object, kind: type[Any]) -> None:

@@ -8,20 +8,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import SearchError, SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop, Told
-from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
+from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.session import in_run, new_run, run_blocking
 from vprm_search.images.normalise import normalise_image
-from vprm_search.search.beam import BeamSearch
+from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Plan, Strategy
-from vprm_search.search.selectors import Selector, WeightedVote
+from vprm_search.search.selectors import Selector
 from vprm_search.steps import DEFAULT_LIMITS, StepLimits, normalise_text, split_solution
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, SearchResult, StepScorer
@@ -56,8 +56,9 @@ def run_search(
     policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
     scorer: StepScorer | None,
     images: Sequence[ImageSource] = (),
-    strategy: Strategy | None = None,
+    strategy: Strategy | Literal["auto"] = "auto",
     selector: Selector | None = None,
+    advice: Advice | None = None,
     budget: Budget | None = None,
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
@@ -76,6 +77,7 @@ def run_search(
             images=images,
             strategy=strategy,
             selector=selector,
+            advice=advice,
             budget=budget,
             run_seed=run_seed,
             on_no_answer=on_no_answer,
@@ -94,8 +96,9 @@ async def arun_search(
     policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
     scorer: StepScorer | None,
     images: Sequence[ImageSource] = (),
-    strategy: Strategy | None = None,
+    strategy: Strategy | Literal["auto"] = "auto",
     selector: Selector | None = None,
+    advice: Advice | None = None,
     budget: Budget | None = None,
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
@@ -117,8 +120,12 @@ async def arun_search(
         policy: what proposes steps: any LangChain chat model, or a `Policy`; or several by name.
         scorer: what gives each step P('+'); None if neither strategy nor selector reads scores.
         images: the images of a question given as text: bytes, paths, PIL images or `ImageData`.
-        strategy: which paths to go on with. Default: `BeamSearch()`.
-        selector: which finished path is the answer. Default: `WeightedVote()`.
+        strategy: which paths to go on with. Default: "auto", an `AutoSearch`, or best-of-N where
+            there is no scorer or nothing can be searched (`choose_rules`).
+        selector: which finished path is the answer. Default: `WeightedVote()`; for "auto" the one
+            of `choose_rules`.
+        advice: what a pre-flight check found the scorer good for with this policy, for "auto":
+            "search", "vote" or "majority". Default: None, nothing was checked.
         budget: limits that end the search with the best answer so far. Default: none.
         run_seed: makes the seeds of all candidates; equal searches draw equally.
         on_no_answer: when no path finished, take the best unfinished one ("best_truncated") or
@@ -137,19 +144,16 @@ async def arun_search(
             without the conversation it was asked in.
         VprmError: what the policy or the scorer raises.
     """
-    rules = SearchRules(
-        strategy or BeamSearch(),
-        selector or WeightedVote(),
-        budget or Budget(),
-        extract=extract,
-        split=split,
-        limits=limits,
+    proposer = as_policy(policy)
+    chosen = choose_rules(
+        strategy, selector, policy=proposer, scorer=scorer, budget=budget, advice=advice
     )
+    rules = SearchRules(*chosen, budget or Budget(), extract=extract, split=split, limits=limits)
     problem, taken, messages = read_question(question, images, question_of)
     job = Job(SearchTree(problem, run_seed), taken, messages=messages)
     runs = await run_jobs(
         [job],
-        as_policy(policy),
+        proposer,
         as_scorer(scorer, rules),
         rules,
         on_no_answer=on_no_answer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
@@ -21,16 +21,16 @@ from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
 from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import SearchNodes, next_node
-from vprm_search.graph.parts import SearchRules, as_policy, as_scorer
+from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
 from vprm_search.graph.state import SearchState, channels, talk
 from vprm_search.images.messages import ImageIntake
 from vprm_search.images.store import DiskImageStore, ImageStore
-from vprm_search.search.beam import BeamSearch
+from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Strategy
-from vprm_search.search.selectors import Selector, WeightedVote
+from vprm_search.search.selectors import Selector
 from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
 from vprm_search.types import Policy, StepScorer
 
@@ -49,8 +49,9 @@ def create_search_graph(
     *,
     policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
     scorer: StepScorer | None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | Literal["auto"] = "auto",
     selector: Selector | None = None,
+    advice: Advice | None = None,
     budget: Budget | None = None,
     image_store: ImageStore | None = None,
     messages_key: str = "messages",
@@ -83,11 +84,14 @@ def create_search_graph(
     Args:
         policy: what proposes steps: any LangChain chat model, or a `Policy`; or several by name,
             for a strategy that names them (`Cascade`).
-        scorer: what gives each step P('+'); None if neither strategy nor selector reads scores
-            (best-of-N with a majority vote).
-        strategy: which paths to go on with. Default: `BeamSearch()`.
+        scorer: what gives each step P('+'); None if neither strategy nor selector reads scores;
+            the default then is best-of-N with a majority vote.
+        strategy: which paths to go on with. Default: "auto", an `AutoSearch`, or best-of-N where
+            there is no scorer or nothing can be searched (`choose_rules`).
         selector: which finished path is the answer. Default: `WeightedVote()`, which is
-            `BestScore("last")` when no two answers agree.
+            `BestScore("last")` when no two answers agree; for "auto" the one of `choose_rules`.
+        advice: what a pre-flight check found the scorer good for with this policy, for "auto":
+            "search", "vote" or "majority". Default: None, nothing was checked.
         budget: limits (candidates, tokens, requests, seconds) that end a search with the best
             answer so far. Default: none.
         image_store: where pictures are kept. Default: `DiskImageStore()`, so that a search can be
@@ -123,15 +127,11 @@ def create_search_graph(
         ConfigError: the policy is neither, there is no scorer where one is needed, or
             `state_schema` does not fit the other options.
     """
-    rules = SearchRules(
-        strategy=strategy or BeamSearch(),
-        selector=selector or WeightedVote(),
-        budget=budget or Budget(),
-        extract=extract,
-        split=split,
-        limits=limits,
-    )
     proposer = as_policy(policy)
+    chosen = choose_rules(
+        strategy, selector, policy=proposer, scorer=scorer, budget=budget, advice=advice
+    )
+    rules = SearchRules(*chosen, budget or Budget(), extract=extract, split=split, limits=limits)
     loop = Loop(
         proposer,
         as_scorer(scorer, rules),

@@ -113,6 +113,10 @@ class ChatModelPolicy:
         capabilities: what the model can do. Default: `capabilities_of(model)`, and what its server
             says.
 
+    Attributes:
+        continues: whether a path goes on as the model's own message, by what is known when the
+            policy is made; where it does not, the default strategy samples whole solutions.
+
     Raises:
         ConfigError: `model` is not a chat model, or an option is out of range.
     """
@@ -157,6 +161,7 @@ class ChatModelPolicy:
         self._max_step_chars = max_step_chars
         self._max_tokens = {"step": max_tokens_per_step, "end": max_tokens_total}
         self._adopt(known)
+        self.continues = _prefill(continuation, known) != "none"
         slots = max_concurrency or (_MOST_IN_PROCESS if known.in_process else _DEFAULT_CONCURRENCY)
         self._bounded = BoundedCalls(retry, slots)
         self._asked_server = capabilities is not None  # or it is known without asking

@@ -1,5 +1,6 @@
 """Strategies and selectors: pure rules over the tree (no I/O, clock, global RNG or async)."""
 
+from vprm_search.search.auto import Advice, AutoSearch
 from vprm_search.search.beam import BeamSearch
 from vprm_search.search.best_first import BestFirst
 from vprm_search.search.best_of_n import BestOfN
@@ -26,6 +27,8 @@ __all__ = [
     "DVTS",
     "MCTS",
     "REBASE",
+    "Advice",
+    "AutoSearch",
     "BeamSearch",
     "BestFirst",
     "BestOfN",

@@ -38,9 +38,9 @@ class AutoSearch(BaseModel):
 
     * **Two looks at a level.** Two thirds of a level's steps are dealt by the scores of the paths.
       The rest is dealt when those steps have been scored, for they tell about the path above them:
-      a wrong path has no good children. A path is worth sigmoid(own + ½ siblings + ½ children); all
-      three are logits less the median of their level, and the kin count as their sum / (number + 1).
-      A step without a score counts as a median one.
+      a wrong path has no good children. A path is worth sigmoid(own + ½ siblings + ½ children): all
+      are logits less the median of their level, and the kin count as their sum / (number + 1). A
+      step without a score counts as a median one.
     * **The width grows** from 0.6 to 1.4 times the mean: few first steps have to be right, and at
       the end many right paths are needed to outvote the wrong ones. How many levels there will be
       the budget tells, which pays for `n` solutions, and the finished paths when there are some.
@@ -52,7 +52,7 @@ class AutoSearch(BaseModel):
 
     Slots of merged or failed siblings are not asked for again. A search without a scorer, or whose
     policy cannot continue a path, or that was advised not to search, samples whole solutions
-    instead (`search_rules`).
+    instead (`choose_rules`).
 
     Args:
         n: whole solutions whose cost it takes where no budget says more or less. Default: 16.
@@ -88,7 +88,9 @@ class AutoSearch(BaseModel):
             expand = _dealt(tree, [*level.parents, *above], slots)
             if expand:
                 return Plan(expand, tuple(merged))
-        close = merged + [Close(leaf, "outweighed at its level", cause="no_share") for leaf in above]
+        close = merged + [
+            Close(leaf, "outweighed at its level", cause="no_share") for leaf in above
+        ]
         if level.depth >= self.max_depth:
             why = f"max_depth {self.max_depth} reached"
             close += [Close(leaf, why, "truncated", cause="max_depth") for leaf in front]

@@ -13,7 +13,6 @@ from vprm_search.search.plan import Close, Expand, Plan, Ranked
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
 
-
 _LEAST = 1e-6  # keeps the logit of a score of exactly 0 or 1 finite
 
 
