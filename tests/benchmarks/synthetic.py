@@ -18,17 +18,8 @@ from vprm_search.compare.summary import Measured, read_cells
 from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
 
 HARD = WORLDS["hard"]
-ENTRANTS = (
-    "best-of-n",
-    "beam-last",
-    "dvts-last",
-    "rebase",
-    "particles",
-    "particles-half",
-    "rebase-paper",
-    "widening-rebase",
-)
-LESS = ("best-of-n", "rebase", "widening-rebase", "particles")
+ENTRANTS = ("best-of-n", "auto", "rebase")
+MORE = (*ENTRANTS, "beam-last", "particles")
 
 
 @dataclass(frozen=True)
@@ -37,16 +28,16 @@ class Setting:
 
     title: str
     world: WorldSettings
-    problems: int = 100
+    problems: int = 1000
     sizes: tuple[int, ...] = (16,)
     entrants: tuple[str, ...] = ENTRANTS
 
 
 SETTINGS: Mapping[str, Setting] = {
-    "hard": Setting("hard: 10 steps, .72 a step, AUC .73", HARD, 200),
-    "hard-2": Setting("hard, another seed", replace(HARD, seed=1), 200),
-    "less": Setting("the same at N=14, 5600 generated tokens", HARD, 200, (14,), LESS),
-    "sizes": Setting("hard, a third seed, N=8 and 32", replace(HARD, seed=2), 100, (8, 32)),
+    "hard": Setting("hard: 10 steps, .72 a step, AUC .73", HARD, entrants=MORE),
+    "risky": Setting("10 steps, .74 a step, AUC .72", replace(HARD, p_step=0.74, auc=0.72)),
+    "saturated": Setting("hard, all scores between .95 and .997", replace(HARD, level=4.4)),
+    "early": Setting("hard, early steps score high", replace(HARD, early=4.0)),
     "correlated": Setting(
         "hard, errors of neighbouring steps correlated .6, AUC .80",
         replace(HARD, correlation=0.6, auc=0.80),
@@ -56,13 +47,25 @@ SETTINGS: Mapping[str, Setting] = {
         replace(HARD, sharpness=3.0, lure=0.5),
     ),
     "twins": Setting("hard, 6 texts per step: many equal siblings", replace(HARD, words=6)),
+    "repeating": Setting(
+        "3 texts per step, .75 a step, AUC .80", replace(HARD, words=3, p_step=0.75, auc=0.80)
+    ),
+    "failing": Setting("hard, one scorer call in ten fails", replace(HARD, failing=0.1)),
     "short": Setting("5 steps, .55 a step, AUC .75", replace(HARD, depth=5, p_step=0.55, auc=0.75)),
     "long": Setting(
-        "20 steps, .85 a step, AUC .75", replace(HARD, depth=20, p_step=0.85, auc=0.75)
+        "16 steps, .78 a step, AUC .73", replace(HARD, depth=16, p_step=0.78, auc=0.73)
     ),
-    "sharp": Setting("hard, AUC .95", replace(HARD, auc=0.95)),
+    "weak": Setting("10 steps, .80 a step, AUC .62", replace(HARD, p_step=0.80, auc=0.62)),
+    "uneven": Setting(
+        "10 steps, .55 to .95 a step, AUC .73", replace(HARD, p_step=0.75, spread=0.2)
+    ),
     "medium": Setting("medium: .85 a step, AUC .80", WORLDS["medium"]),
-    "easy": Setting("easy: .93 a step, AUC .90", WORLDS["easy"]),
+    "blind": Setting(
+        "medium, scores are noise (AUC .50)", replace(WORLDS["medium"], auc=0.5, noise=1.0)
+    ),
+    "contrary": Setting(
+        "medium, wrong steps score higher (AUC .30)", replace(WORLDS["medium"], auc=0.3)
+    ),
 }
 
 
@@ -73,7 +76,7 @@ def measure(
 ) -> list[Measured]:
     """Measure this package's strategies on one world; what is in `out` is not measured again."""
     problems = SyntheticProblems(setting.world, setting.problems)
-    comparison = Comparison(setting.entrants, setting.sizes, batch=50, shard=setting.problems)
+    comparison = Comparison(setting.entrants, setting.sizes, batch=50, shard=100)
     open_folder(comparison, problems, out)
     for start, stop in comparison.shards(problems):
         measure_shard(comparison, problems, out, start, stop, report)

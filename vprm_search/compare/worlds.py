@@ -162,6 +162,8 @@ class WorldSettings(ScoreNoise):
         words: different texts a step can have; few make many equal siblings.
         wrong_answers: answers that wrong paths spread over.
         lure: share of the wrong paths that agree on one wrong answer.
+        failing: chance that the scorer gives the paths of one length in a problem no score; it does
+            when they have gone on.
         step_tokens: tokens of a step, for the policy and the scorer.
         prefix_tokens: tokens of image and question in front of the steps, for the scorer.
         seed: makes the world.
@@ -173,6 +175,7 @@ class WorldSettings(ScoreNoise):
     words: int = 10_000
     wrong_answers: int = 4
     lure: float = 0.0
+    failing: float = 0.0
     step_tokens: int = 40
     prefix_tokens: int = 1800
     seed: int = 0
@@ -180,7 +183,7 @@ class WorldSettings(ScoreNoise):
     def __post_init__(self) -> None:
         """Raise `ValueError` for settings that are no world."""
         ScoreNoise.__post_init__(self)
-        chances = (self.p_step, self.repair, self.spread, self.lure)
+        chances = (self.p_step, self.repair, self.spread, self.lure, self.failing)
         counts = (self.words, self.wrong_answers, self.step_tokens)
         if not all(0 <= c <= 1 for c in chances) or min(counts) < 1:
             raise ValueError(f"not a world: {self}")
@@ -240,6 +243,11 @@ class SyntheticWorld:
         """Return P('+') of the last of `words`: the truth through the noise of the settings."""
         state = self._state(problem, words)
         return self.settings.score(state.right, state.error, len(words))
+
+    def fails(self, problem: int, length: int) -> bool:
+        """Return whether the scorer has no score for paths of this length."""
+        key = self._root(problem) + b"|%d" % length
+        return self._chance(b"failing", key) < self.settings.failing
 
     def _root(self, problem: int) -> bytes:
         return f"{self.settings.seed}|{problem}".encode()
@@ -374,6 +382,8 @@ class SyntheticScorer:
         settings = self.world.settings
         before = self.counts.full_tokens
         new = self.counts.add(self.world, problem, words)
+        if self.world.fails(problem, len(words)):
+            return ScoreResult.failed(len(words), "the synthetic scorer failed")
         scores = (
             StepScore(self.world.score(problem, words[: end + 1])) for end in range(len(words))
         )

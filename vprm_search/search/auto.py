@@ -227,8 +227,12 @@ def _worth(tree: SearchTree, paths: Sequence[NodeId]) -> dict[NodeId, float]:
 
 
 def _relative(tree: SearchTree, steps: Sequence[NodeRecord]) -> dict[NodeId, float]:
-    """Return the logit of each step's score less the median; 0 for a step without a score."""
+    """Return the logit of each step's score less the median; 0 for a step without a score.
+
+    Where a step above has none, the step's own score counts.
+    """
     scores = {step.id: tree.path_score(step.id, "last") for step in steps}
+    scores = {node: tree[node].score if s is None else s for node, s in scores.items()}
     logits = {node: logit(score) for node, score in scores.items() if score is not None}
     middle = median(logits.values()) if logits else 0.0
     return {node: logits.get(node, middle) - middle for node in scores}
