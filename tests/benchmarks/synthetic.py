@@ -76,7 +76,7 @@ def measure(
 ) -> list[Measured]:
     """Measure this package's strategies on one world; what is in `out` is not measured again."""
     problems = SyntheticProblems(setting.world, setting.problems)
-    comparison = Comparison(setting.entrants, setting.sizes, batch=50, shard=100)
+    comparison = Comparison(setting.entrants, setting.sizes, batch=50, shard=100, max_failed=1)
     open_folder(comparison, problems, out)
     for start, stop in comparison.shards(problems):
         measure_shard(comparison, problems, out, start, stop, report)
