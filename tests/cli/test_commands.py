@@ -129,7 +129,7 @@ def test_a_solution_that_does_not_fit_the_model_is_3_and_says_why(
 def test_demo_prints_every_method_and_one_search(run: Run, tmp_path: Path) -> None:
     ran = run("demo", "--problems", "6", "--out", str(tmp_path / "out"))
     assert ran.code == 0
-    for method in ("pass@1", "self-consistency@8", "best-of-8", "weighted vote@8", "beam search"):
+    for method in ("pass@1", "self-consistency@8", "best-of-8", "weighted vote@8", "AutoSearch"):
         assert method in ran.out
     assert "Answer: " in ran.out
     assert (tmp_path / "out" / "search.html").is_file()

@@ -89,7 +89,9 @@ def test_no_scorer_is_needed_where_no_rule_reads_scores() -> None:
     with pytest.raises(ConfigError, match="WeightedVote reads scores, and scorer is None"):
         search(scorer=None, strategy=BestOfN(8))
     with pytest.raises(ConfigError, match="BeamSearch reads scores"):
-        create_search_graph(policy=HashChatModel(), scorer=None, selector=MajorityVote())
+        create_search_graph(
+            policy=HashChatModel(), scorer=None, strategy=BeamSearch(), selector=MajorityVote()
+        )
 
 
 @pytest.mark.parametrize(

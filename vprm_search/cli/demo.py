@@ -16,7 +16,7 @@ from rich.text import Text
 from vprm_search.cli import console, options
 from vprm_search.cli.solve import ask
 from vprm_search.images.store import MemoryImageStore
-from vprm_search.search import BeamSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
+from vprm_search.search import AutoSearch, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
 
 if TYPE_CHECKING:
     from vprm_search.graph.run import SearchRun
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FIRST_PROBLEM = 1_000_000
 """Demo problems are counted from here: test problems that no measurement uses."""
 SAMPLES = 8
-BEAM = BeamSearch(width=2, expand=4, refill=0, stop=None)
+SEARCH = AutoSearch(n=SAMPLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Solved:
     problem: TinyProblem
     images: tuple[ImageData, ...]
     sampled: SearchRun
-    beam: SearchRun
+    searched: SearchRun
 
     def chosen_by(self, selector: Selector) -> bool:
         """Tell whether a selector takes a right answer among the samples."""
@@ -45,16 +45,16 @@ class Solved:
         return node is not None and tree[node].answer == self.problem.answer
 
     @property
-    def beam_right(self) -> bool:
-        """Whether beam search found the right answer."""
-        return self.beam.result.answer == self.problem.answer
+    def search_right(self) -> bool:
+        """Whether the search found the right answer."""
+        return self.searched.result.answer == self.problem.answer
 
     @property
     def pruned_wrong_turns(self) -> int:
-        """How many badly scored steps beam search put aside (merged copies not counted)."""
+        """How many badly scored steps the search put aside (merged copies not counted)."""
         return sum(
             1
-            for record in self.beam.tree
+            for record in self.searched.tree
             if record.status == "pruned"
             and record.score is not None
             and record.score < 0.5
@@ -87,7 +87,7 @@ def demo(
     console.OUT.print(
         Text(
             f"{problems} rendered problems, policy at T = {temperature:g}: {SAMPLES} samples each, "
-            f"and beam search {BEAM.width}x{BEAM.expand}, both through the LangGraph search graph."
+            f"and a search of about their cost, both through the LangGraph search graph."
         )
     )
     solved = [solve_one(problem) for problem in _with_progress(_draw(problems))]
@@ -123,22 +123,22 @@ def _with_progress(problems: list[TinyProblem]) -> Any:
 
 
 def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
-    """Return what solves one problem twice: by sampling and by beam search."""
+    """Return what solves one problem twice: by sampling and by search."""
     from vprm_search.graph import create_search_graph
 
     with console.ERR.status("loading the models"):
         policy = options.load_policy(options.TINY, temperature=temperature)
         scorer = options.load_scorer(options.TINY, "cpu")
-    sample, beam = (
+    sample, search = (
         create_search_graph(
             policy=policy,
             scorer=scorer,
             strategy=strategy,
-            selector=BestScore(),
+            selector=selector,
             run_seed=seed,
             image_store=MemoryImageStore(),
         ).compile()
-        for strategy in (BestOfN(SAMPLES), BEAM)
+        for strategy, selector in ((BestOfN(SAMPLES), BestScore()), (SEARCH, None))
     )
 
     def solve_one(problem: TinyProblem) -> Solved:
@@ -147,7 +147,7 @@ def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
 
         images = (normalise_image(render(problem)),)
         question = problem.question
-        return Solved(problem, images, ask(sample, question, images), ask(beam, question, images))
+        return Solved(problem, images, ask(sample, question, images), ask(search, question, images))
 
     return solve_one
 
@@ -159,9 +159,9 @@ def tallies(solved: list[Solved]) -> dict[str, Tally]:
         f"PRM best-of-{SAMPLES}": BestScore(),
         f"PRM weighted vote@{SAMPLES}": WeightedVote(aggregate="last"),
     }
-    beam_name = f"PRM beam search {BEAM.width}x{BEAM.expand}"
+    search_name = f"PRM search ({type(SEARCH).__name__})"
     found = {"policy alone (pass@1)": Tally(), **{name: Tally() for name in selectors}}
-    found[beam_name] = Tally()
+    found[search_name] = Tally()
     for item in solved:
         spent = item.sampled.result.usage.generated_tokens
         candidates = item.sampled.result.candidates
@@ -169,7 +169,11 @@ def tallies(solved: list[Solved]) -> dict[str, Tally]:
         _add(found["policy alone (pass@1)"], hits / SAMPLES, spent / SAMPLES)
         for name, selector in selectors.items():
             _add(found[name], float(item.chosen_by(selector)), spent)
-        _add(found[beam_name], float(item.beam_right), item.beam.result.usage.generated_tokens)
+        _add(
+            found[search_name],
+            float(item.search_right),
+            item.searched.result.usage.generated_tokens,
+        )
     return found
 
 
@@ -200,10 +204,10 @@ def shown_problem(solved: list[Solved]) -> Solved:
     return max(
         solved,
         key=lambda item: (
-            item.beam_right,
+            item.search_right,
             item.pruned_wrong_turns > 0,
             not item.chosen_by(MajorityVote()),
-            -len(item.beam.tree),
+            -len(item.searched.tree),
         ),
     )
 
@@ -215,9 +219,9 @@ def _show_search(item: Solved, out: Path) -> None:
 
     majority = "right" if item.chosen_by(MajorityVote()) else "wrong"
     view = view_of(
-        item.beam.tree,
-        item.beam.result,
-        title=f"Beam search {BEAM.width}x{BEAM.expand} on {item.problem.id}",
+        item.searched.tree,
+        item.searched.result,
+        title=f"{type(SEARCH).__name__} on {item.problem.id}",
         expected=item.problem.answer,
     )
     console.OUT.print()

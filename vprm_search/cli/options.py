@@ -19,6 +19,7 @@ from vprm_search.search import (
     DVTS,
     MCTS,
     REBASE,
+    AutoSearch,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -41,6 +42,7 @@ T = TypeVar("T")
 class StrategyName(StrEnum):
     """Strategies by name."""
 
+    auto = "auto"
     beam = "beam"
     best_of_n = "best-of-n"
     dvts = "dvts"
@@ -60,6 +62,14 @@ class SelectorName(StrEnum):
     knockout = "knockout"
 
 
+class AdviceName(StrEnum):
+    """What a scorer is good for, by name (`Advice`)."""
+
+    search = "search"
+    vote = "vote"
+    majority = "majority"
+
+
 class ContinuationName(StrEnum):
     """Ways to continue a partial answer by name."""
 
@@ -68,7 +78,8 @@ class ContinuationName(StrEnum):
     instruct = "instruct"
 
 
-_STRATEGIES: dict[StrategyName, type[BestOfN] | type[StepwiseSearch]] = {
+_STRATEGIES: dict[StrategyName, type[AutoSearch] | type[BestOfN] | type[StepwiseSearch]] = {
+    StrategyName.auto: AutoSearch,
     StrategyName.beam: BeamSearch,
     StrategyName.best_of_n: BestOfN,
     StrategyName.dvts: DVTS,
@@ -151,13 +162,16 @@ def strategy_of(
             f"{shown} is no option of --strategy {name.value}; "
             f"its options are: {', '.join(kind.model_fields)}"
         )
-    if kind is not BestOfN or "good_enough" in options:
+    if issubclass(kind, StepwiseSearch) or "good_enough" in options:
         options = {"aggregate": aggregate, **options} if aggregate is not None else options
-    strategy: BestOfN | StepwiseSearch = checked(kind, options)
+    strategy: AutoSearch | BestOfN | StepwiseSearch = checked(kind, options)
     if lookahead is None and threshold is None:
         return strategy
-    if isinstance(strategy, BestOfN):
-        raise ConfigError("--lookahead and --strong need a strategy that goes step by step")
+    if not isinstance(strategy, StepwiseSearch):
+        raise ConfigError(
+            f"--lookahead and --strong are not for --strategy {name.value}; take one that goes "
+            "step by step as it is told, such as --strategy rebase"
+        )
     inside = (
         strategy
         if lookahead is None
@@ -178,11 +192,13 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), value
 
 
-def selector_of(name: SelectorName, aggregate: str | None) -> Selector:
-    """Return a selector, by default with its own path score.
+def selector_of(name: SelectorName | None, aggregate: str | None) -> Selector | None:
+    """Return a selector, by default with its own path score; None if neither is named.
 
     Raises `ConfigError` for an unknown aggregation.
     """
+    if name is None:
+        return None if aggregate is None else selector_of(SelectorName.weighted_vote, aggregate)
     return checked(SELECTORS[name], {} if aggregate is None else {"aggregate": aggregate})
 
 

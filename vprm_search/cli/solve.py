@@ -110,10 +110,12 @@ def solve(
     calibration: options.CalibrationFile = None,
     calibration_policy: options.CalibrationPolicy = None,
     strategy: Annotated[
-        options.StrategyName, typer.Option(rich_help_panel=_SEARCH)
-    ] = options.StrategyName.beam,
+        options.StrategyName | None,
+        typer.Option(help="Default: auto; beam with an option of it.", rich_help_panel=_SEARCH),
+    ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", help="best-of-n: solutions.", rich_help_panel=_SEARCH)
+        int | None,
+        typer.Option("--n", help="auto, best-of-n: solutions.", rich_help_panel=_SEARCH),
     ] = None,
     width: Annotated[
         int | None, typer.Option(help="beam: paths kept.", rich_help_panel=_SEARCH)
@@ -122,7 +124,7 @@ def solve(
         int | None, typer.Option(help="beam: steps per path.", rich_help_panel=_SEARCH)
     ] = None,
     max_depth: Annotated[
-        int | None, typer.Option(help="beam: most steps of a path.", rich_help_panel=_SEARCH)
+        int | None, typer.Option(help="Most steps of a path.", rich_help_panel=_SEARCH)
     ] = None,
     prune_below: Annotated[
         float | None,
@@ -154,9 +156,14 @@ def solve(
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="See --strong.", rich_help_panel=_SEARCH)] = 0.7,
+    advice: Annotated[
+        options.AdviceName | None,
+        typer.Option(help="auto: what the scorer is good for.", rich_help_panel=_SEARCH),
+    ] = None,
     selector: Annotated[
-        options.SelectorName, typer.Option(rich_help_panel=_SEARCH)
-    ] = options.SelectorName.weighted_vote,
+        options.SelectorName | None,
+        typer.Option(help="Default: weighted-vote, or auto's own.", rich_help_panel=_SEARCH),
+    ] = None,
     aggregate: Annotated[
         str | None,
         typer.Option(
@@ -198,7 +205,10 @@ def solve(
         "prune_below": prune_below,
         "prune_margin": prune_margin,
     }
-    chooser = options.selector_of(selector, aggregate)
+    of_beam = (width, expand, prune_below, prune_margin, lookahead, strong)
+    if strategy is None:
+        told = any(option is not None for option in of_beam)
+        strategy = options.StrategyName.beam if told else options.StrategyName.auto
     limits = {
         "candidates": max_candidates,
         "generated_tokens": max_generated_tokens,
@@ -235,11 +245,13 @@ def solve(
             lookahead=lookahead,
             threshold=None if strong is None else threshold,
         ),
-        selector=chooser,
+        selector=options.selector_of(selector, aggregate),
+        advice=None if advice is None else advice.value,
         budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
         image_store=MemoryImageStore(),
-    ).compile()
+    )
+    path_score = graph.search_nodes.loop.rules.selector.aggregate
     images = options.read_images(image)
     with console.ERR.status("searching") as status:
 
@@ -248,12 +260,12 @@ def solve(
                 children = sum(item["count"] for item in event["expand"])
                 status.update(f"round {event['round']}: {children} steps")
 
-        searched = ask(graph, question, images, system=system, on_event=tell)
+        searched = ask(graph.compile(), question, images, system=system, on_event=tell)
     if searched.result.warning:
         warning = f"warning: {printable(searched.result.warning)}"
         console.ERR.print(warning, markup=False, soft_wrap=True)
-    _show(searched, price_list, as_json=json, aggregate=chooser.aggregate)
-    _write(searched, images, html, png, chooser.aggregate)
+    _show(searched, price_list, as_json=json, aggregate=path_score)
+    _write(searched, images, html, png, path_score)
     if searched.result.answer is None:
         raise typer.Exit(console.NO_ANSWER)
 

@@ -410,7 +410,8 @@ class SyntheticProblems:
     def identity(self) -> dict[str, Any]:
         """Return the settings that make the world."""
         settings = asdict(self.settings)
-        for name in ("noise", "level", "early", "blind"):  # 0.1 had none of them: its results go on
+        # 0.1 had none of them: its results go on
+        for name in ("noise", "level", "early", "blind", "failing"):
             if settings[name] == getattr(_PLAIN, name):
                 del settings[name]
         return {"world": "synthetic", "settings": settings, "problems": self.problems}
