@@ -30,7 +30,7 @@ from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy, check_part
 from vprm_search.graph.run import read_question, run_jobs
 from vprm_search.graph.session import run_blocking
-from vprm_search.search import BestOfN, BestScore
+from vprm_search.search import Advice, BestOfN, BestScore
 from vprm_search.steps import split_solution
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, NodeRecord, Problem, StepScorer
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from vprm_search.types import Policy
 
 Pictured = tuple[Problem, tuple[ImageData, ...]]
-
-Advice = Literal["search", "vote", "majority"]
-"""What a scorer is good for with a policy: to guide a search, to weigh votes, or for nothing."""
 
 FORMAT: Final = "vprm-search preflight"
 FORMAT_VERSION: Final = 1
