@@ -16,6 +16,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
+from tests.benchmarks.framework import sqlite_bytes
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError, InputError, NoAnswerError, RecordError, SearchError
@@ -478,6 +479,12 @@ def test_a_paused_search_may_be_edited(delta: bool) -> None:
     tree = tree_of_state(app.get_state(THREAD).values)
     assert tree[best.id].reason == "vetoed by hand"
     assert not tree.children(best.id)
+
+
+def test_the_file_of_a_search_grows_with_its_nodes_and_not_with_their_square() -> None:
+    sizes = [sqlite_bytes(nodes) for nodes in (640, 1280, 2560)]
+    assert sizes[2] - sizes[1] < 2.4 * (sizes[1] - sizes[0])
+    assert sizes[2] < 2000 * 2560
 
 
 def test_missing_checkpoints_are_noticed(tmp_path: Path) -> None:
