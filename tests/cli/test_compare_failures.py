@@ -370,6 +370,21 @@ def test_a_run_killed_again_and_again_equals_an_undisturbed_one(
     assert ours["pairs"] == theirs["pairs"]
 
 
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (
+        "compare", "--world", "synthetic", "--problems", "500", "--n", "4", "--strategy", "beam",
+        "--batch", "5", "--jobs", "2", "--out", str(out),
+    )  # fmt: skip
+    assert killed(command, out, 10) == -signal.SIGKILL
+    time.sleep(1)
+    before = (out / "records.jsonl").read_bytes()
+    time.sleep(3)
+    assert (out / "records.jsonl").read_bytes() == before
+    assert 10 <= before.count(b"\n") < 1000
+
+
 def work(record: Record) -> Record:
     """A record without the times, and the work that a cache of the process saves."""
     usage = replace(record.usage, seconds=0.0, tokens_sent=0, tokens_computed=0)

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -195,7 +196,8 @@ def run_comparison(
             run_blocking(shard.measure())
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(shards)), mp_context=context) as pool:
+    workers = min(jobs, len(shards))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         waiting = [
             pool.submit(_measure, comparison, world, out, start, stop) for start, stop in shards
         ]
@@ -226,6 +228,18 @@ class _Progress:
     def __call__(self, line: str) -> None:
         self._done = min(self._done + 1, self._all)
         self._report(f"[{self._done}/{self._all}] {line}")
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, also by kill -9."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _measure(comparison: Comparison, world: World, out: Path, start: int, stop: int) -> None:
