@@ -64,11 +64,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 @contextmanager
 def json_server(rule: Callable[[Asked], Reply]) -> Iterator[str]:
     """Serve on a free port, every request in a thread; yield the address."""
     handler = type("Handler", (_Handler,), {"rule": staticmethod(rule)})
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    listener = _Listener(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

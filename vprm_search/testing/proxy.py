@@ -163,7 +163,8 @@ class FaultProxy:
     async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         ready.set()
-        limits = httpx.Limits(max_connections=None)
+        # One connection a request: none that the server gives up meanwhile, a fault nobody made.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         secure = self._upstream.startswith("https:")  # reading certificates takes its time
         async with httpx.AsyncClient(
             timeout=self._timeout_s, limits=limits, trust_env=False, verify=secure
