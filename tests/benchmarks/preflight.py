@@ -125,7 +125,7 @@ def truth_of(case: Case, loaded: LoadedWorld, scorer: StepScorer) -> dict[Advice
     samples = runs(BestOfN(SIZE))
     return {
         "search": rights(loaded, runs(search), WeightedVote()),
-        "vote": rights(loaded, samples, WeightedVote(aggregate="product")),
+        "vote": rights(loaded, samples, WeightedVote()),
         "majority": rights(loaded, samples, MajorityVote()),
     }
 

@@ -254,7 +254,7 @@ def advised(signals: Mapping[str, Signal]) -> tuple[Advice, str]:
             )
         return "vote", (
             "The last scores prefer what the policy mostly answers, but a step's score says "
-            "nothing about the next one's: weigh the votes of whole solutions by the scores."
+            "nothing about the next one's: weigh the votes of whole solutions by their last scores."
         )
     if signals["lead"].value < _LEAD:
         if signals["lasting"].low > 0 or signals["likeness"].low > 0:
