@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import Asked, Run
 from vprm_search import PreflightReport
+from vprm_search.cli.options import load_scorer
+from vprm_search.compare.preflight import Signal
 from vprm_search.tiny.world import generate, render
 
 
@@ -59,3 +61,29 @@ def test_a_wrong_option_is_one_line(run: Run, arguments: tuple[str, ...], messag
     assert ran.code == 1
     assert message in ran.err
     assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_solve_obeys_a_report_of_its_scorer(run: Run, asked: Asked, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    signal = Signal(value=0.5, low=0.4, high=0.6)
+    report = PreflightReport(
+        advice="majority",
+        sentence="No sign.",
+        signals={"preference": signal},
+        problems=20,
+        samples=320,
+        scorer=load_scorer("tiny").identity,  # type: ignore[attr-defined]
+    )
+    report.save(file)
+    arguments = ("solve", *asked.arguments, "--json", "--max-candidates", "4")
+    obeyed = run(*arguments, "--preflight", str(file))
+    assert obeyed.code == 0, obeyed.err
+    advised = run(*arguments, "--advice", "majority")
+    assert json.loads(obeyed.out)["tree"] == json.loads(advised.out)["tree"]
+    assert json.loads(run(*arguments).out)["tree"] != json.loads(advised.out)["tree"]
+    both = run(*arguments, "--preflight", str(file), "--advice", "vote")
+    assert "leave one of them out" in both.err
+    report.model_copy(update={"scorer": "another"}).save(file)
+    other = run(*arguments, "--preflight", str(file))
+    assert other.code == 1
+    assert "is about the scorer 'another'" in other.err

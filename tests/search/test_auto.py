@@ -173,7 +173,7 @@ class NoPrefix(SyntheticPolicy):
     [
         (SyntheticPolicy, True, None, AutoSearch, WeightedVote()),
         (SyntheticPolicy, True, "search", AutoSearch, WeightedVote()),
-        (SyntheticPolicy, True, "vote", BestOfN, WeightedVote(aggregate="product")),
+        (SyntheticPolicy, True, "vote", BestOfN, WeightedVote()),
         (SyntheticPolicy, True, "majority", BestOfN, MajorityVote()),
         (SyntheticPolicy, False, None, BestOfN, MajorityVote()),
         (SyntheticPolicy, False, "search", BestOfN, MajorityVote()),

@@ -73,7 +73,7 @@ def preflight(
     """Tell without labels whether a scorer helps a policy: search, vote, or majority.
 
     Answers 20 problems 16 times each, looks at what the scores have to do with one another and
-    with the answers, and says how to use them. `--preflight FILE` of other commands obey it.
+    with the answers, and says how to use them. `solve --preflight FILE` obeys a report.
     """
     count = None if problems is None or not problems.isdecimal() else int(problems)
     asked: World

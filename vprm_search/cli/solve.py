@@ -18,7 +18,8 @@ from vprm_search.types import SearchResult, Usage
 
 if TYPE_CHECKING:
     from vprm_search.graph.run import SearchRun
-    from vprm_search.types import ImageData
+    from vprm_search.search import Advice
+    from vprm_search.types import ImageData, StepScorer
 
 _PANEL = "Cost"
 
@@ -160,6 +161,12 @@ def solve(
         options.AdviceName | None,
         typer.Option(help="auto: what the scorer is good for.", rich_help_panel=_SEARCH),
     ] = None,
+    preflight: Annotated[
+        Path | None,
+        typer.Option(
+            help="auto: report of vprm-search preflight, to obey.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
     selector: Annotated[
         options.SelectorName | None,
         typer.Option(help="Default: weighted-vote, or auto's own.", rich_help_panel=_SEARCH),
@@ -246,7 +253,7 @@ def solve(
             threshold=None if strong is None else threshold,
         ),
         selector=options.selector_of(selector, aggregate),
-        advice=None if advice is None else advice.value,
+        advice=_advice(advice, preflight, judge),
         budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
         image_store=MemoryImageStore(),
@@ -268,6 +275,26 @@ def solve(
     _write(searched, images, html, png, path_score)
     if searched.result.answer is None:
         raise typer.Exit(console.NO_ANSWER)
+
+
+def _advice(
+    given: options.AdviceName | None, report: Path | None, scorer: StepScorer
+) -> Advice | None:
+    """Return the advice given, or that of a report. Raises `ConfigError` if they do not fit."""
+    if report is None:
+        return None if given is None else given.value
+    from vprm_search.compare.preflight import PreflightReport
+
+    if given is not None:
+        raise ConfigError("--advice and --preflight both say how to search; leave one of them out")
+    found = PreflightReport.load(report)
+    identity = str(getattr(scorer, "identity", ""))
+    if found.scorer != identity:
+        raise ConfigError(
+            f"{report} is about the scorer {found.scorer!r}, and this one is {identity!r}; check "
+            "this one with vprm-search preflight"
+        )
+    return found.advice
 
 
 def ask(

@@ -93,7 +93,8 @@ def choose_rules(
 
     * there is no scorer, or `advice` is "majority": best-of-N and the most frequent answer;
     * the policy cannot continue a path (its `continues` is False) and `advice` does not say
-      "search", or `advice` is "vote": best-of-N and a vote weighted by the product of the scores.
+      "search": best-of-N and a vote weighted by the product of the scores;
+    * `advice` is "vote": best-of-N and a vote weighted by the last scores, the only ones that tell.
 
     Best-of-N samples `AutoSearch.n` solutions, or what a limit on tokens, candidates or requests
     pays for. Raises `ConfigError` for an advice beside a strategy of the user's own.
@@ -111,7 +112,9 @@ def choose_rules(
     samples = BestOfN(strategy.n if set(limits) <= {None} else _MOST_SAMPLES)
     if scorer is None or advice == "majority":
         return samples, selector or MajorityVote()
-    if advice == "vote" or (advice is None and not getattr(policy, "continues", True)):
+    if advice == "vote":
+        return samples, selector or WeightedVote()
+    if advice is None and not getattr(policy, "continues", True):
         return samples, selector or WeightedVote(aggregate="product")
     return strategy, selector or WeightedVote()
 
