@@ -7,15 +7,20 @@ seconds come from outside, because a clock would make two equal searches differ.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vprm_search.errors import ConfigError
 from vprm_search.tree import SearchTree
-from vprm_search.types import Usage
+from vprm_search.types import NodeId, NodeRecord, Usage
 
+_TOKENS = ("generated_tokens", "scored_tokens")
 _LIMITED = ("candidates", "generated_tokens", "scored_tokens", "requests", "rounds", "seconds")
 _MILLION = 1_000_000
 
@@ -24,13 +29,20 @@ class Budget(BaseModel):
     """Limits of a search; None means unlimited.
 
     A search ends, with the best answer found so far, before the first round that would start at
-    or above a limit, and says which one ran out.
+    or above a limit, and says which one ran out. As long as no path has finished, every limit but
+    `seconds` keeps a reserve with which one can be: no round spends it, and when nothing else is
+    left the search asks for the whole rest of its best path. Slots of merged or failed siblings are
+    asked for again only where every later level could still be paid in full.
 
-    `candidates` is exact: the last round is cut to fit. `requests` counts calls to the policy's
-    model; no round asks for more candidates than calls are left, so only repeats of failed calls
-    can exceed it. `rounds` is exact. Tokens may be exceeded by what one round costs. At the limit
-    of `seconds` whatever the search waits for is given up: calls of the policy, which cost their
-    own candidates only, and scoring, whose steps stay without a score.
+    `candidates` and `rounds` are exact: the last round is cut to fit. `requests` counts calls to
+    the policy's model; no round asks for more candidates than calls are left, so only repeats of
+    failed calls can exceed it. Under a limit on tokens the first round proposes a single candidate,
+    which tells what one costs; then a round proposes no more than fit, each at the cost of the
+    dearest so far. `generated_tokens` are shared out to the candidates as the most that each may
+    have, so it is a hard limit for a policy that keeps to `ProposeRequest.max_tokens`; else it may
+    be exceeded by candidates longer than any before them. `scored_tokens` may be, too. At the
+    limit of `seconds` whatever the search waits for is given up: calls of the policy, which cost
+    their own candidates only, and scoring, whose steps stay without a score.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +75,62 @@ class Budget(BaseModel):
         if self.requests is not None:
             left.append(self.requests - usage.requests)
         return max(0, min(left)) if left else None
+
+    @property
+    def limits_work(self) -> bool:
+        """Whether there is a limit other than seconds."""
+        return any(getattr(self, name) is not None for name in _LIMITED[:-1])
+
+    def room(self, tree: SearchTree, wanted: int) -> int:
+        """Return how many of `wanted` candidates may be proposed now (see the class)."""
+        usage = usage_of(tree)
+        left = self.candidates_left(usage)
+        return min(
+            [wanted if left is None else left]
+            + [spent.fitting(left, wanted) for left, spent in self._tokens(tree, usage)]
+        )
+
+    def affords(self, tree: SearchTree, *, rounds: int, candidates: int, steps: int) -> bool:
+        """Tell whether so much more is within every limit, a step at the mean cost so far."""
+        usage = usage_of(tree)
+        left = self.candidates_left(usage)
+        return (
+            (self.rounds is None or usage.rounds + rounds <= self.rounds)
+            and (left is None or candidates <= left)
+            and all(steps * spent.mean <= left for left, spent in self._tokens(tree, usage))
+        )
+
+    def paths_affordable(self, tree: SearchTree, steps: int) -> int | None:
+        """Return how many paths the tokens left can take `steps` steps further; None: all."""
+        kinds = [(left, spent.mean) for left, spent in self._tokens(tree, usage_of(tree))]
+        if not kinds:
+            return None
+        return min(int(left / (steps * mean) + 1e-9) if mean else 1 for left, mean in kinds)
+
+    def share(self, tree: SearchTree, candidates: int) -> int | None:
+        """Return the tokens that each of so many candidates may have now, None if unlimited."""
+        if self.generated_tokens is None:
+            return None
+        left = self.generated_tokens - tree.totals.generated_tokens
+        return max(1, left // max(1, candidates))
+
+    def short(self, tree: SearchTree) -> str:
+        """Say which tokens are left in too small a number for one more candidate."""
+        usage = usage_of(tree)
+        for name in _TOKENS:
+            limit, spent = getattr(self, name), _costs(tree).kinds[name]
+            if limit is not None and not spent.fitting(limit - getattr(usage, name), 1):
+                used = f"{name} {getattr(usage, name)} of {limit}"
+                return f"{used}, and a candidate may cost {spent.dearest}"
+        return "no candidate is left"
+
+    def _tokens(self, tree: SearchTree, usage: Usage) -> list[tuple[int, Spending]]:
+        limits = ((name, getattr(self, name)) for name in _TOKENS)
+        return [
+            (limit - getattr(usage, name), _costs(tree).kinds[name])
+            for name, limit in limits
+            if limit is not None
+        ]
 
     def seconds_left(self, seconds: float) -> float | None:
         """Return how many of the seconds are left after `seconds`, or None if unlimited."""
@@ -114,3 +182,80 @@ class Prices(BaseModel):
 def usage_of(tree: SearchTree, seconds: float = 0.0) -> Usage:
     """Return what the search recorded in `tree` has spent."""
     return replace(tree.totals, seconds=seconds)
+
+
+# --- what a candidate costs ----------------------------------------------------------------------
+
+_FEW = 8
+
+
+@dataclass(slots=True)
+class Spending:
+    """What the candidates so far cost in one kind of token: failed ones and completions apart."""
+
+    seen: int = 0
+    failed: int = 0
+    total: int = 0
+    dearest: int = 0
+
+    @property
+    def mean(self) -> float:
+        """The mean cost of a candidate; 0 while none has been paid for."""
+        return self.total / self.seen if self.seen else 0.0
+
+    def fitting(self, left: int, wanted: int) -> int:
+        """Return how many of `wanted` further candidates fit into the tokens that are left.
+
+        Each is taken to cost as much as the dearest so far, and the more of them are asked for at
+        once, and the more the costs differ, the more is kept as a margin. While none has been paid
+        for it is one, or one for every two that failed.
+        """
+        if not self.seen:
+            return min(wanted, max(1, self.failed // 2))
+        if not self.dearest:
+            return wanted  # the policy, or the scorer, does not say what it spends
+        spread = 1.0 if self.seen < _FEW else min(1.0, self.dearest / self.mean - 1)
+        count = max(0, min(wanted, left // self.dearest))
+        while count > 1 and left < count * self.dearest * (
+            1 + spread * math.sqrt(count / self.seen)
+        ):
+            count -= 1
+        return count
+
+
+@dataclass(slots=True)
+class _Costs:
+    """The spendings of one tree, by kind; `read` of its records are in them."""
+
+    read: int = 0
+    kinds: dict[str, Spending] = field(default_factory=lambda: defaultdict(Spending))
+    scored: dict[NodeId, int] = field(default_factory=lambda: defaultdict(int))
+
+
+_KNOWN: WeakKeyDictionary[SearchTree, _Costs] = WeakKeyDictionary()
+
+
+def _costs(tree: SearchTree) -> _Costs:
+    """Return what the candidates of a tree cost; each record is read once, when it is settled."""
+    costs = _KNOWN.setdefault(tree, _Costs())
+    for record in islice(tree, costs.read, None):
+        costs.read += 1
+        if record.parent is not None and record.role != "completion":
+            _add(tree, costs, record)
+    return costs
+
+
+def _add(tree: SearchTree, costs: _Costs, record: NodeRecord) -> None:
+    generated, scored = costs.kinds["generated_tokens"], costs.kinds["scored_tokens"]
+    if record.seed:
+        for spent in (generated, scored):
+            spent.seen += record.status != "failed"
+            spent.failed += record.status == "failed"
+        generated.total += record.generated_tokens
+        generated.dearest = max(generated.dearest, record.generated_tokens)
+    first = record  # the steps of a whole solution count for its first one
+    while not first.seed and first.parent is not None:
+        first = tree[first.parent]
+    scored.total += record.scored_tokens
+    costs.scored[first.id] += record.scored_tokens
+    scored.dearest = max(scored.dearest, costs.scored[first.id])

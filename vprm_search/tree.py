@@ -152,7 +152,7 @@ class SearchTree:
             self._rounds = max(self._rounds, record.round)
             if record.parent is not None:
                 self._children[record.parent][record.index] = record.id
-                if record.role != "lookahead":
+                if not record.is_aside:
                     self._expanded.add(record.parent)
                     self._open_leaves.pop(record.parent, None)
         else:
@@ -181,7 +181,7 @@ class SearchTree:
 
     def _index(self, record: NodeRecord) -> None:
         node, status = record.id, record.status
-        if status == "open" and record.role != "lookahead" and node not in self._expanded:
+        if status == "open" and not record.is_aside and node not in self._expanded:
             self._open_leaves[node] = None
         else:
             self._open_leaves.pop(node, None)
@@ -251,7 +251,7 @@ class SearchTree:
     def open_leaves(self) -> list[NodeRecord]:
         """Return the open nodes without children: what may be expanded next, by id.
 
-        Lookahead steps neither count as children nor stand in the list.
+        Lookaheads and completions neither count as children nor stand in the list.
         """
         return [self._records[node] for node in sorted(self._open_leaves)]
 
@@ -408,7 +408,7 @@ class SearchTree:
             if parent is None:
                 raise RecordError(f"node {record.id}: its parent {record.parent} is missing")
             ended = parent.status in ("finished", "truncated", "failed")
-            if ended and record.role != "lookahead":
+            if ended and not record.is_aside:
                 raise RecordError(f"node {record.id}: its parent is {parent.status}")
             if self._children[record.parent][record.index] != record.id:
                 raise RecordError(

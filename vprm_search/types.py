@@ -24,7 +24,7 @@ Json = Any
 NodeId = str
 NodeStatus = Literal["open", "finished", "truncated", "pruned", "failed"]
 Until = Literal["step", "end"]
-Role = Literal["", "redo", "lookahead"]
+Role = Literal["", "redo", "lookahead", "completion"]
 Finish = Literal["step", "stop", "length", "error"]
 Cause = Literal[
     "",
@@ -211,7 +211,9 @@ class ProposeRequest:
     of the solution. `seeds` are 63-bit integers, one per child. `policy` names which of several
     policies is meant; a policy that stands alone ignores it. What has not come after `timeout_s`
     seconds may be given up: such children are failed proposals. `temperature_scale` is a factor
-    on the policy's own sampling temperature; a policy that does not know it ignores the factor.
+    on the policy's own sampling temperature. No child may have more than `max_tokens` tokens: one
+    that would ends there, with finish "length". A policy that does not know one of the last two
+    ignores it.
 
     `messages` is the conversation that ends with the question: LangChain messages with their
     pictures in them, the system prompt included. Empty for a question that stands alone (then
@@ -228,6 +230,7 @@ class ProposeRequest:
     timeout_s: float | None = None
     temperature_scale: float = 1.0
     messages: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +320,12 @@ class NodeRecord(Counts):
     `path_scores` maps an aggregation's name to the aggregate of the step scores root → node.
     `policy` names the policy that proposed the step, where there are several. `role` says why it
     was proposed: "" as a candidate, "redo" in place of a rejected draft, "lookahead" only to score
-    the candidate above it. `reason` says in words, and `cause` for programs, why a path ends here;
-    a "duplicate" names the sibling it was `merged_into`. A record without text is an end marker
-    (the answer ended at the step before), or, if `blank`, an empty step. What the scorer reports of
-    its work (`tokens_sent` and what follows) stands on one record of a round, for the whole round.
+    the candidate above it, "completion" as the rest of its path, asked for so that a search under a
+    budget has a finished path. `reason` says in words, and `cause` for programs, why a path ends
+    here; a "duplicate" names the sibling it was `merged_into`. A record without text is an end
+    marker (the answer ended at the step before), or, if `blank`, an empty step. What the scorer
+    reports of its work (`tokens_sent` and what follows) stands on one record of a round, for the
+    whole round.
     """
 
     id: NodeId
@@ -345,6 +350,11 @@ class NodeRecord(Counts):
     def is_step(self) -> bool:
         """Whether this is a step, which has a score of its own: not the root, no end marker."""
         return bool(self.text) or self.blank
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it stands beside the strategy's own tree: its parent may still be expanded."""
+        return self.role in ("lookahead", "completion")
 
     def but(self, **changes: Any) -> NodeRecord:
         """Return the record with other values in the named fields: a quick `dataclasses.replace`.

@@ -60,6 +60,8 @@ def same_strategy(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
     for name, harmless in _GONE.items():
         if name not in wanted and facts.get(name) == harmless:
             facts.pop(name, None)
+    if facts.get("refill") == 0 and "refill" in wanted:
+        facts["refill"] = wanted["refill"]  # a budget of tokens pays for no refills
     inside, other = facts.get("strategy"), wanted.get("strategy")  # of a cascade, a lookahead
     if isinstance(inside, dict) and isinstance(other, dict) and same_strategy(inside, other):
         facts["strategy"] = other

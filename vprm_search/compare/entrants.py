@@ -1,8 +1,7 @@
 """What can be compared: strategies by name, each made for a size N, and the rules that choose.
 
 At size N a strategy is set so that it proposes about N children per level, which costs about as
-many tokens as N whole solutions; the budget (`compare_budget`) sees to the rest. Slots of merged
-equal siblings are not asked for again: under a token budget that buys breadth with depth.
+many tokens as N whole solutions; the budget sees to the rest.
 """
 
 from __future__ import annotations
@@ -69,11 +68,11 @@ def _width(size: int) -> int:
 
 
 def _beam(size: int, **options: Any) -> BeamSearch:
-    return BeamSearch(width=_width(size), expand=expand_of(size), stop=None, refill=0, **options)
+    return BeamSearch(width=_width(size), expand=expand_of(size), stop=None, **options)
 
 
 def _dvts(size: int, **options: Any) -> Strategy:
-    return DVTS(subtrees=_width(size), expand=expand_of(size), stop=None, refill=0, **options)
+    return DVTS(subtrees=_width(size), expand=expand_of(size), stop=None, **options)
 
 
 def _adaptive(size: int) -> Strategy:
@@ -82,9 +81,7 @@ def _adaptive(size: int) -> Strategy:
 
 def _mcts(size: int) -> Strategy:
     wide = expand_of(size)
-    return MCTS(
-        simulations=4 * size, batch=_width(size), expand=wide, root_expand=2 * wide, refill=0
-    )
+    return MCTS(simulations=4 * size, batch=_width(size), expand=wide, root_expand=2 * wide)
 
 
 def _lookahead(size: int) -> Strategy:
@@ -93,9 +90,7 @@ def _lookahead(size: int) -> Strategy:
 
 def _best_first(size: int) -> Strategy:
     width = _width(size)
-    return BestFirst(
-        batch=width, expand=expand_of(size), expansions=128 * width, stop=size, refill=0
-    )
+    return BestFirst(batch=width, expand=expand_of(size), expansions=128 * width, stop=size)
 
 
 _LIST = (
@@ -108,13 +103,13 @@ _LIST = (
     Entrant("beam-annealed", lambda size: _beam(size, anneal=max(1, _width(size) // 8))),
     Entrant("dvts", _dvts),
     Entrant("dvts-last", lambda size: _dvts(size, aggregate="last")),
-    Entrant("rebase", lambda size: REBASE(width=size, refill=0)),
-    Entrant("rebase-paper", lambda size: REBASE(width=size, temperature=0.2, refill=0)),
-    Entrant("rebase-product", lambda size: REBASE(width=size, aggregate="product", refill=0)),
-    Entrant("particles", lambda size: ParticleFilter(particles=size, refill=0)),
+    Entrant("rebase", lambda size: REBASE(width=size)),
+    Entrant("rebase-paper", lambda size: REBASE(width=size, temperature=0.2)),
+    Entrant("rebase-product", lambda size: REBASE(width=size, aggregate="product")),
+    Entrant("particles", lambda size: ParticleFilter(particles=size)),
     Entrant(
         "particles-half",
-        lambda size: ParticleFilter(particles=size, ess_threshold=0.5, refill=0),
+        lambda size: ParticleFilter(particles=size, ess_threshold=0.5),
     ),
     Entrant("lookahead-beam", _lookahead),
     Entrant("cascade-beam", lambda size: Cascade(strategy=_beam(size))),

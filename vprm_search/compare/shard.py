@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,54 +11,22 @@ from typing import TYPE_CHECKING
 from vprm_search.budget import Budget
 from vprm_search.compare.cell import same_strategy
 from vprm_search.compare.entrants import Entrant, described, entrants_of
-from vprm_search.compare.records import CUT, Failures, Record, RecordFile, chosen
+from vprm_search.compare.records import Failures, Record, RecordFile, chosen
 from vprm_search.compare.worlds import LoadedWorld
 from vprm_search.errors import ConfigError, SearchError
 from vprm_search.graph.loop import Job
-from vprm_search.graph.parts import SearchRules, fitted
+from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
-from vprm_search.search import BestScore, Plan, Strategy
+from vprm_search.search import BestScore
 from vprm_search.steps import split_steps
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, StepScorer
+from vprm_search.types import StepScorer
 
 if TYPE_CHECKING:
     from vprm_search.compare.comparison import Comparison
 
 _LOST_IN_A_ROW = 10
 """So many searches of which nothing came end the run: the server is down."""
-
-
-@dataclass(frozen=True)
-class Capped:
-    """Another strategy's plan, cut to the children that a token budget still has room for.
-
-    `tokens` maps the root of a search to its budget. A child is expected to cost the mean of the
-    children proposed so far in this search, so a round is cut, or not begun, before the budget is
-    exceeded; what a search spends beyond it is the error of that one estimate. A function of the
-    tree alone, as every strategy is.
-    """
-
-    strategy: Strategy
-    tokens: Mapping[NodeId, int]
-
-    @property
-    def aggregates(self) -> Sequence[str]:
-        """The path scores that the strategy reads."""
-        return self.strategy.aggregates
-
-    def plan(self, tree: SearchTree) -> Plan:
-        """Return the strategy's plan as far as the tokens go."""
-        plan = fitted(self.strategy, Budget(generated_tokens=self.tokens[tree.root_id])).plan(tree)
-        spent, proposed = tree.totals.generated_tokens, tree.totals.candidates
-        if plan.finish or not proposed:
-            return plan
-        budget = self.tokens[tree.root_id]
-        each = max(1.0, spent / proposed)
-        room = math.floor((budget - spent) / each + 1e-9)
-        if room < 1:
-            return Plan(close=plan.close, finish=f"{CUT} {spent} of {budget}")
-        return replace(plan.limited_to(room), cut=plan.cut)
 
 
 class SharedTime:
@@ -245,11 +212,10 @@ class Shard:
 
         `spent` holds what their trees took before, and gets what they have taken then.
         """
-        strategy = entrant.make(size)
-        if budgets is not None:
-            caps = {job.tree.root_id: budgets[problem] for problem, job in jobs.items()}
-            strategy = Capped(strategy, caps)
-        rules = SearchRules(strategy, BestScore(), extract=self.loaded.extract, split=split_steps)
+        for problem, tokens in (budgets or {}).items():
+            jobs[problem].budget = Budget(generated_tokens=tokens)
+        strategy, extract = entrant.make(size), self.loaded.extract
+        rules = SearchRules(strategy, BestScore(), extract=extract, split=split_steps)
         problems, clock = list(jobs), SharedTime(len(jobs))
 
         def keep(place: int, run: SearchRun) -> None:

@@ -320,14 +320,19 @@ class SyntheticPolicy:
     def _written(self, request: ProposeRequest, seed: int) -> Proposal:
         problem, words = problem_of(request.problem.question), words_of(request.steps)
         texts: list[str] = []
+        step, most = self.world.settings.step_tokens, request.max_tokens
         while not texts or (request.until == "end" and STOP_MARK not in texts[-1]):
+            if texts and most is not None and (len(texts) + 1) * step > most:
+                break
             text, word = self.world.step(problem, words, seed)
             texts.append(text)
             words = (*words, word)
-        tokens = len(texts) * self.world.settings.step_tokens
+        tokens = len(texts) * step if most is None else min(len(texts) * step, most)
         self.generated_tokens += tokens
         self.requests += 1
         finish = "stop" if STOP_MARK in texts[-1] else "step"
+        if tokens < len(texts) * step or (finish == "step" and request.until == "end"):
+            finish = "length"
         return Proposal(
             "\n\n".join(texts),
             finish,  # type: ignore[arg-type]

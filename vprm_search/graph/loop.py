@@ -30,7 +30,19 @@ from vprm_search.graph.records import (
 )
 from vprm_search.graph.session import CallsInFlight, ScoredRounds, propose_in_time
 from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, OnNoAnswer, conclude
-from vprm_search.search.plan import Close, Expand, PartwiseStrategy, Plan, Strategy
+from vprm_search.search.plan import (
+    Close,
+    Expand,
+    PartwiseStrategy,
+    Plan,
+    Strategy,
+)
+from vprm_search.search.reserve import (
+    leave_enough,
+    longest_path,
+    refill_or_go_on,
+    without_refills,
+)
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Counts,
@@ -44,7 +56,6 @@ from vprm_search.types import (
     ScoreResult,
     SearchResult,
     StepScorer,
-    Usage,
 )
 
 _LEAST_GRACE_S, _MOST_GRACE_S = 0.5, 5.0
@@ -56,13 +67,17 @@ Told = tuple[list[NodeRecord], list[events.Event]]
 
 @dataclass(slots=True)
 class Job:
-    """One search: its tree, its problem's images, the seconds spent so far, the round under way."""
+    """One search: its tree, its problem's images, the seconds spent so far, the round under way.
+
+    `budget` takes the place of the one in the rules where searches run together have their own.
+    """
 
     tree: SearchTree
     images: tuple[ImageData, ...] = ()
     seconds: float = 0.0
     plan: Plan = field(default_factory=Plan)
     messages: tuple[Any, ...] = ()  # the conversation around the question (`ProposeRequest`)
+    budget: Budget | None = None
 
 
 class Loop:
@@ -102,7 +117,7 @@ class Loop:
 
         Raises `SearchError` for a plan that would go on for ever (`check_plan`).
         """
-        tree, rules = job.tree, self.rules
+        tree, rules = job.tree, _rules_of(job, self.rules)
         known = () if self.waits else job.plan.expand
         plan = next_plan(tree, rules, seconds=job.seconds, was_cut=job.plan.cut, under_way=known)
         check_plan(plan, tree, rules)
@@ -128,7 +143,7 @@ class Loop:
         return [(new, events.expanded(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
 
     async def _propose_some(self, job: Job) -> list[NodeRecord]:
-        requests = {e: propose_request(job, e, self.rules) for e in job.plan.expand}
+        requests = {e: propose_request(job, e, self.rules) for e in job.plan.expand}  # no limit
         replies = await self.calls.replies(requests)
         left = tuple(expand for expand in job.plan.expand if expand not in replies)
         job.plan = replace(job.plan, expand=left)
@@ -212,14 +227,32 @@ def next_plan(
     stays in the plan.
     """
     plan = _planned(rules.strategy, tree, under_way)
-    usage: Usage = usage_of(tree, seconds)
-    met = rules.budget.exhausted(usage)
+    met = rules.budget.exhausted(usage_of(tree, seconds))
     if met is not None and (was_cut or not plan.finish or _gave_up(tree)):
         return ended(plan, tree, rules, f"budget: {met}", cut_short=True)
     if plan.finish:
         return ended(plan, tree, rules, plan.finish)
-    left = rules.budget.candidates_left(usage)
-    return plan if left is None else _limited(plan, left, tree)
+    return _within_budget(plan, tree, rules, under_way) if rules.budget.limits_work else plan
+
+
+def _within_budget(
+    plan: Plan, tree: SearchTree, rules: SearchRules, under_way: tuple[Expand, ...]
+) -> Plan:
+    """Return what a limited search does of a strategy's plan, or how it ends for want of tokens."""
+    budget, longest = rules.budget, longest_path(rules.strategy)
+    lean = without_refills(rules.strategy)
+    if lean is not rules.strategy:
+        plan = refill_or_go_on(plan, _planned(lean, tree, under_way), tree, budget, longest)
+    aggregate = (*rules.strategy.aggregates, rules.selector.aggregate)[0]
+    plan = leave_enough(plan, tree, budget, longest, aggregate)
+    limited = _limited(plan, budget.room(tree, plan.count), tree)
+    if limited.expand:
+        return limited
+    return ended(plan, tree, rules, f"budget: {budget.short(tree)}", cut_short=True)
+
+
+def _rules_of(job: Job, rules: SearchRules) -> SearchRules:
+    return rules if job.budget is None else replace(rules, budget=job.budget)
 
 
 def _limited(plan: Plan, candidates: int, tree: SearchTree) -> Plan:
@@ -319,8 +352,12 @@ async def propose(
 
     Raises `PolicyError` if the policy breaks its contract (wrong number of replies).
     """
-    todo = [(job, e) for job, plan in zip(jobs, plans, strict=True) for e in plan.expand]
-    requests = [propose_request(job, expand, rules) for job, expand in todo]
+    todo, requests = [], []
+    for job, plan in zip(jobs, plans, strict=True):
+        own = _rules_of(job, rules)
+        share = own.budget.share(job.tree, plan.count)
+        todo += [(job, expand) for expand in plan.expand]
+        requests += [propose_request(job, expand, own, max_tokens=share) for expand in plan.expand]
     replies = await propose_in_time(policy, requests) if requests else []
     if len(replies) != len(requests):
         raise PolicyError(f"the policy got {len(requests)} requests and returned {len(replies)}")
@@ -330,7 +367,9 @@ async def propose(
     return [take_replies(job.tree, answered[id(job)], rules) for job in jobs]
 
 
-def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequest:
+def propose_request(
+    job: Job, expand: Expand, rules: SearchRules, *, max_tokens: int | None = None
+) -> ProposeRequest:
     """Return what the policy is asked for one expansion."""
     indices = range(expand.first_index, expand.first_index + expand.count)
     return ProposeRequest(
@@ -343,6 +382,7 @@ def propose_request(job: Job, expand: Expand, rules: SearchRules) -> ProposeRequ
         timeout_s=rules.budget.seconds_left(job.seconds),
         temperature_scale=expand.temperature_scale,
         messages=job.messages,
+        max_tokens=max_tokens,
     )
 
 

@@ -60,9 +60,8 @@ class SearchRules:
         waits all the same: else the faster part would spend what is left, and the tree would
         depend on time.
         """
-        limits = self.budget.model_dump(exclude={"seconds"}, exclude_none=True)
         parts = isinstance(self.strategy, PartwiseStrategy)
-        return bool(limits) or not parts or getattr(policy, "batches", True)
+        return self.budget.limits_work or not parts or getattr(policy, "batches", True)
 
     @property
     def aggregates(self) -> tuple[str, ...]:

@@ -118,7 +118,10 @@ def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[
         return []
     if expand.until == "end":
         rules.limits.check_text(proposal.text, "the proposed solution")
-        return rules.split(normalise_text(proposal.text))
+        text = normalise_text(proposal.text)
+        return rules.split(
+            text.strip() if expand.role == "completion" else text
+        )  # the rest of a cleaned path
     text = normalise_text(proposal.text).strip()
     rules.limits.check_steps([text])
     return [text]

@@ -278,7 +278,8 @@ class ChatModelPolicy:
 
     async def _within_context(self, call: _Call, stop: tuple[str, ...]) -> Outcome[LLMResult]:
         """Make one call; ask for fewer tokens while the model's context is too short for them."""
-        wanted = self._max_tokens[call.request.until]
+        own = self._max_tokens[call.request.until]
+        wanted = min(own, call.request.max_tokens or own)
         chars = sum(len(str(message.text)) for message in call.messages)
         images = sum(map(is_image, chain.from_iterable(map(_blocks, call.messages))))
         size = (wanted, chars, images)

@@ -81,7 +81,7 @@ class BestFirst(StepwiseSearch):
         if queue.round < tree.rounds:
             rounds = range(queue.round + 1, tree.rounds + 1)
             new = (record for number in rounds for record in tree.round_nodes(number))
-            queue.fresh = sorted({r.parent for r in new if r.parent and r.role != "lookahead"})
+            queue.fresh = sorted({r.parent for r in new if r.parent and not r.is_aside})
             queue.expanded.update(queue.fresh)
             queue.round = tree.rounds
             queue.close = []

@@ -114,7 +114,7 @@ def _lives(child: NodeRecord, gone: Collection[NodeId]) -> bool:
 
 def _first_round(tree: SearchTree) -> int:
     """Return the last round in which first steps were proposed."""
-    return max(child.round for child in tree.children(tree.root_id) if child.role != "lookahead")
+    return max(child.round for child in tree.children(tree.root_id) if not child.is_aside)
 
 
 _first_steps: WeakKeyDictionary[SearchTree, dict[NodeId, NodeId]] = WeakKeyDictionary()
@@ -172,7 +172,7 @@ class Subtrees:
             complete = set()
             for record in self._tree.round_nodes(at):
                 number = self._part(record.id)
-                if number not in waiting or record.role == "lookahead":
+                if number not in waiting or record.is_aside:
                     continue
                 levels.setdefault(number, (at, set()))[1].add(record.parent or "")
                 if not record.role:

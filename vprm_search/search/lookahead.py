@@ -74,7 +74,9 @@ class Lookahead(BaseModel):
                 if not tree.child_count(record.id) and _length(tree, record) < self.steps:
                     yield Expand(record.id, 1, role="lookahead")
             elif (
-                not tree.child_count(record.id) and tree.depth(record.id) < self.strategy.max_depth
+                not record.is_aside
+                and not tree.child_count(record.id)
+                and tree.depth(record.id) < self.strategy.max_depth
             ):
                 twins = (record.parent, self.strategy.same_step(record.text))
                 if not self.strategy.dedup or twins not in seen:

@@ -181,9 +181,13 @@ def ends(tree: SearchTree) -> list[End]:
         below = tree.children(record.id)
         if record.parent is None or record.role == "lookahead":
             continue
-        if all(child.status == "failed" or child.role == "lookahead" for child in below):
+        if all(_goes_nowhere(child, record) for child in below):
             found.append(_end(record, below))
     return found
+
+
+def _goes_nowhere(child: NodeRecord, above: NodeRecord) -> bool:
+    return child.status == "failed" or (child.is_aside and child.role != above.role)
 
 
 def ends_line(tree: SearchTree) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vprm_search import ids
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.stepwise import StepwiseSearch, distinct, proposed
+from vprm_search.search.stepwise import StepwiseSearch, candidates, distinct, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 
@@ -78,7 +78,7 @@ class ParticleFilter(StepwiseSearch):
         expand = tuple(
             Expand(node, count - proposed(tree, node), tree.child_count(node))
             for node, count in population.children.items()
-            if count > proposed(tree, node)  # all of them, unless a budget cut the level
+            if count > proposed(tree, node)
         )
         closed = (*merged, *gone)
         if not expand:
@@ -95,9 +95,7 @@ class ParticleFilter(StepwiseSearch):
         population = known.get(self) or Population(
             0, (Particles(tree.root_id, self.particles, 0.0),), {tree.root_id: self.particles}
         )
-        while population.children and all(
-            proposed(tree, node) >= count for node, count in population.children.items()
-        ):
+        while population.children and _has_moved(tree, population):
             known[self] = population  # not the next one: its steps may still be redone
             population = self._next(tree, population)
         return population
@@ -152,6 +150,18 @@ class ParticleFilter(StepwiseSearch):
             reason = f"{reason}; ESS {size:.2f}"
             close.append(Close(particle.node, reason, cause="no_share"))
         return tuple(kept), close
+
+
+def _has_moved(tree: SearchTree, population: Population) -> bool:
+    """Tell whether the particles have taken their next steps, as far as a limit let them.
+
+    Those that got none are lost. A single first step is no level yet (see `Budget`).
+    """
+    wanted = population.children
+    if all(proposed(tree, node) >= count for node, count in wanted.items()):
+        return True
+    came = sum(c.status != "failed" for node in wanted for c in candidates(tree, node))
+    return came > (population.level == 0)
 
 
 def _draw(tree: SearchTree, level: int) -> float:

@@ -85,6 +85,11 @@ class Plan:
     finish: str = ""
     cut: bool = False
 
+    @property
+    def count(self) -> int:
+        """How many children are asked for."""
+        return sum(expand.count for expand in self.expand)
+
     def limited_to(self, candidates: int) -> Plan:
         """Return the plan cut to at most `candidates` new children, earlier expansions first."""
         kept: list[Expand] = []

@@ -12,6 +12,7 @@ from vprm_search.search.particle_filter import effective_sample_size
 from vprm_search.search.plan import Close, Expand, Plan, Ranked
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
+from vprm_search.types import NodeId
 
 _LEAST = 1e-6  # keeps the logit of a score of exactly 0 or 1 finite
 
@@ -68,6 +69,9 @@ class REBASE(StepwiseSearch):
             return Plan(close=tuple(close), finish="no open path is left")
         expand, outweighed = self._divide(ranked, left)
         return Plan(expand=expand, close=(*close, *outweighed))
+
+    def _target(self, tree: SearchTree, parent: NodeId) -> int:
+        return self.width if parent == tree.root_id else super()._target(tree, parent)
 
     def _weights(self, ranked: Ranked) -> list[float]:
         """Return the share of each path, in all 1."""

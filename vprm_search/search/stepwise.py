@@ -161,17 +161,15 @@ def rollout_ends(tree: SearchTree, node: NodeId) -> Iterable[NodeId]:
 
 
 def candidates(tree: SearchTree, parent: NodeId) -> list[NodeRecord]:
-    """Return the children that count: no lookahead steps, no drafts that were redone."""
+    """Return the children that count: nothing that stands aside, no drafts that were redone."""
     return [
-        child
-        for child in tree.children(parent)
-        if child.role != "lookahead" and child.cause != "redone"
+        child for child in tree.children(parent) if not child.is_aside and child.cause != "redone"
     ]
 
 
 def last_parents(tree: SearchTree) -> list[NodeId]:
     """Return the nodes expanded in the last round, by id."""
-    return sorted({r.parent for r in last_steps(tree) if r.parent and r.role != "lookahead"})
+    return sorted({r.parent for r in last_steps(tree) if r.parent and not r.is_aside})
 
 
 def last_steps(tree: SearchTree) -> list[NodeRecord]:
@@ -244,11 +242,17 @@ def missing(
     """Return how many of `target` children have to be asked for, at first or again.
 
     Slots of merged (unless `key` is None) and failed children are asked for again at most `refill`
-    times.
+    times. A single child of the root is the one by which a limited search learns what one costs
+    (`Budget`): the others are asked for now, and the two rounds count as one.
     """
     children = candidates(tree, parent)
     tries = len({child.round for child in children})
     living = [child for child in children if child.status != "failed"]
+    if parent == tree.root_id and children and target > 1:
+        asked = [child.round for child in tree.children(parent) if not child.role]
+        if len(asked) < target and len(living) <= 1:
+            return target - len(asked)
+        tries -= min(asked) not in asked[1:] and len(asked) > 1
     have = len(living) if key is None else len({key(child.text) for child in living})
     return max(0, target - have) if tries <= refill else 0
 

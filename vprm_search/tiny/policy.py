@@ -86,13 +86,14 @@ class TinyPolicy:
     ) -> SampleRequest:
         images = [features[image.digest] for image in request.images]
         one_step = request.until == "step"
+        own = self.max_step_tokens if one_step else self.max_solution_tokens
         return SampleRequest(
             question=request.problem.question,
             seeds=request.seeds,
             image_features=torch.stack(images) if images else None,
             prefix=join_steps(request.steps) + STEP_SEPARATOR if request.steps else "",
             temperature=self.temperature * request.temperature_scale,
-            max_new_tokens=self.max_step_tokens if one_step else self.max_solution_tokens,
+            max_new_tokens=min(own, request.max_tokens or own),
             stop=(STEP_SEPARATOR,) if one_step else (),
         )
 

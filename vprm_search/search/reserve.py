@@ -1,0 +1,129 @@
+"""What a budget lets a round do: no refill that a level may need, and always enough to finish.
+
+Pure rules between a strategy and the loop: every strategy keeps to them without knowing of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import BaseModel
+
+from vprm_search.budget import Budget
+from vprm_search.search.plan import Expand, Plan, Strategy
+from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.tree import SearchTree
+
+_FAR_INDEX = 1 << 20  # of completions: no strategy asks for that many children
+_LONGEST = 32
+_USUAL = 12  # VisualPRM merges a solution into at most 12 steps
+_LARGEST_SHARE = 5
+
+
+def longest_path(strategy: object) -> int:
+    """Return the steps a path may have: a strategy's `max_depth`, 32 where it has none."""
+    while not hasattr(strategy, "max_depth") and hasattr(strategy, "strategy"):
+        strategy = strategy.strategy
+    return int(getattr(strategy, "max_depth", _LONGEST))
+
+
+def without_refills(strategy: Strategy) -> Strategy:
+    """Return the strategy with `refill=0`, inside a cascade or a lookahead, too."""
+    if isinstance(strategy, StepwiseSearch):
+        return strategy.model_copy(update={"refill": 0}) if strategy.refill else strategy
+    inner = getattr(strategy, "strategy", None)
+    if not isinstance(strategy, BaseModel) or inner is None:
+        return strategy
+    bare = without_refills(inner)
+    return strategy if bare is inner else strategy.model_copy(update={"strategy": bare})
+
+
+def refill_or_go_on(
+    refill: Plan, lean: Plan, tree: SearchTree, budget: Budget, longest: int
+) -> Plan:
+    """Return `refill` if the budget pays for it and then for every level there may be, else `lean`.
+
+    `lean` is what the strategy plans without refills, `longest` the steps a path may have. Where
+    it would end the search, the refill is all there is.
+    """
+    if lean == refill or lean.finish:
+        return refill
+    levels = max(1, longest - _deepest(lean, tree))
+    steps = refill.count + levels * lean.count
+    paid = budget.affords(tree, rounds=1 + levels, candidates=steps, steps=steps)
+    return refill if paid else lean
+
+
+def leave_enough(
+    plan: Plan, tree: SearchTree, budget: Budget, longest: int, aggregate: str
+) -> Plan:
+    """Return the plan as far as enough is left after it to finish a path, else rests of paths.
+
+    A path is taken to have as many steps as those that have finished, and tokens are then spread
+    evenly over the levels to come. While none has finished it is taken to have 12, or half as many
+    again as the deepest one, and no round takes more than a fifth of the tokens that are left.
+    `aggregate` names the path score that tells which paths are finished first.
+    """
+    if all(expand.until == "end" for expand in plan.expand):
+        return plan
+    ended = [tree.depth(record.id) for record in tree.finished()]
+    deepest = _deepest(plan, tree)
+    usual = min(longest, max(_USUAL, deepest + deepest // 2))
+    length = round(sum(ended) / len(ended)) if ended else usual
+    left = max(1, length - deepest)
+    if ended:
+        even = budget.paths_affordable(tree, left)
+        plan = plan if even is None else plan.limited_to(max(1, even))
+        if left == 1:
+            return plan
+    count = plan.count
+    steps = count + left - 1
+    steps = steps if ended else max(steps, _LARGEST_SHARE * count)
+    if budget.affords(tree, rounds=2, candidates=count + 1, steps=steps):
+        return plan
+    return _rests(plan, tree, budget, length, aggregate) or plan
+
+
+def _rests(
+    plan: Plan, tree: SearchTree, budget: Budget, length: int, aggregate: str
+) -> Plan | None:
+    """Return a plan for the whole rests of the paths a plan goes on with, the best first.
+
+    Where more children of one node are wanted, its open ones are gone on with. A path is asked for
+    its rest once. If not even the best can be paid for, it is the path nearest to its end; where
+    tokens are limited and no path has finished yet, a single one. The new children are completions,
+    at indices that no strategy uses, so the strategy may still expand the same paths itself.
+    """
+    closed = {close.node for close in plan.close}
+    leaves = [leaf for leaf in tree.open_leaves() if leaf.id not in closed]
+    expand: list[Expand] = []
+    for asked in plan.expand:
+        below = [replace(asked, node=r.id, count=1) for r in leaves if r.parent == asked.node]
+        expand += below or [asked]
+    expand = [e for e in expand if not _was_completed(tree, e)]
+    if not expand:
+        return None
+    expand.sort(key=lambda e: -_worth(tree, e, aggregate))
+    number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
+    if number == 0:
+        expand.sort(key=lambda e: -tree.depth(e.node))
+    rests = tuple(
+        replace(e, first_index=_FAR_INDEX, until="end", role="completion", round=0) for e in expand
+    )
+    whole = replace(plan, expand=rests, cut=True)
+    if number is None:
+        return whole
+    return whole.limited_to(max(1, number) if tree.finished() else 1)
+
+
+def _was_completed(tree: SearchTree, expand: Expand) -> bool:
+    return any(child.role == "completion" for child in tree.children(expand.node))
+
+
+def _worth(tree: SearchTree, expand: Expand, aggregate: str) -> float:
+    score = None if expand.node == tree.root_id else tree.path_score(expand.node, aggregate)
+    return -1.0 if score is None else score
+
+
+def _deepest(plan: Plan, tree: SearchTree) -> int:
+    return max(tree.depth(expand.node) for expand in plan.expand)
