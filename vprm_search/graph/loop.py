@@ -297,6 +297,8 @@ def ended(
     own = [c for c in plan.close if not (cut_short and c.cause == "redone")]
     gone = {close.node for close in own}
     waiting = [r.id for r in tree.open_leaves() if r.parent is not None and r.id not in gone]
+    rests = [r for r in tree if r.role == "completion" and r.status == "open"]
+    waiting += sorted(r.id for r in rests if not tree.child_count(r.id))
     aggregate = rules.selector.aggregate
     answered = any(
         tree.path_score(r.id, aggregate) is not None for r in tree.finished() if r.id not in gone

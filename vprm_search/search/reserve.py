@@ -94,7 +94,7 @@ def _rests(
     tokens are limited and no path has finished yet, a single one. The new children are completions,
     at indices that no strategy uses, so the strategy may still expand the same paths itself.
     """
-    closed = {close.node for close in plan.close}
+    closed = {close.node for close in plan.close if close.cause != "redone"}
     leaves = [leaf for leaf in tree.open_leaves() if leaf.id not in closed]
     expand: list[Expand] = []
     for asked in plan.expand:
@@ -107,6 +107,9 @@ def _rests(
     number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
     if number == 0:
         expand.sort(key=lambda e: -tree.depth(e.node))
+        number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
+        if number == 0 and tree.finished():
+            return None
     rests = tuple(
         replace(e, first_index=_FAR_INDEX, until="end", role="completion", round=0) for e in expand
     )

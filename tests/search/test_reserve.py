@@ -1,0 +1,102 @@
+"""What a budget lets a search do: no strategy exceeds it, and a path can always be finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.search.strategies import EVERY
+from tests.search.world import World, run
+from vprm_search.budget import Budget
+from vprm_search.compare.worlds import (
+    WORLDS,
+    SyntheticPolicy,
+    SyntheticScorer,
+    SyntheticWorld,
+    WorldSettings,
+)
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import SearchRun, run_jobs
+from vprm_search.search import (
+    DVTS,
+    MCTS,
+    REBASE,
+    BeamSearch,
+    BestFirst,
+    BestOfN,
+    Cascade,
+    Lookahead,
+    ParticleFilter,
+    Strategy,
+    WeightedVote,
+)
+from vprm_search.tree import SearchTree
+from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
+
+STEP = 40
+LIMITS = ["candidates", "requests", "rounds", "generated_tokens", "scored_tokens"]
+
+WIDE: dict[str, Callable[[], Strategy]] = {
+    "best-of-n": lambda: BestOfN(64),
+    "beam": lambda: BeamSearch(width=16, expand=4),
+    "beam-default": BeamSearch,
+    "dvts": lambda: DVTS(subtrees=8),
+    "rebase": lambda: REBASE(width=64),
+    "particles": lambda: ParticleFilter(particles=64),
+    "best-first": lambda: BestFirst(batch=16),
+    "mcts": lambda: MCTS(simulations=64),
+    "lookahead": lambda: Lookahead(strategy=BeamSearch()),
+    "cascade": lambda: Cascade(strategy=BeamSearch()),
+    "cascade-lookahead": lambda: Cascade(strategy=Lookahead(strategy=REBASE())),
+}
+
+
+@dataclass
+class Forgetful:
+    """A policy that keeps to no `max_tokens`, as one that does not know it."""
+
+    inner: SyntheticPolicy
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Answer as the policy inside does, without the limit."""
+        return await self.inner.propose([replace(r, max_tokens=None) for r in requests])
+
+
+def searched(
+    strategy: Strategy, made: WorldSettings, limits: dict[str, Any], number: int = 0
+) -> SearchRun:
+    """Search for one problem of a world under a budget, with a policy that minds no limit."""
+    world = SyntheticWorld(made)
+    job = Job(SearchTree(Problem(world.question(number))))
+    rules = SearchRules(strategy, WeightedVote(), Budget(**limits))
+    policy = Forgetful(SyntheticPolicy(world))
+    (found,) = asyncio.run(run_jobs([job], policy, SyntheticScorer(world), rules))
+    found.tree.check()
+    return found
+
+
+@pytest.mark.parametrize("name", WIDE)
+@given(
+    depth=st.integers(1, 12),
+    words=st.sampled_from([1, 2, 6, 1000]),
+    paths=st.floats(1, 20),
+    number=st.integers(0, 9),
+)
+@settings(max_examples=12, deadline=None)
+def test_a_budget_of_tokens_is_kept_and_finishes_a_path(
+    name: str, depth: int, words: int, paths: float, number: int
+) -> None:
+    """Whatever the width, and however often the policy repeats itself: 12 steps are foreseen."""
+    limit = int(paths * depth * STEP)
+    made = WorldSettings(depth=depth, words=words)
+    found = searched(WIDE[name](), made, {"generated_tokens": limit}, number)
+    assert found.tree.totals.generated_tokens <= limit
+    assert found.tree.finished()
+    assert not found.result.fallback
