@@ -11,11 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.search.strategies import EVERY
-from tests.search.world import World, run
 from vprm_search.budget import Budget
 from vprm_search.compare.worlds import (
-    WORLDS,
     SyntheticPolicy,
     SyntheticScorer,
     SyntheticWorld,
@@ -38,7 +35,7 @@ from vprm_search.search import (
     WeightedVote,
 )
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
+from vprm_search.types import Problem, Proposal, ProposeRequest
 
 STEP = 40
 LIMITS = ["candidates", "requests", "rounds", "generated_tokens", "scored_tokens"]
