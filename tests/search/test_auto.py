@@ -25,6 +25,7 @@ from vprm_search.search import (
     MajorityVote,
     Selector,
     WeightedVote,
+    exact_step,
 )
 from vprm_search.search.auto import _dealt, _worth
 from vprm_search.testing import SyntheticPolicy, SyntheticScorer, SyntheticWorld
@@ -117,14 +118,14 @@ def test_the_second_look_takes_steps_from_a_path_whose_children_are_bad() -> Non
     one, other = grown(tree, tree.root_id, 0.7, 0.7)
     grown(tree, one, 0.9, 0.95)
     grown(tree, other, 0.1, 0.05)
-    dealt = {expand.node: expand.count for expand in _dealt(tree, [one, other], 3)}
+    dealt = {expand.node: expand.count for expand in _dealt(tree, [one, other], 3, exact_step)}
     assert dealt[one] > dealt.get(other, 0)
 
 
 def test_a_step_without_a_score_counts_as_a_median_one() -> None:
     tree = SearchTree(PROBLEM)
     nodes = grown(tree, tree.root_id, 0.2, 0.6, 0.9, None)
-    worth = _worth(tree, nodes)
+    worth = _worth(tree, nodes, exact_step)
     assert worth[nodes[3]] == pytest.approx(worth[nodes[1]])
     assert worth[nodes[0]] < worth[nodes[3]] < worth[nodes[2]]
 

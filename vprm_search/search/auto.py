@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vprm_search.budget import Budget
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.rebase import effective_shares, logit, sigmoid
-from vprm_search.search.stepwise import StepKey, candidates, duplicates, exact_step, proposed
+from vprm_search.search.stepwise import StepKey, distinct, duplicates, exact_step, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -34,7 +34,7 @@ _FEWEST_STEPS = 4
 class AutoSearch(BaseModel):
     """Search level by level, about as wide as `n` whole solutions cost. The default strategy.
 
-    It is `REBASE` with four changes; each was measured (docs/leaderboard.md):
+    It is `REBASE` with five changes; each was measured (docs/leaderboard.md):
 
     * **Two looks at a level.** Two thirds of a level's steps are dealt by the scores of the paths.
       The rest is dealt when those steps have been scored, for they tell about the path above them:
@@ -47,6 +47,8 @@ class AutoSearch(BaseModel):
       Without a limit on tokens, candidates or requests the width grows over ten levels.
     * **A path has at most six children**, so that no single one takes a level; what they leave over
       is spent on the levels below.
+    * **Equal siblings count.** A path's share is multiplied by the number of samples that were
+      merged into it, as in the particle filter.
     * **The budget is spent.** When all paths have ended and two more solutions can be paid for, the
       search begins again beside them, and all finished paths vote.
 
@@ -85,7 +87,7 @@ class AutoSearch(BaseModel):
         above = [leaf for leaf, depth in leaves if depth < level.depth]
         if level.looks == 1:
             slots = self._slots(tree, level) - level.count
-            expand = _dealt(tree, [*level.parents, *above], slots)
+            expand = _dealt(tree, [*level.parents, *above], slots, self.same_step)
             if expand:
                 return Plan(expand, tuple(merged))
         close = merged + [
@@ -106,14 +108,16 @@ class AutoSearch(BaseModel):
     ) -> tuple[Expand, ...]:
         slots = self._slots(tree, _Level(depth))
         looks_once = depth == 1 or self.budget.rounds is not None
-        return _dealt(tree, front, slots if looks_once else math.ceil(_FIRST_LOOK * slots))
+        return _dealt(
+            tree, front, slots if looks_once else math.ceil(_FIRST_LOOK * slots), self.same_step
+        )
 
     def _again(self, tree: SearchTree) -> tuple[Expand, ...]:
         """Return the first steps of another search beside the ended ones, if it can be paid."""
         paid, known = self._paid(tree), [tree.depth(record.id) for record in tree.finished()]
         if paid is None or not known or paid - tree.totals.candidates < 2 * max(known):
             return ()
-        return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)))
+        return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)), self.same_step)
 
     def _slots(self, tree: SearchTree, level: _Level) -> int:
         """Return the steps to propose at a level in all, less a place for every finished path."""
@@ -182,16 +186,23 @@ def _growth(place: int, steps: int) -> float:
 # --- dealing a level's steps ---------------------------------------------------------------------
 
 
-def _dealt(tree: SearchTree, paths: Sequence[NodeId], slots: int) -> tuple[Expand, ...]:
+def _dealt(
+    tree: SearchTree, paths: Sequence[NodeId], slots: int, same_step: StepKey
+) -> tuple[Expand, ...]:
     """Deal so many next steps to the paths by their worth, counting what they have already.
 
-    Each goes to the path of the highest share / (2 * children + 1), which comes as near to the
-    shares as whole numbers can (Webster's method).
+    A path's share is multiplied by the samples it stands for (itself and what was merged into it),
+    for what a policy often says is more often right. Each step goes to the path of the highest
+    share / (2 * children + 1), which comes as near to the shares as whole numbers can (Webster's
+    method).
     """
     if slots < 1 or not paths:
         return ()
-    ranked = sorted(_worth(tree, paths).items(), key=lambda pair: (-pair[1], pair[0]))
-    shares = effective_shares([value for _, value in ranked], _SHARE)
+    ranked = sorted(_worth(tree, paths, same_step).items(), key=lambda pair: (-pair[1], pair[0]))
+    parents = {tree[path].parent or tree.root_id for path in paths}
+    samples = {r.id: count for p in parents for r, count in distinct(tree, p, same_step)}
+    weights = effective_shares([value for _, value in ranked], _SHARE)
+    shares = [w * samples.get(path, 1) for (path, _), w in zip(ranked, weights, strict=True)]
     have = [proposed(tree, path) for path, _ in ranked]
     most = [_MOST_CHILDREN if path != tree.root_id else have[0] + slots for path, _ in ranked]
     given = [0] * len(ranked)
@@ -215,11 +226,11 @@ def _dealt(tree: SearchTree, paths: Sequence[NodeId], slots: int) -> tuple[Expan
     )
 
 
-def _worth(tree: SearchTree, paths: Sequence[NodeId]) -> dict[NodeId, float]:
+def _worth(tree: SearchTree, paths: Sequence[NodeId], same_step: StepKey) -> dict[NodeId, float]:
     """Return sigmoid(own + ½ siblings + ½ children) for paths of one level (see `AutoSearch`)."""
     own = _relative(tree, [tree[path] for path in paths])
-    steps = [c for path in paths for c in candidates(tree, path) if c.status != "failed"]
-    about = _by_parent(steps, _relative(tree, [s for s in steps if s.merged_into is None]))
+    steps = [step for path in paths for step, _ in distinct(tree, path, same_step)]
+    about = _by_parent(steps, _relative(tree, steps))
     kin = _by_parent([tree[path] for path in paths], own)
     return {
         path: sigmoid(own[path] + _KIN * (kin[tree[path].parent] + about[path])) for path in paths
@@ -244,7 +255,6 @@ def _by_parent(
     """Return for every parent of `steps` the sum of its children's values / (their number + 1)."""
     groups: defaultdict[NodeId | None, list[float]] = defaultdict(list)
     for step in steps:
-        if step.id in values:
-            groups[step.parent].append(values[step.id])
+        groups[step.parent].append(values[step.id])
     sums = {parent: math.fsum(group) / (len(group) + 1) for parent, group in groups.items()}
     return defaultdict(float, sums)
