@@ -18,9 +18,12 @@ from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
 from vprm_search.compare.cell import cell_path, write_atomically
-from vprm_search.compare.report import fill_section, synthetic_table
-from vprm_search.compare.summary import Measured, read_cells, summarise
+from vprm_search.compare.report import fill_section, percent, points, synthetic_table
+from vprm_search.compare.summary import Measured, bootstrap, read_cells, summarise
 from vprm_search.compare.worlds import SyntheticWorld
+
+VOTE = "weighted-vote:last"
+"""The selector of `auto`."""
 
 
 def add_peers(folder: Path) -> None:
@@ -58,9 +61,53 @@ def run(names: Sequence[str], out: Path) -> tuple[str, dict[str, Any]]:
         measure_peers(setting, folder)
         cells: list[Measured] = read_cells(folder)
         summaries[name] = {"title": setting.title, **summarise(cells, max_failed=1)}
+        summaries[name]["auto"] = {
+            rivals: against(cells, rivals) for rivals in ("its_hub", "best-of-n", "rebase")
+        }
         tables.append(f"**{setting.title}** ({setting.problems} problems)")
         tables.append(synthetic_table(summaries[name]))
-    return "\n\n".join(tables), summaries
+    return "\n\n".join([auto_table(summaries), *tables]), summaries
+
+
+def against(cells: Sequence[Measured], rivals: str) -> dict[str, Any] | None:
+    """Return `auto` with its own vote less the best of some rivals, paired by problem.
+
+    The best is the strategy and selector of the highest accuracy here, among those whose name
+    begins with `rivals`; it is chosen by the result, which favours it.
+    """
+    mine = [c.right[VOTE] for c in cells if c.name == "auto"]
+    theirs = [
+        (right, f"{c.name}, {choice}")
+        for c in cells
+        if c.name.startswith(rivals)
+        for choice, right in c.right.items()
+    ]
+    if not mine or not theirs:
+        return None
+    best, name = max(theirs, key=lambda pair: float(pair[0].mean()))
+    difference = bootstrap(mine[0] - best).to_json()
+    return {"rival": name, "accuracy": float(best.mean()), "difference": difference}
+
+
+def auto_table(summaries: dict[str, Any]) -> str:
+    """Return one line per world: auto, and its paired differences to the best of the others."""
+    lines = [
+        f"| world | auto, {VOTE} | its_hub's best | less it | best-of-n's best | less it "
+        "| rebase's best | less it |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, summary in summaries.items():
+        rows = [r for r in summary["rows"] if (r["name"], r["choice"]) == ("auto", VOTE)]
+        parts = []
+        for found in summary["auto"].values():
+            parts += ["", ""] if found is None else [_rival(found), points(found["difference"])]
+        lines += [f"| {name} | {percent(r['accuracy'])} | {' | '.join(parts)} |" for r in rows]
+    return "\n".join(lines)
+
+
+def _rival(found: dict[str, Any]) -> str:
+    name = found["rival"].removeprefix("its_hub ").removeprefix("best-of-n, ")
+    return f"{100 * found['accuracy']:.1f} ({name.removeprefix('rebase, ')})"
 
 
 def main() -> None:
