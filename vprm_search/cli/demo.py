@@ -137,6 +137,7 @@ def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
             selector=selector,
             run_seed=seed,
             image_store=MemoryImageStore(),
+            candidates=True,
         ).compile()
         for strategy, selector in ((BestOfN(SAMPLES), BestScore()), (SEARCH, None))
     )

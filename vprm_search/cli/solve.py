@@ -257,6 +257,7 @@ def solve(
         budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
         image_store=MemoryImageStore(),
+        candidates=True,
     )
     path_score = graph.search_nodes.loop.rules.selector.aggregate
     images = options.read_images(image)
