@@ -28,14 +28,18 @@ from vprm_search.search import (
     BeamSearch,
     BestFirst,
     BestOfN,
+    BestScore,
     Cascade,
+    HybridVote,
+    Knockout,
     Lookahead,
     ParticleFilter,
+    Selector,
     Strategy,
     WeightedVote,
 )
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem, Proposal, ProposeRequest
+from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
 
 STEP = 40
 LIMITS = ["candidates", "requests", "rounds", "generated_tokens", "scored_tokens"]
@@ -97,3 +101,24 @@ def test_a_budget_of_tokens_is_kept_and_finishes_a_path(
     assert found.tree.totals.generated_tokens <= limit
     assert found.tree.finished()
     assert not found.result.fallback
+
+
+class Silent:
+    """A scorer that gives no score."""
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Answer as a scorer does that is down."""
+        return [ScoreResult.failed(len(r.steps), "down") for r in requests]
+
+
+@pytest.mark.parametrize("selector", [BestScore(), WeightedVote(), HybridVote(), Knockout()])
+def test_without_any_score_the_most_frequent_answer_is_taken_and_said(selector: Selector) -> None:
+    world = SyntheticWorld(WorldSettings(depth=2))
+    job = Job(SearchTree(Problem(world.question(0))))
+    rules = SearchRules(BestOfN(16), selector)
+    (found,) = asyncio.run(run_jobs([job], SyntheticPolicy(world), Silent(), rules))
+    answers = [record.answer for record in found.tree.finished()]
+    assert found.result.answer in answers
+    assert answers.count(found.result.answer) == max(map(answers.count, answers))
+    assert not found.result.fallback
+    assert "most frequent answer" in found.result.warning

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vprm_search.errors import NoAnswerError
-from vprm_search.search.selectors import Selection, Selector
+from vprm_search.search.selectors import MajorityVote, Selection, Selector
 from vprm_search.steps import join_steps
 from vprm_search.tree import SearchTree
 from vprm_search.types import Candidate, NodeId, NodeRecord, SearchResult, Usage
@@ -27,13 +27,16 @@ def conclude(
 ) -> SearchResult:
     """Choose the answer of a search.
 
-    Only finished paths are candidates. If there is none (or none has a score, for a selector that
-    needs one), "best_truncated" takes the best path that was cut short (by the token limit, the
-    depth or the budget) and sets `fallback`; "error" raises `NoAnswerError`, which says what was in
-    the way.
+    Only finished paths are candidates. If none of them has a score, for a selector that needs one,
+    the most frequent answer is taken, and the result warns. If there is none, "best_truncated"
+    takes the best path that was cut short (by the token limit, the depth or the budget) and sets
+    `fallback`; "error" raises `NoAnswerError`, which says what was in the way.
     """
     finished = tree.finished()
     selection = selector.select(tree, finished)
+    by_majority = selection.node is None and bool(finished)
+    if by_majority:
+        selection = MajorityVote(aggregate=selector.aggregate).select(tree, finished)
     fallback = selection.node is None
     if fallback:
         selection = _fallback(tree, selector, on_no_answer, ended_by)
@@ -43,6 +46,9 @@ def conclude(
         candidates, key=lambda c: (-c.votes, 1.0 if c.score is None else -c.score, c.node)
     )
     warning = _warning(tree, ended_by, selection, fallback=fallback)
+    if by_majority and not fallback:
+        lack = "no finished path has a score, so the most frequent answer was taken"
+        warning = f"{lack} ({_in_the_way(tree, ended_by)})" + (f"; {warning}" if warning else "")
     if selection.node is None:
         return SearchResult(None, "", None, None, ended_by, True, tuple(ordered), usage, warning)
     winner = tree[selection.node]

@@ -192,10 +192,11 @@ class BestScore(Voting):
     """
 
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
-        """Choose the candidate with the highest path score."""
+        """Choose the candidate with the highest path score, among those with an answer if any."""
         ballots = self._ballots(tree, candidates)
         scores = {b.node: b.score for b in ballots if b.score is not None}
-        return Selection(best_ballot(ballots), scores)
+        answered = best_ballot([b for b in ballots if b.answer is not None])
+        return Selection(answered or best_ballot(ballots), scores)
 
 
 class MajorityVote(Voting):
