@@ -213,7 +213,7 @@ class Shard:
         `spent` holds what their trees took before, and gets what they have taken then.
         """
         for problem, tokens in (budgets or {}).items():
-            jobs[problem].budget = Budget(generated_tokens=tokens)
+            jobs[problem].budget = Budget(generated_tokens=max(1, tokens))  # 0: no call answered
         strategy, extract = entrant.make(size), self.loaded.extract
         rules = SearchRules(strategy, BestScore(), extract=extract, split=split_steps)
         problems, clock = list(jobs), SharedTime(len(jobs))
