@@ -65,22 +65,26 @@ def test_every_cut_and_every_fallback_warns_and_names_the_limit(name: str) -> No
             assert result["warning"] in message.content
 
 
-def test_a_cut_search_goes_on_under_a_larger_budget_to_the_tree_of_the_uncut_one() -> None:
-    saver, store = InMemorySaver(), MemoryImageStore()
-    whole = graph().compile().invoke(asked())
+def test_a_cut_search_goes_on_without_a_budget_and_repeats_nothing() -> None:
+    saver, store, model = InMemorySaver(), MemoryImageStore(), HashChatModel()
     with pytest.warns(SearchWarning, match="rounds 2 of 2"):
         cut = (
-            graph(budget=Budget(rounds=2), image_store=store)
+            graph(policy=model, budget=Budget(rounds=2), image_store=store)
             .compile(checkpointer=saver)
             .invoke(asked(), THREAD)
         )
-    assert len(tree_of_state(cut)) < len(tree_of_state(whole))
-    free = graph(image_store=store).compile(checkpointer=saver)
+    calls = len(model.calls)
+    free = graph(policy=model, image_store=store).compile(checkpointer=saver)
     before = next(s for s in free.get_state_history(THREAD) if s.next == ("plan",))
     state = free.invoke(None, before.config)
-    assert tree_of_state(state).dumps() == tree_of_state(whole).dumps()
-    assert [m.content for m in state["messages"]] == [m.content for m in whole["messages"]]
+    assert {r.id for r in tree_of_state(cut)} < {r.id for r in tree_of_state(state)}
+    asked_again = {str(call) for call in model.calls[:calls]} & {
+        str(call) for call in model.calls[calls:]
+    }
+    assert not asked_again
+    assert not state["search_result"]["ended_by"].startswith("budget")
     assert state["search_result"]["warning"] == ""
+    assert [m.type for m in state["messages"]] == ["human", "ai"]
 
 
 # --- what failed most ----------------------------------------------------------------------------

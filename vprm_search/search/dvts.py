@@ -113,8 +113,9 @@ def _lives(child: NodeRecord, gone: Collection[NodeId]) -> bool:
 
 
 def _first_round(tree: SearchTree) -> int:
-    """Return the last round in which first steps were proposed."""
-    return max(child.round for child in tree.children(tree.root_id) if not child.is_aside)
+    """Return the last round in which first steps were proposed; 0 if only whole rests were."""
+    first = (child.round for child in tree.children(tree.root_id) if not child.is_aside)
+    return max(first, default=0)
 
 
 _first_steps: WeakKeyDictionary[SearchTree, dict[NodeId, NodeId]] = WeakKeyDictionary()
