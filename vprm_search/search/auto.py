@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from statistics import median
+from statistics import fmean, median
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +29,7 @@ _MOST_CHILDREN = 6
 _START = 0.6  # share of the mean width at the first level
 _STEPS = 10  # steps of a solution where nothing tells
 _FEWEST_STEPS = 4
+_REPEATS = 0.25  # share of merged steps from which a policy repeats itself
 
 
 class AutoSearch(BaseModel):
@@ -50,7 +51,8 @@ class AutoSearch(BaseModel):
     * **Equal siblings count.** A path's share is multiplied by the number of samples that were
       merged into it, as in the particle filter.
     * **The budget is spent.** When all paths have ended and two more solutions can be paid for, the
-      search begins again beside them, and all finished paths vote.
+      search begins again beside them; of a policy that repeats itself (a quarter of its steps were
+      merged) whole solutions are sampled instead. All finished paths vote.
 
     Slots of merged or failed siblings are not asked for again. A search without a scorer, or whose
     policy cannot continue a path, or that was advised not to search, samples whole solutions
@@ -113,10 +115,20 @@ class AutoSearch(BaseModel):
         )
 
     def _again(self, tree: SearchTree) -> tuple[Expand, ...]:
-        """Return the first steps of another search beside the ended ones, if it can be paid."""
+        """Return what two more solutions or more are begun with, if they can be paid.
+
+        A policy that repeats itself would begin as before, so its solutions are sampled whole.
+        """
         paid, known = self._paid(tree), [tree.depth(record.id) for record in tree.finished()]
-        if paid is None or not known or paid - tree.totals.candidates < 2 * max(known):
+        if paid is None or not known:
             return ()
+        more = int((paid - tree.totals.candidates) / fmean(known))
+        if more < 2:
+            return ()
+        steps = [record for record in tree if record.parent and not record.role]
+        if sum(step.cause == "duplicate" for step in steps) > _REPEATS * len(steps):
+            first, most = tree.child_count(tree.root_id), min(more, 256)
+            return (Expand(tree.root_id, most, first, until="end", role="completion"),)
         return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)), self.same_step)
 
     def _slots(self, tree: SearchTree, level: _Level) -> int:
