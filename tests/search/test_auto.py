@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.world import PROBLEM, World, run, worlds
+from vprm_search import ids
 from vprm_search.budget import Budget
 from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings, is_right
 from vprm_search.errors import ConfigError
@@ -81,6 +82,17 @@ def test_under_a_limit_of_rounds_a_level_takes_one() -> None:
     assert tree.finished()
 
 
+def test_what_a_repeating_policy_leaves_over_buys_whole_solutions() -> None:
+    limit = 32 * 6 * 40
+    tree = solve(replace(WIDE, words=2), budget=Budget(generated_tokens=limit))
+    sampled = [r for r in tree.finished() if r.role == "completion"]
+    assert len(sampled) > 4
+    assert limit - 2 * 6 * 40 < tree.totals.generated_tokens <= limit
+    other = solve(WIDE, budget=Budget(generated_tokens=limit))
+    assert len([r for r in other.finished() if r.role == "completion"]) <= 1  # the reserve's
+    assert len({r.round for r in other.children(other.root_id) if not r.role}) > 1
+
+
 @given(worlds, st.integers(1, 60))
 @settings(max_examples=25)
 def test_whatever_the_replies_no_path_has_more_than_six_children(world: World, limit: int) -> None:
@@ -99,8 +111,7 @@ def grown(tree: SearchTree, parent: str, *scores: float | None) -> list[str]:
     records = []
     for index, score in enumerate(scores, first):
         text = f"{parent[:6]} step {index}"
-        made = NodeRecord.make(parent, index, text) if hasattr(NodeRecord, "make") else None
-        record = made or _record(parent, index, text)
+        record = _record(parent, index, text)
         reason = "" if score is not None else "none"
         records.append(replace(record, score=score, score_reason=reason, round=1, seed=1))
     tree.merge(records)
@@ -108,8 +119,6 @@ def grown(tree: SearchTree, parent: str, *scores: float | None) -> list[str]:
 
 
 def _record(parent: str, index: int, text: str) -> NodeRecord:
-    from vprm_search import ids
-
     return NodeRecord(id=ids.child_id(parent, index, text), parent=parent, index=index, text=text)
 
 
@@ -120,6 +129,18 @@ def test_the_second_look_takes_steps_from_a_path_whose_children_are_bad() -> Non
     grown(tree, other, 0.1, 0.05)
     dealt = {expand.node: expand.count for expand in _dealt(tree, [one, other], 3, exact_step)}
     assert dealt[one] > dealt.get(other, 0)
+
+
+def test_a_step_that_is_often_proposed_gets_more_of_the_next_steps() -> None:
+    tree = SearchTree(PROBLEM)
+    common, rare = grown(tree, tree.root_id, 0.7, 0.7)
+    twins = [
+        replace(_record(tree.root_id, index, tree[common].text), score=0.7, round=1, seed=1)
+        for index in (2, 3, 4)
+    ]
+    tree.merge(twins)
+    dealt = {e.node: e.count for e in _dealt(tree, [common, rare], 5, exact_step)}
+    assert dealt == {common: 4, rare: 1}
 
 
 def test_a_step_without_a_score_counts_as_a_median_one() -> None:
