@@ -18,8 +18,8 @@ from vprm_search.compare.summary import Measured, read_cells
 from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
 
 HARD = WORLDS["hard"]
-ENTRANTS = ("best-of-n", "auto", "rebase")
-MORE = (*ENTRANTS, "beam-last", "particles")
+ENTRANTS = ("best-of-n", "auto")
+MORE = (*ENTRANTS, "rebase", "beam-last", "particles")
 
 
 @dataclass(frozen=True)
