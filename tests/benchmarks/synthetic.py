@@ -61,10 +61,10 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "medium": Setting("medium: .85 a step, AUC .80", WORLDS["medium"]),
     "blind": Setting(
-        "medium, scores are noise (AUC .50)", replace(WORLDS["medium"], auc=0.5, noise=1.0)
+        "medium, scores are noise (AUC .50)", replace(WORLDS["medium"], auc=0.5, noise=1.0), 300
     ),
     "contrary": Setting(
-        "medium, wrong steps score higher (AUC .30)", replace(WORLDS["medium"], auc=0.3)
+        "medium, wrong steps score higher (AUC .30)", replace(WORLDS["medium"], auc=0.3), 300
     ),
 }
 
