@@ -19,7 +19,7 @@ from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules
 from vprm_search.ids import child_id
 from vprm_search.search import BestScore, ParticleFilter
-from vprm_search.testing import ScriptedScorer
+from vprm_search.testing import ScriptedScorer, chance
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     NodeRecord,
@@ -41,8 +41,8 @@ class Dice:
         return [[self._step(r.steps, seed / 2**63) for seed in r.seeds] for r in requests]
 
     def _step(self, steps: tuple[str, ...], u: float) -> Proposal:
-        for word, chance in CHANCES.items():
-            u -= chance
+        for word, share in CHANCES.items():
+            u -= share
             if u < 0 or word == "c":
                 text = f"{len(steps)}{word}"
                 ends = len(steps) + 1 == DEPTH or word == "c"
@@ -68,13 +68,13 @@ def paths() -> list[tuple[str, ...]]:
 
 
 def exact(odds: bool) -> dict[tuple[str, ...], float]:
-    """Return p(path) * Π g(score) for every path."""
+    """Return p(path) * Π g(score) for every path; after its end its last score counts on."""
     masses = {}
     for path in paths():
-        mass = 1.0
-        for end in range(1, len(path) + 1):
-            s = plus(path[:end])
-            mass *= CHANCES[path[end - 1][-1]] * (s / (1 - s) if odds else s)
+        mass = math.prod(CHANCES[step[-1]] for step in path)
+        for level in range(1, DEPTH + 1):
+            s = plus(path[: min(level, len(path))])
+            mass *= s / (1 - s) if odds else s
         masses[path] = mass
     return masses
 
@@ -93,8 +93,11 @@ def estimates(strategy: ParticleFilter, runs: int) -> dict[tuple[str, ...], list
             loop.close_nodes(job.tree, plan)
             await loop.propose([job], [plan], dice, rules)
             await score([job], dice, rules)
-        for p in strategy.population(job.tree).particles:
-            mass = p.count * math.exp(p.log_weight) / strategy.particles
+        population = strategy.population(job.tree)
+        for p in population.particles:
+            s = plus(job.tree.steps(p.node))
+            later = (s / (1 - s) if strategy.weight == "odds" else s) ** (DEPTH - population.level)
+            mass = p.count * math.exp(p.log_weight) * later / strategy.particles
             found[job.tree.steps(p.node)][number] += mass
 
     async def all_of_them() -> None:
@@ -188,10 +191,85 @@ def test_a_lost_particle_loses_its_weight_and_resampling_brings_the_number_back(
     for index, status in enumerate(["open", "failed", "failed", "failed"]):
         node = child_id(tree.root_id, index, str(index))
         tree.merge([NodeRecord(node, tree.root_id, index, str(index), status, score=0.5, round=1)])  # type: ignore[arg-type]
-    (one,) = ParticleFilter(particles=4).plan(tree).expand
+    (one,) = ParticleFilter(particles=4, refill=0).plan(tree).expand
     assert one.count == 4
-    (one,) = ParticleFilter(particles=4, ess_threshold=0).plan(tree).expand
+    (one,) = ParticleFilter(particles=4, refill=0, ess_threshold=0).plan(tree).expand
     assert one.count == 1
+    (again,) = ParticleFilter(particles=4, refill_temperature_scale=1.5).plan(tree).expand
+    assert (again.node, again.count, again.temperature_scale) == (tree.root_id, 3, 1.5)
+
+
+class Lengths:
+    """Half of the solutions end at the first step, half at the sixth; every step scores alike."""
+
+    def __init__(self, score: float, fail: float = 0.0) -> None:
+        self._score, self._fail = score, fail
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        return [[self._step(r.steps, seed) for seed in r.seeds] for r in requests]
+
+    def _step(self, steps: tuple[str, ...], seed: int) -> Proposal:
+        if chance("fail", seed) < self._fail:
+            return Proposal("", "error", error="connection lost")
+        ends = len(steps) == 5 or (not steps and chance("ends", seed) < 0.5)
+        return Proposal(f"{len(steps)} of {seed}", "stop" if ends else "step")
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        return await ScriptedScorer(lambda _: self._score).score(requests)
+
+
+def searched(world: Any, strategy: ParticleFilter, run_seed: int) -> SearchTree:
+    rules, job = SearchRules(strategy, BestScore()), Job(SearchTree(PROBLEM, run_seed))
+
+    async def rounds() -> None:
+        while True:
+            plan = loop.next_plan(job.tree, rules)
+            loop.close_nodes(job.tree, plan)
+            if plan.finish:
+                return
+            await loop.propose([job], [plan], world, rules)
+            await score([job], world, rules)
+
+    asyncio.run(rounds())
+    return job.tree
+
+
+@pytest.mark.parametrize("weight", ["odds", "probability"])
+@pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_short_and_long_paths_of_equal_scores_share_the_particles(
+    weight: Any, level: float, threshold: float
+) -> None:
+    strategy = ParticleFilter(particles=16, weight=weight, ess_threshold=threshold)
+    short = 0
+    for seed in range(60):
+        tree = searched(Lengths(level), strategy, seed)
+        particles = strategy.population(tree).particles
+        weights = [p.count * math.exp(p.log_weight) for p in particles]
+        short += (
+            16
+            * sum(w for p, w in zip(particles, weights, strict=True) if tree.depth(p.node) == 1)
+            / sum(weights)
+        )
+        assert sum(p.count for p in particles) == 16
+    assert abs(short - 480) < 4 * math.sqrt(960) / 2
+
+
+@given(st.integers(0, 10**6), st.integers(0, 3))
+@settings(max_examples=25)
+def test_failed_steps_are_asked_for_again_as_often_as_the_refill_says(
+    seed: int, refill: int
+) -> None:
+    strategy = ParticleFilter(particles=6, refill=refill, refill_temperature_scale=2)
+    tree = searched(Lengths(0.5, fail=0.4), strategy, seed)
+    tries = [len({c.round for c in tree.children(r.id)}) for r in tree]
+    assert max(tries) <= 1 + refill
+    for record in tree:
+        below = tree.children(record.id)
+        failed = [c for c in below if c.status == "failed"]
+        rounds = sorted({c.round for c in below})
+        if 0 < len(rounds) <= refill:
+            assert not [c for c in failed if c.round == rounds[-1]]
 
 
 @given(st.integers(0, 100))

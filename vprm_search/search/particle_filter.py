@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,13 @@ from pydantic import Field
 
 from vprm_search import ids
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.stepwise import StepwiseSearch, candidates, distinct, proposed
+from vprm_search.search.stepwise import (
+    StepwiseSearch,
+    asked_at_first,
+    candidates,
+    distinct,
+    missing,
+)
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 
@@ -53,12 +59,15 @@ class ParticleFilter(StepwiseSearch):
     (Doucet and Johansen, "A tutorial on particle filtering", 2009, §3.5); on synthetic worlds a
     threshold of ½ found fewer right answers (docs/leaderboard.md). Where particles are equal steps
     of one parent, one node stands for them and carries their number, so the filter stays exact and
-    no path is there twice. A finished path keeps its place and its weight; a failed, cut or
-    unscored one loses it.
+    no path is there twice. A finished path stays among the particles: at every later step its
+    weight is multiplied by g of its last score, as if it went on in place, so that it neither gains
+    nor loses against paths as good as it is that are longer. A failed or cut one loses its place.
 
     The options not listed are those of `StepwiseSearch`.
 
     Args:
+        refill: how often the slots of failed steps are asked for again; those of equal steps are
+            filled. Default: 1.
         aggregate: name of the aggregation of the path score. Default: "last".
         particles: partial solutions kept. Default: 16.
         weight: g, see above. Default: "odds".
@@ -75,11 +84,7 @@ class ParticleFilter(StepwiseSearch):
         population = self.population(tree)
         merged = self._duplicates(tree)
         gone = [close for close in population.close if tree[close.node].status == "open"]
-        expand = tuple(
-            Expand(node, count - proposed(tree, node), tree.child_count(node))
-            for node, count in population.children.items()
-            if count > proposed(tree, node)
-        )
+        expand = self._asks(tree, population)
         closed = (*merged, *gone)
         if not expand:
             return Plan(close=closed, finish="all particles have ended")
@@ -89,20 +94,25 @@ class ParticleFilter(StepwiseSearch):
         """Return the particles after the last complete step; a function of the tree alone.
 
         Σ count * exp(log_weight) * f(path) over them, divided by `particles`, estimates the sum
-        of p(path) * Π g(score) * f(path) without bias, p being how the policy draws paths.
+        of p(path) * Π g(score) * f(path) without bias, p being how the policy draws paths. The
+        product has a factor for every level: after a path's end that of its last score.
         """
         known = _CACHE.setdefault(tree, {})
         population = known.get(self) or Population(
             0, (Particles(tree.root_id, self.particles, 0.0),), {tree.root_id: self.particles}
         )
-        while population.children and _has_moved(tree, population):
+        while population.children and self._has_moved(tree, population):
             known[self] = population  # not the next one: its steps may still be redone
             population = self._next(tree, population)
         return population
 
     def _next(self, tree: SearchTree, before: Population) -> Population:
         """Return the population one step on: moved, weighed, pruned and resampled."""
-        moved = [p for p in before.particles if p.node not in before.children]
+        moved = []
+        for p in before.particles:
+            score = self.value(tree, p.node)
+            if p.node not in before.children and score is not None:
+                moved.append(replace(p, log_weight=p.log_weight + self._log_gain(score)))
         groups = {p.node: p for p in before.particles if p.node in before.children}
         key = self.same_step if self.dedup else None
         children = {
@@ -123,6 +133,29 @@ class ParticleFilter(StepwiseSearch):
         kept, dropped = self._resampled(tree, before.level + 1, moved)
         grown = {p.node: p.count for p in kept if p.node in scores}
         return Population(before.level + 1, kept, grown, (*close, *pruned, *dropped))
+
+    def _asks(self, tree: SearchTree, population: Population) -> tuple[Expand, ...]:
+        """Return the next steps that the particles wait for, at first or again."""
+        asks = []
+        for node, count in population.children.items():
+            first = tree.root_id != node and asked_at_first(tree, node)
+            target = min(count, first or count)
+            if again := missing(tree, node, target, refill=self.refill, key=None):
+                known = tree.child_count(node)
+                scale = self.refill_temperature_scale if known else 1.0
+                asks.append(Expand(node, again, known, temperature_scale=scale))
+        return tuple(asks)
+
+    def _has_moved(self, tree: SearchTree, population: Population) -> bool:
+        """Tell whether the particles have taken their next steps, as far as a limit let them.
+
+        Where the others have, those that got none are lost.
+        """
+        asks = self._asks(tree, population)
+        if any(candidates(tree, ask.node) for ask in asks):
+            return False
+        asked = any(candidates(tree, node) for node in population.children)
+        return not asks or asked
 
     def _log_gain(self, score: float) -> float:
         held = min(max(score, _LEAST), 1.0 - _LEAST)
@@ -150,18 +183,6 @@ class ParticleFilter(StepwiseSearch):
             reason = f"{reason}; ESS {size:.2f}"
             close.append(Close(particle.node, reason, cause="no_share"))
         return tuple(kept), close
-
-
-def _has_moved(tree: SearchTree, population: Population) -> bool:
-    """Tell whether the particles have taken their next steps, as far as a limit let them.
-
-    Those that got none are lost. A single first step is no level yet (see `Budget`).
-    """
-    wanted = population.children
-    if all(proposed(tree, node) >= count for node, count in wanted.items()):
-        return True
-    came = sum(c.status != "failed" for node in wanted for c in candidates(tree, node))
-    return came > (population.level == 0)
 
 
 def _draw(tree: SearchTree, level: int) -> float:
