@@ -120,8 +120,8 @@ async def search_all(problems: list[TinyProblem], policy_url: str, prm_url: str)
                 strategy=BeamSearch(width=2, expand=3, max_depth=13),
                 selector=BestScore(),
             )
-        right += run.result.answer == problem.answer
-        said = f"{run.result.answer} (score {run.result.score or 0:.3f})"
+        right += not run.result.fallback and run.result.answer == problem.answer
+        said = f"{run.result.said} (score {run.result.score or 0:.3f})"
         print(f"{problem.question:<48} {said:<20} right: {problem.answer}", flush=True)
 
     async with VllmScorer(prm_url) as scorer:

@@ -439,6 +439,15 @@ _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
 }
 
 
+def shown_answer(answer: str | None, *, unfinished: bool) -> str:
+    """Return an answer as it is shown wherever one is: "none" if there is none.
+
+    One that was read from an unfinished path begins with "[unfinished]", so that no shortening
+    cuts the mark off.
+    """
+    return ("[unfinished] " if unfinished else "") + ("none" if answer is None else answer)
+
+
 @_stored
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -451,6 +460,11 @@ class Candidate:
     answer: str | None
     score: _Probability | None
     votes: _Amount = 0.0
+
+    @property
+    def said(self) -> str:
+        """The answer as it is shown (`shown_answer`)."""
+        return shown_answer(self.answer, unfinished=self.status != "finished")
 
     def to_json(self) -> dict[str, Json]:
         """Return the candidate as plain JSON."""
@@ -479,7 +493,8 @@ class SearchResult:
     ("budget: generated_tokens 512 of 500"). `fallback` is True when no path finished and the best
     truncated path was taken instead. `warning` says what a user has to know before trusting the
     answer, and what to do about it: that a limit cut the search, that no path finished and why,
-    that most calls failed; "" if all went well.
+    that most calls failed; "" if all went well. As text (`str`) it is what a user reads: the
+    chosen path, with the warning where that is unfinished or nothing was found.
     """
 
     answer: str | None
@@ -491,6 +506,17 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     usage: Usage
     warning: str = ""
+
+    @property
+    def said(self) -> str:
+        """The answer as it is shown (`shown_answer`)."""
+        return shown_answer(self.answer, unfinished=self.fallback and self.node is not None)
+
+    def __str__(self) -> str:
+        """Return the text of the chosen path, never passing an unfinished one off as an answer."""
+        if not self.text:
+            return f"No answer was found: {self.warning}."
+        return f"{self.text}\n\n[Unfinished: {self.warning}.]" if self.fallback else self.text
 
     def to_json(self, *, candidates: bool = True) -> dict[str, Json]:
         """Return the result as plain JSON, with or without the candidates."""

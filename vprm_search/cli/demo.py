@@ -46,8 +46,9 @@ class Solved:
 
     @property
     def search_right(self) -> bool:
-        """Whether the search found the right answer."""
-        return self.searched.result.answer == self.problem.answer
+        """Whether the search found the right answer, on a path that finished."""
+        result = self.searched.result
+        return not result.fallback and result.answer == self.problem.answer
 
     @property
     def pruned_wrong_turns(self) -> int:
@@ -166,7 +167,8 @@ def tallies(solved: list[Solved]) -> dict[str, Tally]:
     for item in solved:
         spent = item.sampled.result.usage.generated_tokens
         candidates = item.sampled.result.candidates
-        hits = sum(c.answer == item.problem.answer for c in candidates)
+        ended = [c for c in candidates if c.status == "finished"]
+        hits = sum(c.answer == item.problem.answer for c in ended)
         _add(found["policy alone (pass@1)"], hits / SAMPLES, spent / SAMPLES)
         for name, selector in selectors.items():
             _add(found[name], float(item.chosen_by(selector)), spent)

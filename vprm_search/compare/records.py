@@ -164,6 +164,7 @@ class Record:
             "rounds": self.usage.rounds,
             "cut": self.ended_by.startswith(CUT),
             "finished": self.finished,
+            "unfinished": not self.finished,
         }
 
     def to_line(self, tree: SearchTree) -> bytes:

@@ -126,10 +126,16 @@ def cost_table(summary: Mapping[str, Any], sizes: Iterable[int] | None = None) -
                     f"| {_share(row['generated_tokens'], row['budget'])} "
                     f"| {100 * row['cut']:.0f} % | {row['scored_tokens']:.0f} "
                     f"| {row['computed_tokens']:.0f} | {row['rounds']:.1f} "
-                    f"| {row['finished']:.1f} | {100 * row['failed']:.1f} % "
+                    f"| {_finished(row)} | {100 * row['failed']:.1f} % "
                     f"| {1000 * row['seconds']:.0f} |"
                 )
     return "\n".join(lines)
+
+
+def _finished(row: Mapping[str, Any]) -> str:
+    """Return the finished paths per problem, and of how many problems there was none."""
+    none = row["unfinished"]
+    return f"{row['finished']:.1f}" + (f" (none in {100 * none:.1f} %)" if none else "")
 
 
 def _share(part: float, whole: float) -> str:

@@ -190,7 +190,7 @@ def answer_message(
     """
     spent = result.usage
     return AIMessage(
-        content=_content(result),
+        content=str(result),
         id=message_id,
         response_metadata={"vprm": {k: v for k, v in metadata.items() if k != "text"}},
         usage_metadata=UsageMetadata(
@@ -199,13 +199,6 @@ def answer_message(
             total_tokens=spent.prompt_tokens + spent.generated_tokens,
         ),
     )
-
-
-def _content(result: SearchResult) -> str:
-    """Return what the message says: an unfinished text is never passed off as an answer."""
-    if not result.text:
-        return f"No answer was found: {result.warning}."
-    return f"{result.text}\n\n[Unfinished: {result.warning}.]" if result.fallback else result.text
 
 
 class Node(Runnable[State, Update]):

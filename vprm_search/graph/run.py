@@ -44,10 +44,14 @@ OnEvent = Callable[[events.Event], None]
 
 @dataclass(frozen=True, slots=True)
 class SearchRun:
-    """The outcome of a search and the tree it grew."""
+    """The outcome of a search and the tree it grew; as text (`str`) the outcome's."""
 
     result: SearchResult
     tree: SearchTree
+
+    def __str__(self) -> str:
+        """Return what a user reads of the outcome."""
+        return str(self.result)
 
 
 def run_search(

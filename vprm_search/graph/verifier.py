@@ -73,7 +73,8 @@ def create_verifier_node(
     The verdict is written under `output_key` as plain JSON (see `Verdict`), at every visit and on
     the conversation as it then is; messages are only read. What has no score is "unscored", with
     a reason, which is not "passed": a question without an answer yet, tool calls, an empty
-    message, a picture given by address (nothing is fetched), a failed scorer.
+    message, what a search graph found on no finished path, a picture given by address (nothing is
+    fetched), a failed scorer.
 
     Structured output is judged by what its fields say (`structured_steps`): a message that is one
     JSON object, as a provider's own structured output is, and the output tool of `create_agent`
@@ -355,8 +356,10 @@ def _read_message(
     results: Mapping[str, ToolMessage],
     response: Any,
 ) -> _Answer:
-    text, fields, lack = message_text(message), None, ""
-    if message.tool_calls:
+    text, fields, lack = message_text(message), None, _unfinished(message)
+    if lack:
+        text = ""
+    elif message.tool_calls:
         structured = [
             call["args"] for call in message.tool_calls if _is_output(call, results, response)
         ]
@@ -371,6 +374,14 @@ def _read_message(
     elif (fields := _json_object(text)) is not None:
         text = ""
     return _named(message, _Answer(before, text, fields, lack))
+
+
+def _unfinished(message: AIMessage) -> str:
+    """Return why the message of a search graph is no whole solution, "" if it is one."""
+    told = message.response_metadata.get("vprm")
+    if not isinstance(told, Mapping) or not told.get("fallback"):
+        return ""
+    return f"the search found no finished solution: {told.get('warning', '')}"
 
 
 def _named(message: BaseMessage, answer: _Answer) -> _Answer:

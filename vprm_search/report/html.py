@@ -75,12 +75,12 @@ def html_page(view: SearchView, images: Sequence[ImageData] = ()) -> str:
 def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, Any]:
     """Return what the page's script draws, as plain JSON; all text is made printable."""
     data: dict[str, Any] = _clean(asdict(view))
-    parents = {node.parent for node in view.nodes}
     folds = folded(view)
     for shown, node in zip(data["nodes"], view.nodes, strict=True):
         shown["colour"] = css(score_rgb(node.score))
-        shown["leaf"] = node.id not in parents
         shown["fold"] = folds.get(node.id)
+    for row, candidate in zip(data["candidates"], view.candidates, strict=True):
+        row["said"] = printable(candidate.said, lines=True)
     data["images"] = [_data_uri(image) for image in images]
     data["facts"] = printable(_facts(view))
     scale = [(f"{value:.1f}", css(score_rgb(value))) for value in (0.0, 0.5, 1.0)]
@@ -139,9 +139,8 @@ def _hash(source: str) -> str:
 def _facts(view: SearchView) -> str:
     spent = view.usage
     score = "" if view.score is None else f"path score ({view.aggregate}) {view.score:.2f} · "
-    unfinished = "from an unfinished path · " if view.fallback and view.answer is not None else ""
     return (
-        f"{score}{unfinished}{view.ended_by} · {spent.rounds} rounds · {spent.candidates} "
+        f"{score}{view.ended_by} · {spent.rounds} rounds · {spent.candidates} "
         f"candidates · {spent.generated_tokens} tokens generated · {spent.scored_tokens} scored"
         + (f" · {spent.work()}" if spent.work() else "")
     )

@@ -97,7 +97,7 @@ def _head(
 
 
 def _answer(view: SearchView) -> tuple[str, Rgb]:
-    text = f"Answer: {view.answer if view.answer is not None else 'none'}"
+    text = f"Answer: {view.said}"
     if view.expected is None:
         return text, _INK
     if view.answer == view.expected:
@@ -156,8 +156,8 @@ def _node(draw: ImageDraw.ImageDraw, node: NodeView, place: tuple[int, int]) -> 
 def _note(node: NodeView) -> str:
     copies = f"proposed {node.copies} times" if node.copies > 1 else ""
     state = f"{node.status}: {node.reason}" if node.reason else node.status
-    if node.chosen and node.status in ("finished", "truncated"):
-        state = "answer"
+    if node.said:
+        state = node.said
     elif node.status == "open":
         state = node.score_reason
     return "; ".join(part for part in (state, copies) if part)

@@ -25,6 +25,7 @@ from vprm_search.types import (
     SearchResult,
     StepScore,
     Usage,
+    shown_answer,
 )
 
 Rgb = tuple[int, int, int]
@@ -93,7 +94,8 @@ class NodeView:
     """One step as drawn: `column` is its depth (0: first step), `row` its vertical place.
 
     `copies` counts the identical siblings merged into this one, itself included; `chosen` marks
-    the path of the answer. Ids in `reason` are replaced by the text of their step.
+    the path of the answer, and `said` names its end so (`shown_answer`). Ids in `reason` are
+    replaced by the text of their step.
     """
 
     id: NodeId
@@ -109,6 +111,7 @@ class NodeView:
     answer: str | None
     round: int
     chosen: bool
+    said: str = ""
     copies: int = 1
 
 
@@ -117,7 +120,7 @@ class SearchView:
     """A search as drawn: nodes in reading order (a parent before its children).
 
     `hidden` counts the nodes left out of a large tree (merged copies are not counted);
-    `expected` is the right answer if known.
+    `said` is the answer as it is shown (`shown_answer`), `expected` the right one if known.
     """
 
     question: str
@@ -128,7 +131,7 @@ class SearchView:
     aggregate: str
     answer: str | None
     score: float | None
-    fallback: bool
+    said: str
     ended_by: str
     candidates: tuple[Candidate, ...]
     usage: Usage
@@ -164,7 +167,7 @@ def view_of(
         aggregate=aggregate,
         answer=result.answer,
         score=result.score,
-        fallback=result.fallback,
+        said=result.said,
         ended_by=result.ended_by,
         candidates=result.candidates,
         usage=result.usage,
@@ -223,7 +226,9 @@ def _placed(
         below = [child for child in tree.children(record.id) if child.id in shown]
         waiting.extend((child, column + 1) for child in reversed(below))
     rows = _rows(order)
-    return [replace(node, row=rows[node.id]) for node in order]
+    end = max((node for node in order if node.chosen), key=lambda n: n.column, default=None)
+    said = shown_answer("answer", unfinished=end is None or end.status != "finished")
+    return [replace(n, row=rows[n.id], said=said if n is end else "") for n in order]
 
 
 def _rows(order: Sequence[NodeView]) -> dict[NodeId, float]:
@@ -299,23 +304,21 @@ def _line(node: NodeView, width: int) -> Text:
         line.append(f"  {node.status}: {shortened(node.reason, width)}", style="dim italic")
     elif node.score is None and node.score_reason:
         line.append(f"  no score: {shortened(node.score_reason, width)}", style="dim italic")
-    if node.chosen and node.status in ("finished", "truncated"):
-        line.append("  ← answer", style="bold")
+    if node.said:
+        line.append(f"  ← {node.said}", style="bold")
     return line
 
 
 def answer_line(view: SearchView) -> Text:
     """Return the outcome of a search in one line: answer, score, why it ended, what it cost."""
     line = Text.assemble(("Answer: ", "bold"))
-    line.append(shortened(view.answer, 200) if view.answer is not None else "none", style="bold")
+    line.append(shortened(view.said, 200), style="bold")
     if view.expected is not None:
         right = view.answer == view.expected
         word = "right" if right else f"wrong, it is {printable(view.expected)}"
         line.append(f" ({word})", style="green" if right else "red")
     if view.score is not None:
         line.append("  path score ").append_text(score_text(view.score))
-    if view.fallback and view.answer is not None:
-        line.append("  from an unfinished path", style="yellow")
     spent = view.usage
     line.append(
         f"  [{printable(view.ended_by)}; {spent.rounds} rounds, {spent.candidates} candidates, "

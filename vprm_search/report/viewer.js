@@ -42,8 +42,8 @@
   };
 
   const noteOf = (node) => {
-    const word = node.chosen && node.leaf ? "answer" : node.reason || node.status;
-    const state = node.status === "open" ? "" : `${MARK[node.status]} ${word}`;
+    const word = node.said || node.reason || node.status;
+    const state = node.status === "open" && !node.said ? "" : `${MARK[node.status]} ${word}`;
     return state + (node.copies > 1 ? ` ×${node.copies}` : "");
   };
 
@@ -218,7 +218,7 @@
       at("images").append(image);
     }
     const answer = at("answer");
-    answer.textContent = "Answer: " + (data.answer === null ? "none" : data.answer);
+    answer.textContent = "Answer: " + data.said;
     if (data.expected !== null) {
       const right = data.answer === data.expected;
       answer.append(html("span", right ? "right" : "wrong", right ? " ✓ right" : ` ✗ wrong, it is ${data.expected}`));
@@ -238,7 +238,7 @@
       const row = html("tr", "pick");
       row.tabIndex = 0;
       row.append(
-        html("td", "", candidate.answer === null ? "–" : candidate.answer),
+        html("td", "", candidate.said),
         html("td", "number", number(candidate.score)),
         html("td", "number", candidate.votes.toFixed(2)),
         html("td", "", candidate.status),
