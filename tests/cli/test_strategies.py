@@ -33,7 +33,9 @@ def test_settings_are_json_or_text_and_go_over_the_flags() -> None:
     assert adaptive == BestOfN(32, confidence=0.95)
 
 
-@pytest.mark.parametrize("name", [n for n in StrategyName if n is not StrategyName.best_of_n])
+@pytest.mark.parametrize(
+    "name", [n for n in StrategyName if n not in (StrategyName.best_of_n, StrategyName.auto)]
+)
 def test_the_aggregation_reaches_every_strategy_that_ranks_paths(name: StrategyName) -> None:
     inside: Any = strategy_of(name, {}, aggregate="min")
     assert inside.aggregate == "min"

@@ -66,14 +66,23 @@ def opened(name: str, folder: Path, saver: SqliteSaver) -> Any:
     ).compile(checkpointer=saver)
 
 
+OTHER_RULE_NOW = frozenset({"rebase"})
+"""Strategies that divide otherwise than in 0.1: they take such a search over and go on as now."""
+
+
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_search_begun_by_an_earlier_version_is_finished(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(V01 / "checkpoints", folder)
     with SqliteSaver.from_conn_string(str(folder / f"{name}.sqlite")) as saver:
         graph = opened(name, folder, saver)
+        before = tree_of_state(graph.get_state(THREAD).values)
         tree = tree_of_state(graph.invoke(None, THREAD, durability="sync"))
-    same_search(tree.dumps(), (folder / f"{name}.tree.json").read_text())
+    if name.removesuffix("-delta") not in OTHER_RULE_NOW:
+        same_search(tree.dumps(), (folder / f"{name}.tree.json").read_text())
+    assert all(tree[old.id].text == old.text and tree[old.id].score == old.score for old in before)
+    assert tree.rounds > before.rounds
+    assert any(record.status == "finished" for record in tree)
 
 
 def test_a_finished_conversation_goes_on(tmp_path: Path) -> None:

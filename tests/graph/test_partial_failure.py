@@ -183,8 +183,8 @@ def test_open_paths_are_cut_by_the_budget_and_say_by_which() -> None:
     assert {end.reason for end in cut} == {"cut by budget: rounds 2 of 2"}
     assert {end.node for end in cut} == {r.id for r in tree.open_leaves()}
     assert len(cut) >= 3
-    assert result["fallback"]  # nothing had finished: the best cut path is the answer
-    assert result["node"] in {end.node for end in cut}
+    assert tree[result["node"]].role == "completion"  # the last round asked for whole rests
+    assert not result["fallback"]
 
 
 @given(st.integers(1, 30), st.sampled_from([BeamSearch(width=2, expand=3), BestOfN(9)]))
@@ -194,8 +194,9 @@ def test_requests_are_a_hard_limit_where_calls_do_not_fail(limit: int, strategy:
     free, _ = searched(FlakyPolicy(), strategy=strategy)
     tree, result = searched(policy, strategy=strategy, budget=Budget(requests=limit))
     assert result["usage"]["requests"] <= limit
-    if free.totals.requests > limit:
-        assert result["ended_by"] == f"budget: requests {limit} of {limit}"
+    if free.totals.requests > limit:  # or it ended without the refills that it could not pay for
+        full = f"budget: requests {limit} of {limit}"
+        assert result["ended_by"] == full or tree.totals.candidates < free.totals.candidates
     else:
         assert tree.dumps() == free.dumps() or limit < 2 * free.totals.requests
     assert result["text"]

@@ -17,7 +17,6 @@ from vprm_search.tree import SearchTree
 _FAR_INDEX = 1 << 20  # of completions: no strategy asks for that many children
 _LONGEST = 32
 _USUAL = 12  # VisualPRM merges a solution into at most 12 steps
-_LARGEST_SHARE = 5
 
 
 def longest_path(strategy: object) -> int:
@@ -61,8 +60,8 @@ def leave_enough(
 
     A path is taken to have as many steps as those that have finished, and tokens are then spread
     evenly over the levels to come. While none has finished it is taken to have 12, or half as many
-    again as the deepest one, and no round takes more than a fifth of the tokens that are left.
-    `aggregate` names the path score that tells which paths are finished first.
+    again as the deepest one. `aggregate` names the path score that tells which paths are finished
+    first.
     """
     if all(expand.until == "end" for expand in plan.expand):
         return plan
@@ -77,9 +76,7 @@ def leave_enough(
         if left == 1:
             return plan
     count = plan.count
-    steps = count + left - 1
-    steps = steps if ended else max(steps, _LARGEST_SHARE * count)
-    if budget.affords(tree, rounds=2, candidates=count + 1, steps=steps):
+    if budget.affords(tree, rounds=2, candidates=count + 1, steps=count + left - 1):
         return plan
     return _rests(plan, tree, budget, length, aggregate) or plan
 
