@@ -217,3 +217,18 @@ def test_impossible_worlds_are_refused() -> None:
         words_of(["I think it is four."])
     with pytest.raises(ValueError, match="no problem"):
         problem_of("How many tiles?")
+
+
+def test_a_failing_scorer_has_no_scores_for_some_lengths_until_the_path_has_gone_on() -> None:
+    world = SyntheticWorld(replace(HARD, failing=0.2))
+    scorer = SyntheticScorer(world)
+    failed = 0
+    for number in range(100):
+        steps = tuple(f"Step {place}: w{place}" for place in range(1, 11))
+        problem = Problem(world.question(number))
+        requests = [ScoreRequest(problem, steps[:end]) for end in range(1, 11)]
+        results = asyncio.run(scorer.score(requests))
+        whole = [all(s.value is not None for s in result.scores) for result in results]
+        assert whole == [not world.fails(number, end) for end in range(1, 11)]
+        failed += whole.count(False)
+    assert 130 < failed < 270
