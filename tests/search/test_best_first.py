@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Callable
+from statistics import fmean
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.world import World, run, worlds
-from vprm_search.search import BestFirst, Pruning
+from vprm_search.compare.worlds import (
+    SyntheticPolicy,
+    SyntheticScorer,
+    SyntheticWorld,
+    WorldSettings,
+)
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules
+from vprm_search.graph.run import run_jobs
+from vprm_search.search import BestFirst, Pruning, WeightedVote
+from vprm_search.search.rebase import logit
 from vprm_search.tree import SearchTree
+from vprm_search.types import Problem
 
 
 @given(worlds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([None, 1, 3]))
@@ -23,29 +38,59 @@ def test_it_goes_on_with_the_best_open_paths_wherever_they_are(
         tree = SearchTree.loads(text)
         if any(tree.child_count(e.node) for e in plan.expand):
             continue  # slots asked for again
+        if any(e.role == "completion" for e in plan.expand):
+            continue  # all expansions are made and nothing has finished
         gone = {c.node for c in plan.close}
+        score = {r.id: tree.path_score(r.id, "mean") for r in tree}
         queue = [
-            (-tree.path_score(r.id, "mean"), r.id)  # type: ignore[operator]
+            (-score[r.id], r.id)  # type: ignore[operator]
             for r in tree.open_leaves()
-            if r.id not in gone and tree.path_score(r.id, "mean") is not None
+            if r.id not in gone and score[r.id] is not None
         ]
-        left = 15 - sum(1 for r in tree if r.parent and _grown(tree, r.id))
-        assert [e.node for e in plan.expand] == [
-            node for _, node in sorted(queue)[: min(batch, left)] if not plan.finish
-        ]
+        made = sum(1 for r in tree if r.parent and _grown(tree, r.id))
+        left = 15 - made
+        usual = _usual(tree)
+        waiting, expected = sorted(queue), []
+        for place in range(made, made + min(batch, left, len(queue))):
+            key = None if place % 2 == 0 else _for_its_depth(tree, usual)
+            expected.append(min(waiting, key=key))
+            waiting.remove(expected[-1])
+        if not plan.finish:
+            assert [e.node for e in plan.expand] == [node for _, node in expected]
         better = [
-            score
+            known
             for r in tree.finished()
-            if (score := tree.path_score(r.id, "mean")) is not None
-            and queue
-            and score >= -min(queue)[0]
+            if (known := score[r.id]) is not None and queue and known >= -min(queue)[0]
         ]
         if queue and left > 0 and stop is not None:
             assert bool(plan.finish) == (len(better) >= stop)
 
 
 def _grown(tree: SearchTree, node: str) -> bool:
-    return tree.child_count(node) > 0
+    return any(not child.is_aside for child in tree.children(node))
+
+
+def _usual(tree: SearchTree) -> dict[int, float]:
+    """By how much the best child of a path scores above it, on average, summed up to each depth."""
+    usual = {1: 0.0}
+    for depth in range(2, 7):
+        changes = []
+        for record in tree:
+            if record.parent is None or tree.depth(record.id) != depth - 1:
+                continue
+            below = [tree.path_score(c.id, "mean") for c in tree.children(record.id)]
+            known = [value for value in below if value is not None]
+            above = tree.path_score(record.id, "mean")
+            if known and above is not None:
+                changes.append(logit(max(known)) - logit(above))
+        usual[depth] = usual[depth - 1] + (fmean(changes) if changes else 0.0)
+    return usual
+
+
+def _for_its_depth(
+    tree: SearchTree, usual: dict[int, float]
+) -> Callable[[tuple[float, str]], tuple[float, str]]:
+    return lambda entry: (usual[tree.depth(entry[1])] - logit(-entry[0]), entry[1])
 
 
 def test_it_comes_back_to_a_path_it_left_behind() -> None:
@@ -61,9 +106,50 @@ def test_it_comes_back_to_a_path_it_left_behind() -> None:
 
 def test_the_number_of_expansions_is_a_limit() -> None:
     trace = run(World(stop=0.0, words=50), BestFirst(batch=4, expand=2, expansions=10, stop=None))
-    grown = {r.parent for r in trace.tree if r.parent and r.parent != trace.tree.root_id}
-    assert len(grown) == 10
+    root = trace.tree.root_id
+    grown = [e for plan in trace.plans for e in plan.expand if e.node != root]
+    asked = [e for e in grown if e.role != "completion"]
+    assert len({e.node for e in asked}) == 10
+    rests = [e for e in grown if e.role == "completion"]
+    assert [(e.until, e.count) for e in rests] == [("end", 1)] * 4
     assert trace.ended_by == "10 expansions made"
+
+
+WORLDS = {
+    "hard": (WorldSettings(seed=5), 0.85),
+    "early": (WorldSettings(seed=5, early=3.0), 0.8),
+    "saturated": (WorldSettings(seed=5, level=4.4), 0.85),
+    "long": (WorldSettings(seed=5, depth=30, p_step=0.9), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_it_finishes_wherever_a_path_is_scored_high(name: str) -> None:
+    """Without a budget, and with scores that fall along every path."""
+    made, least = WORLDS[name]
+    world = SyntheticWorld(made)
+    jobs = [Job(SearchTree(Problem(world.question(number)))) for number in range(40)]
+    rules = SearchRules(BestFirst(), WeightedVote())
+    found = asyncio.run(run_jobs(jobs, SyntheticPolicy(world), SyntheticScorer(world), rules))
+    assert not any(run.result.fallback for run in found)
+    right = sum(run.result.answer == world.answer(n) for n, run in enumerate(found))
+    assert right >= least * len(found)
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 4), st.integers(1, 12), st.integers(1, 25), st.floats(-9, 9)
+)
+@settings(max_examples=40, deadline=None)
+def test_a_path_always_finishes(
+    batch: int, expand: int, expansions: int, depth: int, early: float
+) -> None:
+    world = SyntheticWorld(WorldSettings(depth=depth, early=early))
+    strategy = BestFirst(batch=batch, expand=expand, expansions=expansions)
+    job = Job(SearchTree(Problem(world.question(0))))
+    rules = SearchRules(strategy, WeightedVote())
+    (found,) = asyncio.run(run_jobs([job], SyntheticPolicy(world), SyntheticScorer(world), rules))
+    assert not found.result.fallback
+    assert found.tree.finished()
 
 
 @given(worlds)

@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
 from vprm_search.search.plan import Close, Expand, Plan
-from vprm_search.search.stepwise import StepwiseSearch, proposed
+from vprm_search.search.rebase import logit
+from vprm_search.search.reserve import rest_of, was_completed
+from vprm_search.search.stepwise import StepwiseSearch, candidates, proposed
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 
 
 @dataclass(slots=True)
 class _Queue:
-    """The open paths seen up to a round, best first; some may be closed or expanded by now.
+    """The open paths seen up to a round by depth, best first; some may be closed or expanded.
 
-    `fresh` are the parents whose children came last, `close` is what goes among these, and
-    `expanded` are all parents.
+    `fresh` are the parents whose children came last, `close` is what goes among these, `expanded`
+    are all parents, and `changes` holds, by the children's depth, by how much each parent's best
+    child scores above it, in logits.
     """
 
-    heap: list[tuple[float, NodeId]] = field(default_factory=list)
+    heaps: dict[int, list[tuple[float, NodeId]]] = field(default_factory=lambda: defaultdict(list))
+    changes: dict[int, dict[NodeId, float]] = field(default_factory=lambda: defaultdict(dict))
     round: int = 0
     fresh: list[NodeId] = field(default_factory=list)
     close: list[Close] = field(default_factory=list)
     expanded: set[NodeId] = field(default_factory=set)
+
+    @property
+    def made(self) -> int:
+        """The expansions made; the root's own is not counted."""
+        return len(self.expanded) - 1
+
+    def usual(self) -> dict[int, float]:
+        """Return by how many logits a path of each depth usually scores above its first step."""
+        found, total = {}, 0.0
+        for depth in sorted(self.heaps):
+            known = self.changes[depth].values()
+            total += fmean(known) if known else 0.0
+            found[depth] = total
+        return found
 
 
 class BestFirst(StepwiseSearch):
     """Expand the best open paths of the whole tree, `batch` of them at a time.
 
     Nothing is thrown away because of its level: when the steps behind a promising path turn out
-    bad, the search goes back to the best path it left behind. A path's priority is its path score.
-    Best-first tree search for language models: Koh et al., arXiv 2407.01476 §3.2 (there 20
-    expansions of 5 children, one at a time). The path score should not fall with depth alone,
-    or shallow paths win for ever; the mean of the step scores does not.
+    bad, the search goes back to the best path it left behind. Best-first tree search for language
+    models: Koh et al., arXiv 2407.01476 §3.2 (there 20 expansions of 5 children, one at a time).
+
+    A path's priority is its path score. By that alone shallow paths win for ever where scores fall
+    along a path, be it that early steps are scored high. So every second expansion goes to the path
+    that is best for its depth: by the logit of its path score, less what the best continuations of
+    the paths so far have gained or lost on the way to that depth. If all expansions are made and no
+    path has finished, the whole rests of the best `batch` are asked for, one each.
 
     The options not listed are those of `StepwiseSearch`.
 
@@ -65,11 +89,22 @@ class BestFirst(StepwiseSearch):
             return Plan(expand=refill, close=tuple(merged))
         queue = self._queue(tree)
         close = merged + [close for close in queue.close if tree[close.node].status == "open"]
-        best = self._best(tree, queue, {c.node for c in close})
-        reason = self._stopped(tree, best, queue)
+        best, highest = self._best(tree, queue, {c.node for c in close})
+        expand = tuple(Expand(node, self.expand, tree.child_count(node)) for node in best)
+        reason = ""
+        if queue.made >= self.expansions or not best:
+            reason = f"{self.expansions} expansions made" if best else "no open path is left"
+            rests = [e for e in expand if not was_completed(tree, e.node)]
+            if rests and not tree.finished():
+                expand = tuple(rest_of(replace(e, count=1)) for e in rests)
+                return Plan(expand=expand, close=tuple(close))
+        elif self.stop is not None:
+            scores = (tree.path_score(record.id, self.aggregate) for record in tree.finished())
+            better = sum(1 for score in scores if score is not None and score >= highest)
+            if better >= self.stop:
+                reason = f"{better} finished paths beat every open one"
         if reason:
             return Plan(close=tuple(close), finish=reason)
-        expand = tuple(Expand(node, self.expand, tree.child_count(node)) for _, node in best)
         return Plan(expand=expand, close=tuple(close))
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
@@ -89,33 +124,51 @@ class BestFirst(StepwiseSearch):
                 ranked, close = self._siblings(tree, parent)
                 queue.close += close
                 for score, leaf in ranked:
-                    heapq.heappush(queue.heap, (-score, leaf.id))
+                    heapq.heappush(queue.heaps[tree.depth(leaf.id)], (-score, leaf.id))
+                self._note_change(tree, queue, parent)
         return queue
+
+    def _note_change(self, tree: SearchTree, queue: _Queue, parent: NodeId) -> None:
+        above = None if parent == tree.root_id else self.value(tree, parent)
+        below = [self.value(tree, child.id) for child in candidates(tree, parent)]
+        known = [value for value in below if value is not None]
+        if above is not None and known:
+            queue.changes[tree.depth(parent) + 1][parent] = logit(max(known)) - logit(above)
 
     def _best(
         self, tree: SearchTree, queue: _Queue, gone: set[NodeId]
-    ) -> list[tuple[float, NodeId]]:
-        """Return the best paths that are still open, at most a batch; they stay in the queue."""
-        best: list[tuple[float, NodeId]] = []
-        while queue.heap and len(best) < self.batch:
-            priority, node = heapq.heappop(queue.heap)
-            live = tree[node].status == "open" and node not in gone and not proposed(tree, node)
-            if live and (priority, node) not in best:
-                best.append((priority, node))
-        for entry in best:
-            heapq.heappush(queue.heap, entry)
-        left = self.expansions - (len(queue.expanded) - 1)  # the root's own is not counted
-        return [(-priority, node) for priority, node in best][: max(0, left)]
+    ) -> tuple[list[NodeId], float]:
+        """Return the paths to expand next, and the highest path score of an open one.
 
-    def _stopped(self, tree: SearchTree, best: list[tuple[float, NodeId]], queue: _Queue) -> str:
-        if not best:
-            used_up = len(queue.expanded) > self.expansions
-            return f"{self.expansions} expansions made" if used_up else "no open path is left"
-        if self.stop is None:
-            return ""
-        scores = (tree.path_score(record.id, self.aggregate) for record in tree.finished())
-        better = sum(1 for score in scores if score is not None and score >= best[0][0])
-        return f"{better} finished paths beat every open one" if better >= self.stop else ""
+        They are at most a batch, and no more than may be expanded unless none may; they stay in
+        the queue.
+        """
+        best: list[tuple[int, float, NodeId]] = []
+        highest, usual = 0.0, queue.usual()
+        left = self.expansions - queue.made
+        for place in range(self.batch if left <= 0 else min(self.batch, left)):
+            tops, taken = [], gone.union(node for _, _, node in best)
+            for depth, heap in queue.heaps.items():
+                while heap and (heap[0][1] in taken or not _is_open(tree, heap[0][1])):
+                    heapq.heappop(heap)
+                tops += [(depth, *heap[0])] if heap else []
+            if not tops:
+                break
+            if not best:
+                highest = -min(priority for _, priority, _ in tops)
+            if (queue.made + place) % 2:
+                chosen = min(tops, key=lambda top: (usual[top[0]] - logit(-top[1]), top[2]))
+            else:
+                chosen = min(tops, key=lambda top: top[1:])
+            heapq.heappop(queue.heaps[chosen[0]])
+            best.append(chosen)
+        for depth, priority, node in best:
+            heapq.heappush(queue.heaps[depth], (priority, node))
+        return [node for _, _, node in best], highest
+
+
+def _is_open(tree: SearchTree, node: NodeId) -> bool:
+    return tree[node].status == "open" and not proposed(tree, node)
 
 
 _CACHE: WeakKeyDictionary[SearchTree, dict[BestFirst, _Queue]] = WeakKeyDictionary()

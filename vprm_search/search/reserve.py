@@ -13,6 +13,7 @@ from vprm_search.budget import Budget
 from vprm_search.search.plan import Expand, Plan, Strategy
 from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.tree import SearchTree
+from vprm_search.types import NodeId
 
 _FAR_INDEX = 1 << 20  # of completions: no strategy asks for that many children
 _LONGEST = 32
@@ -97,7 +98,7 @@ def _rests(
     for asked in plan.expand:
         below = [replace(asked, node=r.id, count=1) for r in leaves if r.parent == asked.node]
         expand += below or [asked]
-    expand = [e for e in expand if not _was_completed(tree, e)]
+    expand = [e for e in expand if not was_completed(tree, e.node)]
     if not expand:
         return None
     expand.sort(key=lambda e: -_worth(tree, e, aggregate))
@@ -107,17 +108,20 @@ def _rests(
         number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
         if number == 0 and tree.finished():
             return None
-    rests = tuple(
-        replace(e, first_index=_FAR_INDEX, until="end", role="completion", round=0) for e in expand
-    )
-    whole = replace(plan, expand=rests, cut=True)
+    whole = replace(plan, expand=tuple(map(rest_of, expand)), cut=True)
     if number is None:
         return whole
     return whole.limited_to(max(1, number) if tree.finished() else 1)
 
 
-def _was_completed(tree: SearchTree, expand: Expand) -> bool:
-    return any(child.role == "completion" for child in tree.children(expand.node))
+def rest_of(expand: Expand) -> Expand:
+    """Return an expansion that asks for whole rests instead, at indices that no strategy uses."""
+    return replace(expand, first_index=_FAR_INDEX, until="end", role="completion", round=0)
+
+
+def was_completed(tree: SearchTree, node: NodeId) -> bool:
+    """Return whether the rest of a path was asked for."""
+    return any(child.role == "completion" for child in tree.children(node))
 
 
 def _worth(tree: SearchTree, expand: Expand, aggregate: str) -> float:
