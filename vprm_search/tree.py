@@ -68,8 +68,6 @@ def join_records(a: NodeRecord, b: NodeRecord) -> NodeRecord:
             joined[name] = {k: max(old.get(k, -1.0), new.get(k, -1.0)) for k in {**old, **new}}
         else:  # numbers, flags and words; what is not known is less than anything
             joined[name] = new if old is None else old if new is None else max(old, new)
-    if a.score is not None or b.score is not None:
-        joined["score_reason"] = ""
     return a.but(**joined)
 
 

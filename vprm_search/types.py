@@ -323,7 +323,8 @@ class NodeRecord(Counts):
     the candidate above it, "completion" as the rest of its path, asked for so that a search under a
     budget has a finished path. `reason` says in words, and `cause` for programs, why a path ends
     here; a "duplicate" names the sibling it was `merged_into`. A record without text is an end
-    marker (the answer ended at the step before), or, if `blank`, an empty step. What the scorer
+    marker (the answer ended at the step before), or, if `blank`, an empty step. `score_reason`
+    says why there is no score, and stays where one came in a later round. What the scorer
     reports of its work (`tokens_sent` and what follows) stands on one record of a round, for the
     whole round.
     """

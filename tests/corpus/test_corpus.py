@@ -66,8 +66,11 @@ def opened(name: str, folder: Path, saver: SqliteSaver) -> Any:
     ).compile(checkpointer=saver)
 
 
-OTHER_RULE_NOW = frozenset({"rebase"})
-"""Strategies that divide otherwise than in 0.1: they take such a search over and go on as now."""
+OTHER_RULE_NOW = frozenset({"rebase", "beam"})
+"""Strategies that decide otherwise than in 0.1: they take such a search over and go on as now.
+
+REBASE divides by centred scores, and a beam goes on with steps without a score.
+"""
 
 
 @pytest.mark.parametrize("name", STOPPED)

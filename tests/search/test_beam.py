@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from random import Random
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.search.world import PROBLEM, World, run, worlds
+from tests.search.world import PROBLEM, World, exact_score, run, worlds, worths
 from vprm_search.budget import Budget
 from vprm_search.ids import child_id
 from vprm_search.search import DVTS, MCTS, BeamSearch, Plan, Pruning, Strategy
@@ -32,15 +31,6 @@ beams = st.builds(
     stop=st.sampled_from([None, 1, 2, "width"]),
 )
 searches = settings(max_examples=50)
-
-
-def aggregated(tree: SearchTree, node: str, name: str) -> float | None:
-    """Return the path score from the step scores alone, in exact arithmetic."""
-    values = tree.step_scores(node)
-    if not values or None in values:
-        return None
-    exact = [Fraction(value) for value in values if value is not None]
-    return float({"mean": sum(exact) / len(exact), "min": min(exact), "last": exact[-1]}[name])
 
 
 def is_refill(plan: Plan, tree: SearchTree) -> bool:
@@ -73,16 +63,13 @@ def _check_selection(tree: SearchTree, plan: Plan, beam: BeamSearch) -> None:
     """Recompute from the records which leaves stay in the beam, and why the others do not."""
     reasons = {close.node: close.reason for close in plan.close}
     scored: list[tuple[float, str]] = []
-    for leaf in tree.open_leaves():
-        score = aggregated(tree, leaf.id, beam.aggregate)
-        if reasons.get(leaf.id, "").startswith("duplicate of"):
-            continue
-        if score is None:
-            assert reasons[leaf.id].startswith("no score: ")
-        elif tree.depth(leaf.id) == beam.max_depth:
-            assert reasons[leaf.id] == f"max_depth {beam.max_depth} reached"
+    leaves = [leaf.id for leaf in tree.open_leaves()]
+    level = [n for n in leaves if not reasons.get(n, "").startswith("duplicate of")]
+    for node, score in worths(tree, level, beam.aggregate).items():
+        if tree.depth(node) == beam.max_depth:
+            assert reasons[node] == f"max_depth {beam.max_depth} reached"
         else:
-            scored.append((-score, leaf.id))
+            scored.append((-score, node))
     scored.sort()
     keep = []
     rules = beam.pruning
@@ -90,7 +77,7 @@ def _check_selection(tree: SearchTree, plan: Plan, beam: BeamSearch) -> None:
         low = rules.below is not None and -negative < rules.below
         best = -scored[0][0]
         far = rules.margin is not None and -negative < best - rules.margin
-        safe = rank < rules.keep_at_least
+        safe = rank < rules.keep_at_least or tree[node].score is None
         if rank < beam.width and (safe or not (low or far)):
             keep.append(node)
             assert node not in reasons
@@ -260,15 +247,17 @@ def test_early_stop_means_enough_finished_paths_beat_every_open_one(
     for plan, text in zip(trace.plans, trace.before, strict=True):
         tree = SearchTree.loads(text)
         closed = {close.node for close in plan.close}
-        scores = [
-            aggregated(tree, r.id, beam.aggregate) for r in tree.open_leaves() if r.id not in closed
-        ]
-        best_open = max((s for s in scores if s is not None), default=None)
+        merged = {close.node for close in plan.close if close.cause == "duplicate"}
+        level = [r.id for r in tree.open_leaves() if r.id not in merged]
+        scores = worths(tree, level, beam.aggregate)
+        left = [(-score, node) for node, score in scores.items() if node not in closed]
         finished = [r.id for r in tree.finished() if r.id not in closed]
-        values = [aggregated(tree, node, beam.aggregate) for node in finished]
-        if best_open is None or tree.rounds == 0 or is_refill(plan, tree):
+        values = [exact_score(tree, node, beam.aggregate) for node in finished]
+        if not left or tree.rounds == 0 or is_refill(plan, tree):
             continue
-        better = sum(1 for value in values if value is not None and value >= best_open)
+        best, leaf = min(left)
+        blind = tree[leaf].score is None
+        better = sum(blind if value is None else value >= -best for value in values)
         stops = needed is not None and better >= needed
         assert ("beat every open one" in plan.finish) == stops
         if stops:

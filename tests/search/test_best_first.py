@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.search.world import World, run, worlds
+from tests.search.world import World, exact_score, run, worlds, worths
 from vprm_search.compare.worlds import (
     SyntheticPolicy,
     SyntheticScorer,
@@ -24,7 +24,7 @@ from vprm_search.graph.run import run_jobs
 from vprm_search.search import BestFirst, Pruning, WeightedVote
 from vprm_search.search.rebase import logit
 from vprm_search.tree import SearchTree
-from vprm_search.types import Problem
+from vprm_search.types import NodeRecord, Problem
 
 
 @given(worlds, st.integers(1, 3), st.integers(1, 3), st.sampled_from([None, 1, 3]))
@@ -41,12 +41,7 @@ def test_it_goes_on_with_the_best_open_paths_wherever_they_are(
         if any(e.role == "completion" for e in plan.expand):
             continue  # all expansions are made and nothing has finished
         gone = {c.node for c in plan.close}
-        score = {r.id: tree.path_score(r.id, "mean") for r in tree}
-        queue = [
-            (-score[r.id], r.id)  # type: ignore[operator]
-            for r in tree.open_leaves()
-            if r.id not in gone and score[r.id] is not None
-        ]
+        queue = [(-_worth(tree, r), r.id) for r in tree.open_leaves() if r.id not in gone]
         made = sum(1 for r in tree if r.parent and _grown(tree, r.id))
         left = 15 - made
         usual = _usual(tree)
@@ -57,13 +52,23 @@ def test_it_goes_on_with_the_best_open_paths_wherever_they_are(
             waiting.remove(expected[-1])
         if not plan.finish:
             assert [e.node for e in plan.expand] == [node for _, node in expected]
-        better = [
-            known
-            for r in tree.finished()
-            if (known := score[r.id]) is not None and queue and known >= -min(queue)[0]
-        ]
+        better = []
+        for r in tree.finished() if queue else []:
+            score, best = exact_score(tree, r.id, "mean"), min(queue)
+            blind = tree[best[1]].score is None
+            better += [r] * (blind if score is None else score >= -best[0])
         if queue and left > 0 and stop is not None:
             assert bool(plan.finish) == (len(better) >= stop)
+
+
+def _worth(tree: SearchTree, leaf: NodeRecord) -> float:
+    """Return what a path is worth among the children of one node."""
+    assert leaf.parent is not None
+    by_text: dict[str, NodeRecord] = {}
+    for child in tree.children(leaf.parent):
+        if child.merged_into is None and child.status not in ("failed", "finished", "truncated"):
+            by_text.setdefault(child.text, child)
+    return worths(tree, [child.id for child in by_text.values()], "mean")[leaf.id]
 
 
 def _grown(tree: SearchTree, node: str) -> bool:
@@ -78,9 +83,9 @@ def _usual(tree: SearchTree) -> dict[int, float]:
         for record in tree:
             if record.parent is None or tree.depth(record.id) != depth - 1:
                 continue
-            below = [tree.path_score(c.id, "mean") for c in tree.children(record.id)]
+            below = [exact_score(tree, c.id, "mean") for c in tree.children(record.id)]
             known = [value for value in below if value is not None]
-            above = tree.path_score(record.id, "mean")
+            above = exact_score(tree, record.id, "mean")
             if known and above is not None:
                 changes.append(logit(max(known)) - logit(above))
         usual[depth] = usual[depth - 1] + (fmean(changes) if changes else 0.0)

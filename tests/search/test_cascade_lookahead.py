@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.search.world import World, run, worlds
+from tests.search.world import World, exact_score, run, worlds, worths
 from vprm_search.budget import Budget
 from vprm_search.search import DVTS, MCTS, BeamSearch, BestFirst, Cascade, Lookahead, Strategy
 from vprm_search.search.outcome import ends
@@ -143,18 +144,22 @@ def test_steps_are_ranked_by_where_they_lead(world: World, aggregate: str, rollo
         tree = SearchTree.loads(text)
         if plan.finish or any(e.role for e in plan.expand):
             continue
-        values = {}
-        for leaf in tree.open_leaves():
+        level = {leaf.id: leaf for leaf in tree.open_leaves()}
+        values = worths(tree, level, aggregate)
+        for leaf in level.values():
             scores = [
-                tree.path_score(c.id, aggregate)
+                exact_score(tree, c.id, aggregate)
                 for c in tree.children(leaf.id)
                 if c.status != "failed"
             ]
             known = [s for s in scores if s is not None]
-            own = tree.path_score(leaf.id, aggregate)
-            value = math.fsum(known) / len(known) if known else own
-            if value is not None and tree.depth(leaf.id) < 4:
-                values[leaf.id] = value
+            if known:
+                values[leaf.id] = math.fsum(known) / len(known)
+        values |= dict.fromkeys(
+            (node for node, leaf in level.items() if leaf.score is None),
+            median([v for n, v in values.items() if level[n].score is not None] or [0.5]),
+        )
+        values = {node: value for node, value in values.items() if tree.depth(node) < 4}
         kept = {e.node for e in plan.expand}
         assert len(kept) == min(2, len(values))
         assert kept <= set(values)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.search.world import World, run, worlds
+from tests.search.world import World, run, worlds, worths
 from vprm_search.search import REBASE
 from vprm_search.search.particle_filter import effective_sample_size
 from vprm_search.search.rebase import centred, effective_shares, logit, sigmoid
@@ -32,7 +32,9 @@ def test_the_widths_of_a_level_sum_to_what_is_left_of_the_budget(
             continue
         assert sum(e.count for e in plan.expand) == width - len(done)
         if tree.rounds:
-            scores = {r.id: tree.path_score(r.id, "last") for r in tree.open_leaves()}
+            merged = {c.node for c in plan.close if c.cause == "duplicate"}
+            level = [r.id for r in tree.open_leaves() if r.id not in merged]
+            scores = worths(tree, level, "last")
             _check_shares(plan, scores, width - len(done), temperature)
 
 

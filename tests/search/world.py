@@ -7,8 +7,10 @@ is tested here is the strategies together with the phases that carry out their p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from statistics import median
 
 from hypothesis import strategies as st
 
@@ -111,6 +113,27 @@ worlds = st.builds(
     unscored=chances,
     words=st.sampled_from([1, 3, 50]),
 )
+
+
+def exact_score(tree: SearchTree, node: str, name: str) -> float | None:
+    """Return the path score from the step scores alone, in exact arithmetic.
+
+    Unscored steps above `node` count as the median of the others; None if it has no score itself.
+    """
+    values = tree.step_scores(node)
+    if not values or values[-1] is None:
+        return None
+    known = [Fraction(value) for value in values if value is not None]
+    exact = [median(known) if value is None else Fraction(value) for value in values]
+    return float({"mean": sum(exact) / len(exact), "min": min(exact), "last": exact[-1]}[name])
+
+
+def worths(tree: SearchTree, nodes: Iterable[str], name: str) -> dict[str, float]:
+    """Return what paths that are compared are worth: one without a score as much as the middle."""
+    scores = {node: exact_score(tree, node, name) for node in nodes}
+    known = [score for score in scores.values() if score is not None]
+    middle = median(known) if known else 0.5
+    return {node: middle if score is None else score for node, score in scores.items()}
 
 
 @dataclass

@@ -60,7 +60,7 @@ def scored(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
         {
             "node": r.id,
             "score": r.score,
-            "reason": r.score_reason,
+            "reason": "" if r.score is not None else r.score_reason,
             "path_scores": dict(r.path_scores),
         }
         for r in records

@@ -22,6 +22,7 @@ from vprm_search.graph import events
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.records import (
     copy_twins,
+    ended_without_score,
     note_cost,
     paths_to_score,
     settle,
@@ -416,14 +417,20 @@ async def score(
     """Score all new steps of this round in one batch; return the changed records per job.
 
     A step whose very text path was scored before (two samples that begin alike) takes that score
-    and costs nothing. `recompute` asks caches not to answer. Raises `ScorerError` if the scorer
-    breaks its contract.
+    and costs nothing. What the round before left without a score is asked for once more: with the
+    steps that follow it, or by itself where a path ended there. `recompute` asks caches not to
+    answer. Raises `ScorerError` if the scorer breaks its contract.
     """
     asked: list[tuple[Job, NodeId]] = []
     aggregates = rules.aggregates
     waiting = [job.tree.unscored() for job in jobs]
-    for job, unscored in zip(jobs, waiting, strict=True):
+    again = [
+        ended_without_score(job.tree) if new else [] for job, new in zip(jobs, waiting, strict=True)
+    ]
+    for job, unscored, ended in zip(jobs, waiting, again, strict=True):
         left = copy_twins(job.tree, unscored, aggregates)
+        steps = [r if r.is_step else job.tree[r.parent or job.tree.root_id] for r in ended]
+        left += [step for step in steps if step.score is None]
         asked += [(job, node) for node in paths_to_score(job.tree, left)]
     requests = [
         ScoreRequest(job.tree.problem, job.tree.steps(node), job.images, recompute=recompute)
@@ -433,13 +440,15 @@ async def score(
     if len(results) != len(requests):
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
     costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
+    late: dict[int, list[NodeId]] = {id(job): [] for job in jobs}
     for (job, node), result in zip(asked, results, strict=True):
-        store_scores(job.tree, node, result, aggregates)
+        late[id(job)] += store_scores(job.tree, node, result, aggregates)
         costs[id(job)].append(result.cost)
     changed = []
-    for job, unscored in zip(jobs, waiting, strict=True):
+    for job, unscored, ended in zip(jobs, waiting, again, strict=True):
         nodes = [record.id for record in unscored]
         note_cost(job.tree, nodes, costs[id(job)])
-        settle(job.tree, aggregates)
-        changed.append([job.tree[node] for node in (job.tree.root_id, *nodes)])
+        settle(job.tree, aggregates, ended)
+        told = dict.fromkeys([*nodes, *late[id(job)], *(r.id for r in ended)])
+        changed.append([job.tree[node] for node in (job.tree.root_id, *told)])
     return changed

@@ -30,6 +30,7 @@ from vprm_search.types import (
     counted_values,
 )
 
+_ENDED = ("finished", "truncated")
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
 
 
@@ -139,12 +140,22 @@ def paths_to_score(tree: SearchTree, unscored: Sequence[NodeRecord]) -> list[Nod
     return [r.id for r in waiting if r.id in chosen and r.id not in inner]
 
 
+def ended_without_score(tree: SearchTree) -> list[NodeRecord]:
+    """Return the paths that ended in the round before this one and got no score.
+
+    They are asked for once more. What goes on is asked for with the steps below it.
+    """
+    before = tree.round_nodes(tree.rounds - 1)
+    return [r for r in before if r.status in _ENDED and r.score is None and r.score_reason]
+
+
 def store_scores(
     tree: SearchTree, node: NodeId, result: ScoreResult, aggregates: Sequence[str]
-) -> None:
+) -> list[NodeId]:
     """Write the scores of the path to `node`, and the path scores they make, on its records.
 
-    Raises `ScorerError` if there are not as many scores as steps.
+    Steps right above it that were left without a score get theirs, too. Returns whose records
+    changed. Raises `ScorerError` if there are not as many scores as steps.
     """
     steps = len(tree.steps(node))
     if len(result.scores) != steps:
@@ -156,15 +167,20 @@ def store_scores(
         raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {steps}")
     new = []
     record = tree[node]
-    while record.score is None and not record.score_reason and record.parent is not None:
+    while record.score is None and record.parent is not None:
         new.append(record)
         record = tree[record.parent]
+    changed = []
     for place, record in enumerate(reversed(new), steps - len(new)):
         if not _copy_twin(tree, record, aggregates):
             said = _said_of(result.scores[place], tokens[place])
+            if record.score_reason and "score" not in said:
+                continue
             _settle(tree, record.id, said, aggregates)
+        changed.append(record.id)
     if result.prefix_tokens > tree[tree.root_id].scored_tokens:
         tree.amend(tree.root_id, scored_tokens=int(result.prefix_tokens))
+    return changed
 
 
 def note_cost(tree: SearchTree, nodes: Sequence[NodeId], costs: Sequence[Counts]) -> None:
@@ -206,10 +222,16 @@ def _copy_twin(tree: SearchTree, record: NodeRecord, aggregates: Sequence[str]) 
     return twin is not None
 
 
-def settle(tree: SearchTree, aggregates: Sequence[str]) -> None:
-    """Score what no request was made for: twins, end markers, and what is left without a score."""
+def settle(tree: SearchTree, aggregates: Sequence[str], again: Sequence[NodeRecord] = ()) -> None:
+    """Score what no request was made for: twins, end markers, and what is left without a score.
+
+    `again` are ended paths that were asked for once more; their end markers follow.
+    """
     for record in copy_twins(tree, tree.unscored(), aggregates):
         _settle(tree, record.id, _inherited(tree, record), aggregates)
+    for record in again:
+        if not record.is_step and "score" in (told := _inherited(tree, record)):
+            _settle(tree, record.id, told, aggregates)
 
 
 def _settle(

@@ -61,7 +61,6 @@ def _grows(record: Mapping[str, Json], added: Set[str]) -> bool:
     """
     return (
         added.isdisjoint(("id", "parent", "index", "text"))
-        and "score_reason" not in record
         and ("reason" not in added or "cause" in added)
         and record.get("status") != "open"
         and all(record[name] for name in added)

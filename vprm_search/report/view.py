@@ -256,7 +256,7 @@ def _node(
         status=record.status,
         reason=_NODE_ID.sub(lambda match: _quoted(tree, match[0]), record.reason),
         score=record.score,
-        score_reason=record.score_reason,
+        score_reason="" if record.score is not None else record.score_reason,
         path_score=tree.path_score(record.id, aggregate),
         answer=record.answer,
         round=record.round,

@@ -15,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from vprm_search.budget import Budget
 from vprm_search.search.plan import Close, Expand, Plan
 from vprm_search.search.rebase import effective_shares, logit, sigmoid
-from vprm_search.search.stepwise import StepKey, distinct, duplicates, exact_step, proposed
+from vprm_search.search.stepwise import (
+    StepKey,
+    distinct,
+    duplicates,
+    exact_step,
+    known_score,
+    level_scores,
+    proposed,
+)
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
@@ -250,15 +258,11 @@ def _worth(tree: SearchTree, paths: Sequence[NodeId], same_step: StepKey) -> dic
 
 
 def _relative(tree: SearchTree, steps: Sequence[NodeRecord]) -> dict[NodeId, float]:
-    """Return the logit of each step's score less the median; 0 for a step without a score.
-
-    Where a step above has none, the step's own score counts.
-    """
-    scores = {step.id: tree.path_score(step.id, "last") for step in steps}
-    scores = {node: tree[node].score if s is None else s for node, s in scores.items()}
-    logits = {node: logit(score) for node, score in scores.items() if score is not None}
+    """Return the logit of each step's score less the median; 0 for a step without a score."""
+    scores = level_scores(steps, lambda step: known_score(tree, step.id, "last"))
+    logits = {node: logit(score) for node, score in scores.items()}
     middle = median(logits.values()) if logits else 0.0
-    return {node: logits.get(node, middle) - middle for node in scores}
+    return {node: value - middle for node, value in logits.items()}
 
 
 def _by_parent(

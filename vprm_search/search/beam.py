@@ -80,17 +80,16 @@ class BeamSearch(StepwiseSearch):
             close += pruned
         if not ranked:
             return [], close, "no open path is left"
-        return ranked, close, self._stopped(tree, ranked[0][0], finished, width)
+        return ranked, close, self._stopped(tree, ranked, finished, width)
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
         return self.width * self.expand if parent == tree.root_id else self.expand
 
     def _stopped(
-        self, tree: SearchTree, best_open: float, finished: Iterable[NodeRecord], width: int
+        self, tree: SearchTree, ranked: Ranked, finished: Iterable[NodeRecord], width: int
     ) -> str:
         needed = width if self.stop == "width" else self.stop
         if needed is None:
             return ""
-        scores = (tree.path_score(record.id, self.aggregate) for record in finished)
-        better = sum(1 for score in scores if score is not None and score >= best_open)
+        better = self._beating(tree, finished, *ranked[0])
         return f"{better} finished paths beat every open one" if better >= needed else ""

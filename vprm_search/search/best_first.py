@@ -89,7 +89,7 @@ class BestFirst(StepwiseSearch):
             return Plan(expand=refill, close=tuple(merged))
         queue = self._queue(tree)
         close = merged + [close for close in queue.close if tree[close.node].status == "open"]
-        best, highest = self._best(tree, queue, {c.node for c in close})
+        best, top = self._best(tree, queue, {c.node for c in close})
         expand = tuple(Expand(node, self.expand, tree.child_count(node)) for node in best)
         reason = ""
         if queue.made >= self.expansions or not best:
@@ -99,8 +99,7 @@ class BestFirst(StepwiseSearch):
                 expand = tuple(rest_of(replace(e, count=1)) for e in rests)
                 return Plan(expand=expand, close=tuple(close))
         elif self.stop is not None:
-            scores = (tree.path_score(record.id, self.aggregate) for record in tree.finished())
-            better = sum(1 for score in scores if score is not None and score >= highest)
+            better = self._beating(tree, tree.finished(), -top[0], tree[top[1]])
             if better >= self.stop:
                 reason = f"{better} finished paths beat every open one"
         if reason:
@@ -129,22 +128,24 @@ class BestFirst(StepwiseSearch):
         return queue
 
     def _note_change(self, tree: SearchTree, queue: _Queue, parent: NodeId) -> None:
-        above = None if parent == tree.root_id else self.value(tree, parent)
-        below = [self.value(tree, child.id) for child in candidates(tree, parent)]
+        late = parent == tree.root_id or tree[parent].score_reason  # see `_scores`
+        above = None if late else self.value(tree, parent)
+        children = (child for child in candidates(tree, parent) if not child.score_reason)
+        below = [self.value(tree, child.id) for child in children]
         known = [value for value in below if value is not None]
         if above is not None and known:
             queue.changes[tree.depth(parent) + 1][parent] = logit(max(known)) - logit(above)
 
     def _best(
         self, tree: SearchTree, queue: _Queue, gone: set[NodeId]
-    ) -> tuple[list[NodeId], float]:
-        """Return the paths to expand next, and the highest path score of an open one.
+    ) -> tuple[list[NodeId], tuple[float, NodeId]]:
+        """Return the paths to expand next, and the open one of the highest score, negated first.
 
         They are at most a batch, and no more than may be expanded unless none may; they stay in
         the queue.
         """
         best: list[tuple[int, float, NodeId]] = []
-        highest, usual = 0.0, queue.usual()
+        top, usual = (0.0, tree.root_id), queue.usual()
         left = self.expansions - queue.made
         for place in range(self.batch if left <= 0 else min(self.batch, left)):
             tops, taken = [], gone.union(node for _, _, node in best)
@@ -155,16 +156,16 @@ class BestFirst(StepwiseSearch):
             if not tops:
                 break
             if not best:
-                highest = -min(priority for _, priority, _ in tops)
+                top = min(entry[1:] for entry in tops)
             if (queue.made + place) % 2:
-                chosen = min(tops, key=lambda top: (usual[top[0]] - logit(-top[1]), top[2]))
+                chosen = min(tops, key=lambda one: (usual[one[0]] - logit(-one[1]), one[2]))
             else:
-                chosen = min(tops, key=lambda top: top[1:])
+                chosen = min(tops, key=lambda one: one[1:])
             heapq.heappop(queue.heaps[chosen[0]])
             best.append(chosen)
         for depth, priority, node in best:
             heapq.heappush(queue.heaps[depth], (priority, node))
-        return [node for _, _, node in best], highest
+        return [node for _, _, node in best], top
 
 
 def _is_open(tree: SearchTree, node: NodeId) -> bool:

@@ -200,7 +200,7 @@ class MCTS(StepwiseSearch):
             for walk in [*state.walks]:
                 if tree[walk[-1]].status == "finished":
                     state.exhausted.add(walk[-1])
-                    self._back_up(state, walk, self.value(tree, walk[-1]) or 0.0)
+                    self._back_up(state, walk, self._worth(tree, walk[-1]))
             started = len(state.walks)
             while len(state.walks) < self.batch and self._may_start(tree, state):
                 state.walks.append([tree.root_id])
@@ -222,7 +222,7 @@ class MCTS(StepwiseSearch):
             state.exhausted.add(leaf)
             self._back_up(state, walk, 0.0)
         elif not self.to_end and leaf != tree.root_id:
-            self._back_up(state, walk, self.value(tree, leaf) or 0.0)
+            self._back_up(state, walk, self._worth(tree, leaf))
         else:
             self._descend(tree, state, walk)
 
@@ -239,7 +239,8 @@ class MCTS(StepwiseSearch):
     def _choose(
         self, tree: SearchTree, state: _State, node: NodeId, choices: list[NodeId]
     ) -> NodeId:
-        own = [self.value(tree, child) or 0.0 for child in choices]
+        scores = self._child_scores(tree, node)
+        own = [scores[child] for child in choices]
         priors = [1.0 / len(choices)] * len(choices)
         if self.prior_temperature is not None:
             priors = softmax(own, self.prior_temperature)
@@ -249,14 +250,14 @@ class MCTS(StepwiseSearch):
             visits = known.visits + known.pending
             total = known.value * known.visits if known.visits else value
             arms.append(Arm(prior, visits, total / max(1, visits + (not known.visits))))
-        scores = puct_scores(
+        puct = puct_scores(
             state.stats[node],
             arms,
             c_init=self.c_init,
             c_base=self.c_base,
             qtransform=self.qtransform,
         )
-        return choices[scores.index(max(scores))]
+        return choices[puct.index(max(puct))]
 
     def _back_up(self, state: _State, walk: _Walk, value: float) -> None:
         back_up([state.stats[node] for node in walk], value)
@@ -269,14 +270,19 @@ class MCTS(StepwiseSearch):
     # --- nodes ---------------------------------------------------------------------------------
 
     def _in_play(self, tree: SearchTree, node: NodeId) -> list[NodeId]:
-        """Return the children a walk may take, best first: scored, and not cut or put aside."""
+        """Return the children a walk may take, best first: not cut or put aside."""
         ranked = self._siblings(tree, node)[0]
-        for child, _ in distinct(tree, node, self.same_step if self.dedup else None):
-            score = self.value(tree, child.id) if child.status == "finished" else None
-            if score is not None:
-                ranked.append((score, child))
+        scores = self._child_scores(tree, node)
+        ranked += [(scores[n], tree[n]) for n in scores if tree[n].status == "finished"]
         ranked.sort(key=lambda pair: (-pair[0], pair[1].id))
         return [child.id for _, child in ranked]
+
+    def _child_scores(self, tree: SearchTree, node: NodeId) -> dict[NodeId, float]:
+        children = distinct(tree, node, self.same_step if self.dedup else None)
+        return self._scores(tree, [child for child, _ in children])
+
+    def _worth(self, tree: SearchTree, node: NodeId) -> float:
+        return self._child_scores(tree, tree[node].parent or tree.root_id)[node]
 
     def _target(self, tree: SearchTree, parent: NodeId) -> int:
         return self.root_expand if parent == tree.root_id else self.expand

@@ -125,7 +125,7 @@ def _in_the_way(tree: SearchTree, ended_by: str) -> str:
     found, records = [], list(tree)
     if failed := _failures(tree):
         found.append(_most(failed, tree.totals.candidates, "candidates failed"))
-    unscored = [r.score_reason for r in records if r.is_step and r.score_reason]
+    unscored = [r.score_reason for r in records if r.is_step and r.score is None and r.score_reason]
     if unscored and (tree.finished() or any(r.cause == "unscored" for r in records)):
         found.append(_most(unscored, sum(r.is_step for r in records), "steps have no score"))
     cut = Counter(r.cause for r in records if r.status == "truncated")

@@ -108,11 +108,7 @@ class ParticleFilter(StepwiseSearch):
 
     def _next(self, tree: SearchTree, before: Population) -> Population:
         """Return the population one step on: moved, weighed, pruned and resampled."""
-        moved = []
-        for p in before.particles:
-            score = self.value(tree, p.node)
-            if p.node not in before.children and score is not None:
-                moved.append(replace(p, log_weight=p.log_weight + self._log_gain(score)))
+        ended = [p for p in before.particles if p.node not in before.children]
         groups = {p.node: p for p in before.particles if p.node in before.children}
         key = self.same_step if self.dedup else None
         children = {
@@ -120,18 +116,22 @@ class ParticleFilter(StepwiseSearch):
             for parent in groups
             for child, count in distinct(tree, parent, key)
         }
-        going_on = [c for c, _, _ in children.values() if c.status not in ("finished", "truncated")]
-        ranked, close = self._rank(tree, going_on)
+        new = [child for child, _, _ in children.values() if child.status != "truncated"]
+        ranked, close = self._rank(tree, (c for c in new if c.status != "finished"))
         ranked, pruned = self.pruning.apply(ranked)
-        scores = {leaf.id: score for score, leaf in ranked}
-        for child, count, log_weight in children.values():
-            ended = child.status == "finished"
-            score = self.value(tree, child.id) if ended else scores.get(child.id)
-            if score is not None:
-                moved.append(Particles(child.id, count, log_weight + self._log_gain(score)))
-        moved.sort(key=lambda p: p.node)
+        going_on = {leaf.id for _, leaf in ranked}
+        stay = ended + [
+            Particles(child.id, count, log_weight)
+            for child, count, log_weight in children.values()
+            if child.status == "finished" or child.id in going_on
+        ]
+        scores = self._scores(tree, [*(tree[p.node] for p in ended), *new])
+        moved = [
+            replace(p, log_weight=p.log_weight + self._log_gain(scores[p.node]))
+            for p in sorted(stay, key=lambda p: p.node)
+        ]
         kept, dropped = self._resampled(tree, before.level + 1, moved)
-        grown = {p.node: p.count for p in kept if p.node in scores}
+        grown = {p.node: p.count for p in kept if p.node in going_on}
         return Population(before.level + 1, kept, grown, (*close, *pruned, *dropped))
 
     def _asks(self, tree: SearchTree, population: Population) -> tuple[Expand, ...]:

@@ -154,8 +154,9 @@ class Pruning(BaseModel):
     """Which of a level's open paths are put aside, whatever the strategy; by default none.
 
     `below` is absolute and `margin` relative to the best open path, as thresholds on the path
-    score (calibrate the scorer before trusting an absolute one). Neither takes one of the
-    `keep_at_least` best, so that a hard problem does not lose every path; `top_k` is a hard width.
+    score (calibrate the scorer before trusting an absolute one). Neither takes a path whose last
+    step got no score, or one of the `keep_at_least` best, so that a hard problem does not lose
+    every path; `top_k` is a hard width.
 
     Args:
         below: a path with a lower score is pruned. Default: None.
@@ -184,7 +185,7 @@ class Pruning(BaseModel):
                 last = ranked[self.top_k - 1][1].id
                 reason = f"outranked: {score:.4f} is rank {rank + 1} of {len(ranked)}, after {last}"
                 close.append(Close(leaf.id, reason, cause="outranked"))
-            elif reason := self._too_low(rank, score, ranked[0]):
+            elif not leaf.score_reason and (reason := self._too_low(rank, score, ranked[0])):
                 close.append(Close(leaf.id, reason, cause="pruned"))
             else:
                 keep.append((score, leaf))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from vprm_search.budget import Budget
 from vprm_search.search.plan import Expand, Plan, Strategy
-from vprm_search.search.stepwise import StepwiseSearch
+from vprm_search.search.stepwise import StepwiseSearch, known_score
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId
 
@@ -125,7 +125,7 @@ def was_completed(tree: SearchTree, node: NodeId) -> bool:
 
 
 def _worth(tree: SearchTree, expand: Expand, aggregate: str) -> float:
-    score = None if expand.node == tree.root_id else tree.path_score(expand.node, aggregate)
+    score = None if expand.node == tree.root_id else known_score(tree, expand.node, aggregate)
     return -1.0 if score is None else score
 
 

@@ -9,11 +9,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vprm_search.aggregate import aggregation
+from vprm_search.aggregate import aggregated, aggregation
 from vprm_search.search.plan import Close, Expand, Plan, Pruning, Ranked
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
@@ -87,12 +88,33 @@ class StepwiseSearch(BaseModel):
         """Return the score of a path, or that of its rollouts where a lookahead made some.
 
         A rollout's value is the path score at its end (Snell et al., arXiv 2408.03314 §5.2), that
-        of several rollouts their mean.
+        of several rollouts their mean. None if the last step has no score (`known_score`).
         """
         ends = list(rollout_ends(tree, node)) if tree.child_count(node) else []
-        values = [tree.path_score(end, self.aggregate) for end in ends]
+        values = [known_score(tree, end, self.aggregate) for end in ends]
         known = [value for value in values if value is not None]
-        return math.fsum(known) / len(known) if known else tree.path_score(node, self.aggregate)
+        return math.fsum(known) / len(known) if known else known_score(tree, node, self.aggregate)
+
+    def _scores(self, tree: SearchTree, steps: Sequence[NodeRecord]) -> dict[NodeId, float]:
+        """Return what paths that are compared are worth (`level_scores`).
+
+        A score that came a round late does not count: it was decided without it, and a strategy
+        that replays its rounds decides the same again.
+        """
+        return level_scores(
+            steps, lambda step: None if step.score_reason else self.value(tree, step.id)
+        )
+
+    def _beating(
+        self, tree: SearchTree, finished: Iterable[NodeRecord], best: float, leaf: NodeRecord
+    ) -> int:
+        """Return how many finished paths score at least as high as the best open one, `leaf`.
+
+        Where that has no score, those without one do.
+        """
+        values = (self.value(tree, record.id) for record in finished)
+        blind = leaf.score is None
+        return sum(1 for value in values if (blind if value is None else value >= best))
 
     def _duplicates(self, tree: SearchTree) -> list[Close]:
         return duplicates(tree, last_parents(tree), self.same_step) if self.dedup else []
@@ -123,18 +145,16 @@ class StepwiseSearch(BaseModel):
 
     def _rank(self, tree: SearchTree, leaves: Iterable[NodeRecord]) -> tuple[Ranked, list[Close]]:
         """Return the leaves that may be expanded, best first, and those that never can be."""
+        level = list(leaves)
+        scores = self._scores(tree, level)
         ranked: Ranked = []
         close = []
-        for leaf in leaves:
-            score = self.value(tree, leaf.id)
-            if score is None:
-                why = f"no score: {leaf.score_reason or 'earlier step'}"
-                close.append(Close(leaf.id, why, cause="unscored"))
-            elif tree.depth(leaf.id) >= self.max_depth:
+        for leaf in level:
+            if tree.depth(leaf.id) >= self.max_depth:
                 why = f"max_depth {self.max_depth} reached"
                 close.append(Close(leaf.id, why, "truncated", cause="max_depth"))
             else:
-                ranked.append((score, leaf))
+                ranked.append((scores[leaf.id], leaf))
         ranked.sort(key=lambda pair: (-pair[0], pair[1].id))
         return ranked, close
 
@@ -148,6 +168,39 @@ class StepwiseSearch(BaseModel):
         ranked, close = self._rank(tree, (c for c, _ in children if c.status in _MAY_GROW))
         ranked, pruned = self.pruning.apply(ranked)
         return ranked, [c for c in (*close, *pruned) if tree[c.node].status == "open"]
+
+
+# --- steps without a score -----------------------------------------------------------------------
+
+
+def level_scores(
+    steps: Sequence[NodeRecord], score: Callable[[NodeRecord], float | None]
+) -> dict[NodeId, float]:
+    """Return the scores of steps that are compared; one without a score counts as a median one.
+
+    So a failed call of the scorer neither favours nor costs a candidate. Where no step has a score
+    all are worth ½.
+    """
+    known = {step.id: value for step in steps if (value := score(step)) is not None}
+    middle = median(known.values()) if known else 0.5
+    return {step.id: known.get(step.id, middle) for step in steps}
+
+
+def known_score(tree: SearchTree, node: NodeId, aggregate: str) -> float | None:
+    """Return the path score; where only steps above `node` have none, they count as the others do.
+
+    That is, as the median of those that have one. None if `node` itself has no score.
+    """
+    whole, own = tree.path_score(node, aggregate), tree[node].score
+    if whole is not None or own is None:
+        return whole
+    counted = tree.counted_scores(node)
+    known = [score for score in counted if score is not None] or [own]
+    middle = median(known)
+    return aggregated(aggregate, [middle if score is None else score for score in counted])
+
+
+# --- rollouts ------------------------------------------------------------------------------------
 
 
 def rollout_ends(tree: SearchTree, node: NodeId) -> Iterable[NodeId]:
