@@ -191,17 +191,21 @@ _FEW = 8
 
 @dataclass(slots=True)
 class Spending:
-    """What the candidates so far cost in one kind of token: failed ones and completions apart."""
+    """What the candidates so far cost in one kind of token: failed ones and completions apart.
+
+    `paid` are those that cost anything: a step whose very path was scored before costs no scoring.
+    """
 
     seen: int = 0
+    paid: int = 0
     failed: int = 0
     total: int = 0
     dearest: int = 0
 
     @property
     def mean(self) -> float:
-        """The mean cost of a candidate; 0 while none has been paid for."""
-        return self.total / self.seen if self.seen else 0.0
+        """The mean cost of a candidate that costs anything; 0 while none has been paid for."""
+        return self.total / max(1, self.paid)
 
     def fitting(self, left: int, wanted: int) -> int:
         """Return how many of `wanted` further candidates fit into the tokens that are left.
@@ -251,11 +255,13 @@ def _add(tree: SearchTree, costs: _Costs, record: NodeRecord) -> None:
         for spent in (generated, scored):
             spent.seen += record.status != "failed"
             spent.failed += record.status == "failed"
+        generated.paid += record.status != "failed" and record.generated_tokens > 0
         generated.total += record.generated_tokens
         generated.dearest = max(generated.dearest, record.generated_tokens)
     first = record  # the steps of a whole solution count for its first one
     while not first.seed and first.parent is not None:
         first = tree[first.parent]
     scored.total += record.scored_tokens
+    scored.paid += record.scored_tokens > 0 and not costs.scored[first.id]
     costs.scored[first.id] += record.scored_tokens
     scored.dearest = max(scored.dearest, costs.scored[first.id])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.search.world import PROBLEM, World
 from vprm_search.budget import Budget
 from vprm_search.compare.worlds import (
     SyntheticPolicy,
@@ -38,6 +39,7 @@ from vprm_search.search import (
     Strategy,
     WeightedVote,
 )
+from vprm_search.testing import chance
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
 
@@ -101,6 +103,87 @@ def test_a_budget_of_tokens_is_kept_and_finishes_a_path(
     assert found.tree.totals.generated_tokens <= limit
     assert found.tree.finished()
     assert not found.result.fallback
+
+
+@pytest.mark.parametrize("limit", ["candidates", "requests", "rounds", "scored_tokens"])
+@pytest.mark.parametrize("name", WIDE)
+@given(
+    depth=st.integers(1, 12),
+    words=st.sampled_from([1, 2, 6, 1000]),
+    paths=st.floats(1, 20),
+    number=st.integers(0, 9),
+)
+@settings(max_examples=6, deadline=None)
+def test_every_other_limit_is_kept_and_finishes_a_path(
+    name: str, limit: str, depth: int, words: int, paths: float, number: int
+) -> None:
+    most = int(paths * depth * (STEP if limit == "scored_tokens" else 1))
+    made = WorldSettings(depth=depth, words=words, prefix_tokens=0)
+    found = searched(WIDE[name](), made, {limit: most}, number)
+    assert getattr(found.tree.totals, limit) <= most
+    assert found.tree.finished()
+    assert not found.result.fallback
+
+
+@dataclass
+class Sleepy:
+    """A scorer that has no score for anything in some of its rounds."""
+
+    inner: World
+    asleep: float
+    rounds: int = 0
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Answer as the scorer inside does, or not at all."""
+        self.rounds += 1
+        if chance(self.inner.seed, "asleep", self.rounds) < self.asleep:
+            return [ScoreResult.failed(len(r.steps), "asleep") for r in requests]
+        return await self.inner.score(requests)
+
+
+def troubled(world: World, strategy: Strategy, asleep: float, limits: dict[str, int]) -> SearchRun:
+    """Search in a world of failing calls, missing scores and paths without an end."""
+    job = Job(SearchTree(PROBLEM, world.seed))
+    rules = SearchRules(strategy, WeightedVote(), Budget(**limits))
+    (found,) = asyncio.run(run_jobs([job], world, Sleepy(world, asleep), rules))
+    found.tree.check()
+    return found
+
+
+CHANCES = st.sampled_from([0.0, 0.0, 0.2, 0.6, 1.0])
+
+
+@pytest.mark.parametrize("name", WIDE)
+@given(
+    seed=st.integers(0, 99),
+    stop=CHANCES,
+    length=CHANCES,
+    error=CHANCES,
+    unscored=CHANCES,
+    asleep=CHANCES,
+    limits=st.dictionaries(st.sampled_from(LIMITS), st.integers(1, 150), min_size=1, max_size=2),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_fails_a_limited_search_ends_within_its_limits_and_always_alike(
+    name: str,
+    seed: int,
+    stop: float,
+    length: float,
+    error: float,
+    unscored: float,
+    asleep: float,
+    limits: dict[str, int],
+) -> None:
+    world = World(seed, stop=stop, length=length, error=error, unscored=unscored)
+    limits |= {"candidates": limits.get("candidates", 300)}
+    found = troubled(world, WIDE[name](), asleep, limits)
+    again = troubled(world, WIDE[name](), asleep, limits)
+    assert found.tree.dumps() == again.tree.dumps()
+    assert replace(found.result, usage=again.result.usage) == again.result
+    totals = found.tree.totals
+    for limit in limits.keys() & {"candidates", "requests", "rounds"}:
+        assert getattr(totals, limit) <= limits[limit]
+    assert found.result.fallback == (not found.tree.finished())
 
 
 class Silent:
