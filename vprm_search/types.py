@@ -44,8 +44,9 @@ Cause = Literal[
 """Why a step is where its path ends, for programs; a record's `reason` says it in words.
 
 "duplicate": merged into an equal sibling; "redone": a weak draft that another policy proposes
-again; "unscored": a step of the path has no score; "max_depth": the depth limit; "pruned": a
-threshold on the path score; "outranked": after the first so many; "no_share": resampling gave it
+again; "unscored": a step of the path has no score (older records); "max_depth": the
+depth limit; "pruned": a threshold on the path score; "outranked": after the first so many;
+"no_share": resampling gave it
 no next step; "rollout": a lookahead step that has served; "not_needed": the search, or its part of
 it, ended without it; "budget": a limit ended the search; "failed": the policy's call failed;
 "unusable": it succeeded, and its reply is no step (both are "failed" in older records); "": none of
