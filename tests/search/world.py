@@ -80,7 +80,7 @@ class World:
             texts.append(last.text)
             if last.finish == "error":
                 return last
-            if last.finish != "step" or len(texts) == 12:
+            if last.finish != "step" or len(texts) >= 12:
                 text = "\n\n".join(texts[len(request.steps) :])
                 finish = "length" if last.finish == "step" else last.finish
                 return Proposal(text, finish, generated_tokens=len(text), requests=1)
