@@ -15,7 +15,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vprm_search.quantities import parse_quantity
+from vprm_search.answers.quantities import parse_quantity
 from vprm_search.steps import normalise_text
 
 MAX_ANSWER_CHARS = 1_000

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vprm_search import algebra
-from vprm_search.algebra import is_expression, same_expression
-from vprm_search.answers import MAX_EXPRESSIONS, answer_classes, same_answer
-from vprm_search.canonical import MAX_ANSWER_CHARS, canonical_answer, read_form
-from vprm_search.quantities import parse_quantity
+from vprm_search.answers import algebra
+from vprm_search.answers.algebra import is_expression, same_expression
+from vprm_search.answers.canonical import MAX_ANSWER_CHARS, canonical_answer, read_form
+from vprm_search.answers.quantities import parse_quantity
+from vprm_search.answers.sameness import MAX_EXPRESSIONS, answer_classes, same_answer
 
 EQUAL = [
     # case, white space, Markdown, punctuation, Unicode

@@ -1,0 +1,6 @@
+"""Read answers out of solutions, and decide which of them are the same."""
+
+from vprm_search.answers.reading import DEFAULT_FORMAT, AnswerFormat, extract_answer
+from vprm_search.answers.sameness import answer_classes, same_answer
+
+__all__ = ["DEFAULT_FORMAT", "AnswerFormat", "answer_classes", "extract_answer", "same_answer"]
