@@ -100,12 +100,12 @@ class Budget(BaseModel):
             and all(steps * spent.mean <= left for left, spent in self._tokens(tree, usage))
         )
 
-    def paths_affordable(self, tree: SearchTree, steps: int) -> int | None:
-        """Return how many paths the tokens left can take `steps` steps further; None: all."""
+    def paths_affordable(self, tree: SearchTree, steps: float) -> float | None:
+        """Return how many paths (no whole number) the tokens left take on by `steps`; None: all."""
         kinds = [(left, spent.mean) for left, spent in self._tokens(tree, usage_of(tree))]
         if not kinds:
             return None
-        return min(int(left / (steps * mean) + 1e-9) if mean else 1 for left, mean in kinds)
+        return min(left / (steps * mean) + 1e-9 if mean else 1 for left, mean in kinds)
 
     def share(self, tree: SearchTree, candidates: int) -> int | None:
         """Return the tokens that each of so many candidates may have now, None if unlimited."""

@@ -22,7 +22,7 @@ from vprm_search.compare.report import fill_section, percent, points, synthetic_
 from vprm_search.compare.summary import Measured, bootstrap, read_cells, summarise
 from vprm_search.compare.worlds import SyntheticWorld
 
-VOTE = "weighted-vote:last"
+VOTE = "weighted-vote:product"
 """The selector of `auto`."""
 
 

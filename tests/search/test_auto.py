@@ -93,6 +93,24 @@ def test_what_a_repeating_policy_leaves_over_buys_whole_solutions() -> None:
     assert len({r.round for r in other.children(other.root_id) if not r.role}) > 1
 
 
+@pytest.mark.parametrize("depth", [3, 8])
+def test_a_policy_that_says_nothing_else_is_sampled_whole(depth: int) -> None:
+    limit = 32 * depth * 40
+    tree = solve(replace(WIDE, words=1, depth=depth), budget=Budget(generated_tokens=limit))
+    steps = [record for record in tree if record.parent and not record.role]
+    assert {tree.depth(step.id) for step in steps} == {1, 2}
+    assert len(tree.finished()) > 16
+    assert all(path.role == "completion" for path in tree.finished())
+    assert not tree.open_leaves()
+    assert limit - 2 * depth * 40 < tree.totals.generated_tokens <= limit
+
+
+def test_whole_solutions_have_room_to_be_long() -> None:
+    """Each gets an equal share of the tokens left; one at the mean cost would cut half of them."""
+    tree = solve(replace(WIDE, words=1, depth=8), budget=Budget(generated_tokens=5_000))
+    assert not [record for record in tree.ended() if record.status == "truncated"]
+
+
 @given(worlds, st.integers(1, 60))
 @settings(max_examples=25)
 def test_whatever_the_replies_no_path_has_more_than_six_children(world: World, limit: int) -> None:
@@ -193,14 +211,14 @@ class NoPrefix(SyntheticPolicy):
 @pytest.mark.parametrize(
     ("policy", "scored", "advice", "strategy", "selector"),
     [
-        (SyntheticPolicy, True, None, AutoSearch, WeightedVote()),
-        (SyntheticPolicy, True, "search", AutoSearch, WeightedVote()),
+        (SyntheticPolicy, True, None, AutoSearch, WeightedVote(aggregate="product")),
+        (SyntheticPolicy, True, "search", AutoSearch, WeightedVote(aggregate="product")),
         (SyntheticPolicy, True, "vote", BestOfN, WeightedVote()),
         (SyntheticPolicy, True, "majority", BestOfN, MajorityVote()),
         (SyntheticPolicy, False, None, BestOfN, MajorityVote()),
         (SyntheticPolicy, False, "search", BestOfN, MajorityVote()),
         (NoPrefix, True, None, BestOfN, WeightedVote(aggregate="product")),
-        (NoPrefix, True, "search", AutoSearch, WeightedVote()),
+        (NoPrefix, True, "search", AutoSearch, WeightedVote(aggregate="product")),
     ],
 )
 def test_the_rules_follow_policy_scorer_and_advice(

@@ -88,7 +88,8 @@ def choose_rules(
 ) -> tuple[Strategy, Selector]:
     """Return the strategy and the selector of a search, where they are left open.
 
-    "auto" (or None, or an `AutoSearch`) searches, with a vote weighted by the last scores, unless
+    "auto" (or None, or an `AutoSearch`) searches, with a vote weighted by the product of the
+    scores, unless
 
     * there is no scorer, or `advice` is "majority": best-of-N and the most frequent answer;
     * the policy cannot continue a path (its `continues` is False) and `advice` does not say
@@ -115,7 +116,7 @@ def choose_rules(
         return samples, selector or WeightedVote()
     if advice is None and not getattr(policy, "continues", True):
         return samples, selector or WeightedVote(aggregate="product")
-    return strategy, selector or WeightedVote()
+    return strategy, selector or WeightedVote(aggregate="product")
 
 
 def check_part(name: str, given: object, kind: type[Any]) -> None:

@@ -38,12 +38,17 @@ _START = 0.6  # share of the mean width at the first level
 _STEPS = 10  # steps of a solution where nothing tells
 _FEWEST_STEPS = 4
 _REPEATS = 0.25  # share of merged steps from which a policy repeats itself
+_SAME = 0.75  # agreement of siblings from which sampling finds more than searching
+_LEVELS_SEEN = 2  # first steps often repeat the question, whatever the policy
+_FEWEST_PAIRS = 7  # siblings beside a most frequent one
+_WORTH_SAMPLING = 4  # whole solutions
+_ROOM = 1.25  # of the mean cost for a single solution
 
 
 class AutoSearch(BaseModel):
     """Search level by level, about as wide as `n` whole solutions cost. The default strategy.
 
-    It is `REBASE` with five changes; each was measured (docs/leaderboard.md):
+    It is `REBASE` with six changes; each was measured (docs/leaderboard.md):
 
     * **Two looks at a level.** Two thirds of a level's steps are dealt by the scores of the paths.
       The rest is dealt when those steps have been scored, for they tell about the path above them:
@@ -61,6 +66,8 @@ class AutoSearch(BaseModel):
     * **The budget is spent.** When all paths have ended and two more solutions can be paid for, the
       search begins again beside them; of a policy that repeats itself (a quarter of its steps were
       merged) whole solutions are sampled instead. All finished paths vote.
+    * **It does not search where there is nothing to choose.** If after two levels three quarters of
+      the siblings say the same, whole solutions are sampled for the rest of the budget.
 
     Slots of merged or failed siblings are not asked for again. A search without a scorer, or whose
     policy cannot continue a path, or that was advised not to search, samples whole solutions
@@ -91,6 +98,8 @@ class AutoSearch(BaseModel):
         """Take the second look at the newest level, or the first one at the next."""
         level = _newest(tree)
         merged = duplicates(tree, sorted(level.parents), self.same_step)
+        if level.depth >= _LEVELS_SEEN and (plan := self._sampled(tree, merged)):
+            return plan
         gone = {close.node for close in merged}
         leaves = [(leaf.id, tree.depth(leaf.id)) for leaf in tree.open_leaves()]
         front = [leaf for leaf, depth in leaves if depth == level.depth and leaf not in gone]
@@ -123,21 +132,49 @@ class AutoSearch(BaseModel):
         )
 
     def _again(self, tree: SearchTree) -> tuple[Expand, ...]:
-        """Return what two more solutions or more are begun with, if they can be paid.
+        """Return what more solutions are begun with, if they can be paid.
 
         A policy that repeats itself would begin as before, so its solutions are sampled whole.
         """
-        paid, known = self._paid(tree), [tree.depth(record.id) for record in tree.finished()]
-        if paid is None or not known:
-            return ()
-        more = int((paid - tree.totals.candidates) / fmean(known))
-        if more < 2:
-            return ()
         steps = [record for record in tree if record.parent and not record.role]
         if sum(step.cause == "duplicate" for step in steps) > _REPEATS * len(steps):
-            first, most = tree.child_count(tree.root_id), min(more, 256)
-            return (Expand(tree.root_id, most, first, until="end", role="completion"),)
+            return self._whole(tree)
+        if self._payable(tree) < 2:
+            return ()
         return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)), self.same_step)
+
+    def _sampled(self, tree: SearchTree, merged: Sequence[Close]) -> Plan | None:
+        """Return the plan that samples whole solutions, if the policy hardly ever differs."""
+        begun = any(record.role == "completion" for record in tree.children(tree.root_id))
+        enough = begun or self._payable(tree) >= _WORTH_SAMPLING
+        expand = self._whole(tree) if enough and _agreement(tree, self.same_step) else ()
+        if not expand:
+            return None
+        gone = {close.node for close in merged}
+        close = [
+            Close(leaf.id, "the policy says the same again and again", cause="not_needed")
+            for leaf in tree.open_leaves()
+            if leaf.id not in gone
+        ]
+        return Plan(expand, (*merged, *close))
+
+    def _whole(self, tree: SearchTree) -> tuple[Expand, ...]:
+        """Return half of the solutions that can be paid, whole: a long one needs its room."""
+        paid = self._payable(tree)
+        if paid < _ROOM:
+            return ()
+        count, first = max(1, min(int(paid / 2), 256)), tree.child_count(tree.root_id)
+        return (Expand(tree.root_id, count, first, until="end", role="completion"),)
+
+    def _payable(self, tree: SearchTree) -> float:
+        """Return how many more solutions can be paid, 0 where nothing limits them."""
+        paid = self._paid(tree)
+        if paid is None:
+            return 0.0
+        known = [tree.depth(record.id) for record in tree.finished()]
+        steps = fmean(known) if known else max(_FEWEST_STEPS, round(paid / self.n))
+        tokens = self.budget.paths_affordable(tree, steps)
+        return (paid - tree.totals.candidates) / steps if tokens is None else tokens
 
     def _slots(self, tree: SearchTree, level: _Level) -> int:
         """Return the steps to propose at a level in all, less a place for every finished path."""
@@ -187,6 +224,16 @@ def _newest(tree: SearchTree) -> _Level:
         parents = newest.parents | {record.parent for record in steps if record.parent}
         newest = _Level(depth, newest.looks + 1, newest.count + len(steps), parents)
     return newest
+
+
+def _agreement(tree: SearchTree, same_step: StepKey) -> bool:
+    """Tell whether most siblings say what the most frequent one beside them says."""
+    same = pairs = 0
+    for parent in {record.parent for record in tree if record.parent and not record.role}:
+        counts = [count for _, count in distinct(tree, parent, same_step)]
+        if counts:
+            same, pairs = same + max(counts) - 1, pairs + sum(counts) - 1
+    return pairs >= _FEWEST_PAIRS and same >= _SAME * pairs
 
 
 def _ended(tree: SearchTree, depth: int) -> int:

@@ -73,7 +73,7 @@ def leave_enough(
     left = max(1, length - deepest)
     if ended:
         even = budget.paths_affordable(tree, left)
-        plan = plan if even is None else plan.limited_to(max(1, even))
+        plan = plan if even is None else plan.limited_to(max(1, int(even)))
         if left == 1:
             return plan
     count = plan.count
@@ -103,15 +103,15 @@ def _rests(
         return None
     expand.sort(key=lambda e: -_worth(tree, e, aggregate))
     number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
-    if number == 0:
+    if number is not None and number < 1:
         expand.sort(key=lambda e: -tree.depth(e.node))
         number = budget.paths_affordable(tree, max(1, length - tree.depth(expand[0].node)))
-        if number == 0 and tree.finished():
+        if number is not None and number < 1 and tree.finished():
             return None
     whole = replace(plan, expand=tuple(map(rest_of, expand)), cut=True)
     if number is None:
         return whole
-    return whole.limited_to(max(1, number) if tree.finished() else 1)
+    return whole.limited_to(max(1, int(number)) if tree.finished() else 1)
 
 
 def rest_of(expand: Expand) -> Expand:
