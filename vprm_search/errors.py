@@ -15,6 +15,7 @@
     └── MissingDependencyError  an optional extra is not installed
 
 `SearchWarning` is no error: a search has an answer, or none, and says why to be careful with it.
+`ClientWarning` is none either: a chat client is asked in another way than it was.
 A message says what happened, to which item, the limit and the value, and what to do.
 """
 
@@ -67,6 +68,10 @@ class NoAnswerError(SearchError):
 
 class SearchWarning(UserWarning):
     """A search was cut by a limit, no path finished, or most calls failed; see its text."""
+
+
+class ClientWarning(UserWarning):
+    """A chat client or its server does not take what it is asked with; see its text."""
 
 
 class CheckpointError(VprmError):

@@ -216,7 +216,7 @@ def test_tool_results_reach_the_policy_and_the_steps_follow_them() -> None:
         ]
         assert call.messages[1].tool_calls[0]["args"] == {"colour": "red"}  # type: ignore[attr-defined]
     assert state["search_problem"]["question"] == "How many are red?"
-    assert state["search_problem"]["images"] == [PICTURES[0].digest]
+    assert state["search_problem"]["images"] == [PICTURES[0].digest, PICTURES[1].digest]
 
 
 def test_a_verifiers_feedback_makes_another_search_of_the_same_question() -> None:

@@ -39,7 +39,8 @@ def steps_of(scorer: HashScorer) -> list[tuple[str, ...]]:
 
 
 def answering(reply: str) -> ScriptedChatModel:
-    return ScriptedChatModel(repeat(AIMessage(reply)))
+    ended = {"finish_reason": "stop"}
+    return ScriptedChatModel(repeat(AIMessage(reply, response_metadata=ended)))
 
 
 @given(replies.filter(str.strip))

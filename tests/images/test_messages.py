@@ -30,6 +30,10 @@ GOOD: list[dict[str, Any]] = [
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": B64}},
     {"image": {"format": "png", "source": {"bytes": RED.png}}},
     {"type": "media", "mime_type": "image/png", "data": B64},
+    {"inline_data": {"mime_type": "image/png", "data": B64}},
+    {"inlineData": {"mimeType": "image/png", "data": B64}},
+    {"type": "input_image", "image_url": URI, "detail": "auto"},
+    {"type": "file", "base64": B64, "mime_type": "image/png"},
 ]
 BAD: list[dict[str, Any]] = [
     {"type": "image", "url": "http://127.0.0.1:9/x.png"},
@@ -78,8 +82,14 @@ def test_other_media_are_refused(kind: str) -> None:
         read_message(HumanMessage(content=[block]))
 
 
-@pytest.mark.parametrize("block", [{"type": "cache_point"}, {"type": "x", "value": 1}, {"a": 1}])
-def test_blocks_nobody_knows_are_skipped(block: dict[str, Any]) -> None:
+@pytest.mark.parametrize("block", [{"type": "x", "value": 1}, {"a": 1}, {"type": "input_file"}])
+def test_blocks_nobody_knows_are_refused(block: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=str(block.get("type", "a"))):
+        read_message(HumanMessage(content=["hi", block]))
+
+
+@pytest.mark.parametrize("block", [{"type": "cache_point"}, {"cachePoint": {"type": "default"}}])
+def test_marks_for_prompt_caches_say_nothing(block: dict[str, Any]) -> None:
     assert read_message(HumanMessage(content=["hi", block])) == ("hi", [])
 
 

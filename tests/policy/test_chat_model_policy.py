@@ -484,3 +484,71 @@ async def test_calls_are_nested_in_the_callers_run_and_hidden_from_streams() -> 
     assert "nostream" in starts[0]["tags"]
     assert "nostream" in model.calls[0]["tags"]
     assert not [e for e in events if e["event"] == "on_chat_model_stream"]
+
+
+# --- what is no text -----------------------------------------------------------------------------
+
+CALL = {"name": "zoom", "args": {}, "id": "1", "type": "tool_call"}
+STOP = {"finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (AIMessage("", tool_calls=[CALL]), "called tools (zoom)"),
+        (AIMessage("Red is 3.", tool_calls=[CALL], response_metadata=STOP), "called tools (zoom)"),
+        (AIMessage([{"type": "tool_use", "id": "1", "name": "zoom", "input": {}}]), "called tools"),
+        (AIMessage("", response_metadata={"finish_reason": "tool_calls"}), "called tools"),
+        (AIMessage([{"type": "audio", "base64": "AA"}]), "'audio'"),
+        (AIMessage("", additional_kwargs={"audio": {"data": "AA"}}), "'audio'"),
+        (AIMessage(["Red is 3.", {"type": "image", "base64": "AA"}]), "'image'"),
+        (AIMessage(["Red is 3.", {"type": "hologram"}]), "'hologram'"),
+        (AIMessage([{"type": "non_standard", "value": {"type": "smell"}}]), "'smell'"),
+        (AIMessage([{"type": "refusal", "refusal": "I cannot."}]), "I cannot."),
+        (AIMessage("Red", response_metadata={"finish_reason": "error"}), "(error)"),
+    ],
+)
+async def test_a_reply_that_is_no_text_says_so(message: AIMessage, why: str) -> None:
+    untils: tuple[Until, ...] = ("step", "end")
+    for until in untils:
+        proposal = await one(ChatModelPolicy(Script(lambda *_, **__: message)), until=until)
+        assert (proposal.text, proposal.finish, proposal.unusable) == ("", "error", True)
+        assert why in proposal.error
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "Red "}, {"type": "text", "text": "is 3."}],
+        [{"type": "output_text", "text": "Red is 3."}],
+        [{"text": "Red is 3."}],
+        [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, "Red is 3."],
+        [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "Red is 3."}],
+        [{"type": "reasoning", "summary": []}, {"type": "text", "text": "Red is 3."}],
+        [{"type": "reasoning_content", "reasoning_content": {"text": "Hm."}}, "Red is 3."],
+        [{"type": "web_search_call", "id": "1"}, {"type": "text", "text": "Red is 3."}],
+    ],
+)
+async def test_texts_in_blocks_are_read_without_the_thinking(content: list[Any]) -> None:
+    model = Script(lambda *_, **__: AIMessage(content))
+    assert (await one(ChatModelPolicy(model))).text == "Red is 3."
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata", "finish"),
+    [
+        ("Red is 3", {}, "length"),
+        ("Red is 3. Answer: 3", {}, "stop"),
+        ("Red is 3", {"finish_reason": "overheated"}, "length"),
+        ("Red is 3", {"finish_reason": "stop"}, "stop"),
+        ("Red is 3", {"status": "incomplete"}, "length"),
+        ("Red is 3", {"done_reason": "stop"}, "stop"),
+        ("Answer: 3", {"stopReason": "model_context_window_exceeded"}, "length"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::vprm_search.errors.ClientWarning")
+async def test_a_solution_that_does_not_say_why_it_ended_is_not_finished(
+    text: str, metadata: dict[str, Any], finish: str
+) -> None:
+    proposal = await one(ChatModelPolicy(reply(text, **metadata)), until="end")
+    assert (proposal.text, proposal.finish) == (text, finish)

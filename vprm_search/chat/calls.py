@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import RunnableBinding
+from langchain_core.runnables.config import ensure_config
 from pydantic import BaseModel, ConfigDict, Field
 from tenacity import (
     AsyncRetrying,
@@ -71,16 +73,17 @@ class Outcome(Generic[T]):
 class BoundedCalls:
     """Makes calls with at most `max_concurrency` of them at a time in each event loop.
 
-    A call keeps its turn during pauses: a server that asks to be left alone is not asked by others
+    A run whose config has a lower `max_concurrency` keeps to that; runs with the same share it. A
+    call keeps its turn during pauses: a server that asks to be left alone is not asked by others
     meanwhile.
     """
 
     def __init__(self, rules: RetryRules, max_concurrency: int) -> None:
         self._rules = rules
         self._limit = max_concurrency
-        self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._slots: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]
+        ] = weakref.WeakKeyDictionary()
 
     async def __call__(
         self, attempt: Callable[[], Awaitable[T]], *, jitter: float = 1.0
@@ -90,8 +93,13 @@ class BoundedCalls:
         An error is a value of the outcome; only a cancellation is raised. `jitter` in [0, 1]
         shortens the pauses by up to a half, so that many callers do not return together.
         """
-        loop = asyncio.get_running_loop()
-        async with self._slots.setdefault(loop, asyncio.Semaphore(self._limit)):
+        slots = self._slots.setdefault(asyncio.get_running_loop(), {})
+        of_run = ensure_config().get("max_concurrency")
+        limits = {self._limit} if of_run is None else {self._limit, max(1, of_run)}
+        async with AsyncExitStack() as turns:
+            for limit in sorted(limit for limit in limits if limit <= self._limit):
+                turn = slots.setdefault(limit, asyncio.Semaphore(limit))
+                await turns.enter_async_context(turn)
             return await _repeated(attempt, self._rules, jitter)
 
 

@@ -55,7 +55,7 @@ def is_retryable(error: BaseException) -> bool:
     """
     if not isinstance(error, Exception):
         return False  # a cancellation may have been raised while a timeout was handled
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if getattr(cause, "code", None) == "insufficient_quota":
             return False
         status = status_of(cause)
@@ -79,16 +79,20 @@ def is_retryable_status(status: int) -> bool:
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status an error carries, or None."""
     response = getattr(error, "response", None)
-    for holder, name in ((error, "status_code"), (response, "status_code"), (error, "code")):
-        status = getattr(holder, name, None)
+    if isinstance(response, Mapping):  # botocore
+        response = response.get("ResponseMetadata")
+        found = [response.get("HTTPStatusCode") if isinstance(response, Mapping) else None]
+    else:
+        found = [getattr(error, "status_code", None), getattr(response, "status_code", None)]
+    for status in (*found, getattr(error, "code", None)):
         if isinstance(status, int) and 100 <= status <= 599:
-            return status
+            return int(status)
     return None
 
 
 def retry_after(error: BaseException) -> float | None:
     """Return the seconds the server behind `error` asked to wait, or None; see `seconds_asked`."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         headers: Any = getattr(getattr(cause, "response", None), "headers", None)
         if headers is not None and hasattr(headers, "get"):
             return seconds_asked(headers)
@@ -122,7 +126,7 @@ def explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
 def remedy(error: BaseException) -> str:
     """Return what to do about a call that failed for good, "" where nothing is known."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         status = status_of(cause)
         if status is not None:
             return _REMEDIES.get(status, "look at the server's log" if status >= 500 else "")
@@ -155,7 +159,8 @@ def secrets_of(model: object) -> tuple[str, ...]:
     return tuple(sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what caused it, the error first."""
     cause: BaseException | None = error
     for _ in range(_CAUSES_FOLLOWED):
         if cause is None:

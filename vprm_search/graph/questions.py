@@ -26,6 +26,7 @@ from vprm_search.errors import ImageError, InputError, SearchError
 from vprm_search.images.messages import (
     HoldsImages,
     NameImage,
+    check_blocks,
     content_blocks,
     has_image,
     image_of_block,
@@ -106,27 +107,37 @@ def read_problem(
 ) -> Problem:
     """Return the problem a conversation ends with.
 
-    The pictures are those of the human messages up to the question, in their order, each once:
-    its own or, if it has none, those of the nearest turn that has any, up to 16; and those of the
-    turns before, turn by turn, while all are at most 8. A question that says where its pictures
-    stand (`<image>`) has none of the latter. All system messages make the system prompt. Raises
-    `InputError` when there is nothing to ask.
+    The pictures are those of the messages up to the question, in their order, each once: its own
+    or, if it has none, those of the nearest message that has any, up to 16; and those of the
+    messages before, one by one, while all are at most 8. A question that says where its pictures
+    stand (`<image>`) has none of the latter. What tools have shown since the question comes last.
+    All system messages make the system prompt. Raises `InputError` when there is nothing to ask,
+    and for a human message with anything but text and pictures.
     """
     asked = asked_message(messages)
     text = normalise_text(question_of(messages)).strip()
     if not text:
         raise InputError("question_of made an empty question of the conversation")
     DEFAULT_LIMITS.check_text(text, "the question")
-    talk = [m for m in _before(messages, asked) if isinstance(m, HumanMessage)]
-    pictured = (m for m in reversed([*talk, asked]) if has_image(m))
+    before = _before(messages, asked)
+    for message in (*before, asked):
+        if isinstance(message, HumanMessage):
+            check_blocks(message)
+    pictured = (m for m in reversed([*before, asked]) if has_image(m))
     digests = _pictures(next(pictured, asked), name_image)
-    if len(digests) > MAX_IMAGES:
-        raise InputError(f"the question has {len(digests)} images, the limit is {MAX_IMAGES}")
+    shown = [m for m in messages[len(before) :] if isinstance(m, ToolMessage) and has_image(m)]
+    late = [d for message in shown for d in _pictures(message, name_image) if d not in digests]
+    late = list(dict.fromkeys(late))
+    if len(digests) + len(late) > MAX_IMAGES:
+        raise InputError(
+            f"the question has {len(digests) + len(late)} images, the limit is {MAX_IMAGES}"
+        )
     for message in () if _IMAGE_TAG in text else pictured:
         new = [d for d in dict.fromkeys(_pictures(message, name_image)) if d not in digests]
-        if len(new) + len(digests) > MAX_CONVERSATION_IMAGES:
+        if len(new) + len(digests) + len(late) > MAX_CONVERSATION_IMAGES:
             break
         digests = new + digests
+    digests = [*digests, *late]
     system = [message_text(m) for m in messages if isinstance(m, SystemMessage)]
     return Problem(
         text,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -50,7 +51,14 @@ _NEVER_FETCHED = (
     "remote images are never fetched: download it yourself and pass the bytes as "
     '{"type": "image", "base64": ..., "mime_type": ...}'
 )
-_FILE_KINDS = frozenset({"video", "audio", "file"})
+_TEXT_KINDS = frozenset({"text", "input_text", "output_text", "text-plain"})
+_THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
+_TOOL_CALLS = frozenset(
+    {"tool_use", "tool_call", "function_call", "invalid_tool_call", "custom_tool_call"}
+)
+_UNSEEN = frozenset({"text", "cachePoint", "cache_point"})
+# What a provider did by itself while it answered, and what belongs to no text.
+_BY_PROVIDER = re.compile(r"server_|web_search|file_search|code_|mcp_|executable_|citation|refusal")
 _KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not decode them again
 
 
@@ -91,21 +99,55 @@ def read_message(message: BaseMessage) -> tuple[str, list[ImageData]]:
     """Return the text and the normalised images of one message, each in order.
 
     Texts are joined by newlines. Raises `ImageError` for an image given by address or file id,
-    for a damaged one, and for more than `MAX_IMAGES`; `InputError` for video, audio or files.
+    for a damaged one, and for more than `MAX_IMAGES`; `InputError` for any other block (see
+    `check_blocks`).
     """
+    if not isinstance(message, AIMessage):
+        check_blocks(message)
     texts: list[str] = []
     images: list[ImageData] = []
     for block in _standard_blocks(message):
-        kind = block.get("type")
-        if kind == "text":
+        if block.get("type") == "text":
             texts.append(str(block.get("text", "")))
-        elif kind in _FILE_KINDS:
-            raise InputError(f"a message has a {kind} block; only text and images are supported")
         elif is_image(block):
             if len(images) == MAX_IMAGES:
                 raise ImageError(f"a message has more than {MAX_IMAGES} images; pass fewer")
             images.append(_picture(block))
     return "\n".join(texts), images
+
+
+def check_blocks(message: BaseMessage) -> None:
+    """Raise `InputError` if a message has a block that is neither text nor a picture.
+
+    Nobody would see an audio, a video or a file; marks for prompt caches say nothing.
+    """
+    for block in content_blocks(message):
+        kind = str(block.get("type") or next(iter(block), "unknown"))
+        if kind not in _UNSEEN and not is_image(block):
+            raise InputError(f"a message has a {kind} block; only text and images are supported")
+
+
+def written_text(message: AIMessage) -> tuple[str, str]:
+    """Return what a model wrote, and why the reply cannot be used as text ("" if it can).
+
+    Thinking, and what the provider did by itself (a web search), are no part of the text. Tool
+    calls, pictures, audio and blocks nobody knows are none either, and cannot be left out in
+    silence.
+    """
+    blocks = content_blocks(message)
+    kinds = [str(block.get("type") or next(iter(block), "unknown")) for block in blocks]
+    text = "".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
+    calls = [call["name"] for call in message.tool_calls]
+    calls += [str(call["name"]) for call in message.invalid_tool_calls if not text.strip()]
+    if calls or _TOOL_CALLS & set(kinds):
+        named = f" ({', '.join(sorted(set(calls)))})" if calls else ""
+        return text, f"the model called tools{named} instead of answering; bind none to a policy"
+    known = _THOUGHTS | {"text"}
+    others = [kind for kind in kinds if kind not in known and not _BY_PROVIDER.match(kind)]
+    others += ["audio"] if message.additional_kwargs.get("audio") else []
+    if others:
+        return text, f"the reply has a block of the kind {others[0]!r}, which is no text"
+    return text, ""
 
 
 def image_of_block(block: Mapping[str, Any]) -> ImageData:
@@ -128,7 +170,7 @@ def content_blocks(message: BaseMessage) -> list[dict[str, Any]]:
     if not isinstance(message, AIMessage):
         return _standard_blocks(message)
     content = [message.content] if isinstance(message.content, str) else message.content
-    return [_unwrapped(b) if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+    return [_unwrapped(b if isinstance(b, dict) else {"type": "text", "text": b}) for b in content]
 
 
 def has_image(message: BaseMessage) -> bool:
@@ -149,12 +191,26 @@ def _standard_blocks(message: BaseMessage) -> list[dict[str, Any]]:
 
 
 def _unwrapped(block: dict[str, Any]) -> dict[str, Any]:
-    """Return what LangChain wrapped because it does not know it, or the block itself."""
+    """Return a block as a standard one if it is a text; what LangChain wrapped, unwrapped.
+
+    It wraps what it does not know: OpenAI's `input_text`, Google's `inline_data`.
+    """
     value = block.get("value") if block.get("type") == "non_standard" else None
-    return value if isinstance(value, dict) else block
+    block = value if isinstance(value, dict) else block
+    inline = block.get("inline_data") or block.get("inlineData")
+    if isinstance(inline, Mapping):
+        mime = inline.get("mime_type") or inline.get("mimeType")
+        return {"type": "media", "mime_type": mime, "data": inline.get("data")}
+    kind, text = block.get("type"), block.get("text")
+    if isinstance(text, str) and (kind in _TEXT_KINDS or (kind is None and len(block) == 1)):
+        return block if kind == "text" else {"type": "text", "text": text}
+    return block
 
 
 def _picture(block: Mapping[str, Any]) -> ImageData:
+    source = block.get("source")
+    if isinstance(source, Mapping):  # Anthropic's, in a model's reply
+        block = {**block, **source}
     data = block.get("base64") or block.get("data")
     if isinstance(data, bytes):
         return normalise_image(data)
@@ -306,12 +362,23 @@ def _listed(messages: Any) -> list[BaseMessage]:
 
 def _referenced(message: BaseMessage, name_image: NameImage) -> Any:
     if not has_image(message):
-        return message
+        return _with_plain_texts(message)
     blocks = [
         {"type": "image", "url": REFERENCE_SCHEME + name_image(block)} if is_image(block) else block
         for block in content_blocks(message)
     ]
     return message.model_copy(update={"content": blocks})
+
+
+def _with_plain_texts(message: BaseMessage) -> Any:
+    """Return a message whose texts any client reads: one provider's `input_text` is another's 400.
+
+    A message that needs no change is returned as the same object.
+    """
+    if isinstance(message, AIMessage) or isinstance(message.content, str):
+        return message
+    plain = [_unwrapped(block) if isinstance(block, dict) else block for block in message.content]
+    return message.model_copy(update={"content": plain}) if plain != message.content else message
 
 
 def _restored(message: BaseMessage, store: HoldsImages) -> Any:

@@ -10,11 +10,11 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import ensure_config
 
+from vprm_search.chat.arguments import CallSettings
 from vprm_search.chat.calls import (
     DEFAULT_RETRY,
     HIDDEN,
@@ -22,18 +22,13 @@ from vprm_search.chat.calls import (
     Outcome,
     RetryRules,
     unwrap_model,
-    without_cache,
 )
-from vprm_search.chat.capabilities import (
-    ModelCapabilities,
-    Prefill,
-    capabilities_of,
-    recognised,
-)
+from vprm_search.chat.capabilities import ModelCapabilities, capabilities_of, recognised
 from vprm_search.chat.context_window import ContextWindow, read_overrun
 from vprm_search.chat.failures import explain, is_retryable, remedy, secrets_of
 from vprm_search.errors import ConfigError
 from vprm_search.images.messages import content_blocks, is_image
+from vprm_search.policy.manner import Client, Manner
 from vprm_search.policy.prompts import (
     DEFAULT_INSTRUCTION,
     PromptStyle,
@@ -41,6 +36,7 @@ from vprm_search.policy.prompts import (
     stop_strings,
 )
 from vprm_search.policy.replies import (
+    CallUsage,
     ReadingRules,
     Reply,
     as_proposals,
@@ -60,17 +56,20 @@ _MOST_PER_CALL = 64
 _MOST_IN_PROCESS = 1024
 _DEFAULT_CONCURRENCY = 16
 _MOST_REFUSALS = 16  # of one call as too long, before it is given up
-_CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 _OUT_OF_TIME = "cut by budget: the search's seconds were over before the model had answered"
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call to the model: the children `seeds` of `request`, asked with `messages`."""
+    """One call to the model: the children `seeds` of `request`, asked with `messages`.
+
+    `manner` is what was known of the client when it was made.
+    """
 
     request: ProposeRequest
     seeds: tuple[int, ...]
     messages: list[BaseMessage]
+    manner: Manner
 
 
 class ChatModelPolicy:
@@ -138,7 +137,7 @@ class ChatModelPolicy:
         retry: RetryRules = DEFAULT_RETRY,
         capabilities: ModelCapabilities | None = None,
     ) -> None:
-        self._model, self._bound = unwrap_model(model, "policy model")
+        self._model, bound = unwrap_model(model, "policy model")
         known = capabilities or capabilities_of(self._model)
         _check_positive(
             max_tokens_per_step=max_tokens_per_step,
@@ -152,7 +151,7 @@ class ChatModelPolicy:
             raise ConfigError(
                 f"continuation is {continuation!r}; use 'auto', 'prefill' or 'instruct'"
             )
-        self._continuation: Continuation = continuation
+        self._client = Client(self._model, bound, continuation)
         self._n_per_call: int | Literal["auto"] = n_per_call
         self._separator = step_separator
         self._system_prompt = system_prompt
@@ -160,8 +159,9 @@ class ChatModelPolicy:
         self._is_final = is_final
         self._max_step_chars = max_step_chars
         self._max_tokens = {"step": max_tokens_per_step, "end": max_tokens_total}
-        self._adopt(known)
-        self.continues = _prefill(continuation, known) != "none"
+        self._window = ContextWindow(known.context_tokens)
+        self._adopt(Manner(known))
+        self.continues = self._client.prefill(known) != "none"
         slots = max_concurrency or (_MOST_IN_PROCESS if known.in_process else _DEFAULT_CONCURRENCY)
         self._bounded = BoundedCalls(retry, slots)
         self._asked_server = capabilities is not None  # or it is known without asking
@@ -171,21 +171,26 @@ class ChatModelPolicy:
         self._suffix_seen = False  # the server has shown that it keeps stop strings in its output
         self._stop_eats_steps = False  # white space before a step is lost, so stopping at it fails
 
-    def _adopt(self, known: ModelCapabilities) -> None:
+    @property
+    def capabilities(self) -> ModelCapabilities:
+        """What the model can do, as far as is known by now."""
+        return self._manner.known
+
+    def _adopt(self, manner: Manner) -> None:
         """Ask and read from now on as a model that can do this is asked and read."""
+        known = manner.known
         instruction = self._instruction
         if instruction is None:
             instruction = DEFAULT_INSTRUCTION if known.instructions else ""
-        prefill = _prefill(self._continuation, known)
-        self.capabilities = known
+        prefill = self._client.prefill(known)
+        self._manner = manner
         self._style = PromptStyle(
             self._separator, prefill, known.prefill_whitespace, self._system_prompt, instruction
         )
         self._rules = ReadingRules(
             self._separator, self._is_final, self._max_step_chars, asked=prefill == "none"
         )
-        self._per_call = _per_call(self._n_per_call, known)
-        self._window = ContextWindow(known.context_tokens)
+        self._per_call = 1 if "n" in manner.refused else _per_call(self._n_per_call, known)
 
     async def _recognise(self, requests: Sequence[ProposeRequest]) -> list[ProposeRequest]:
         """Let the server say what it is, before the first call; return what is left to do then."""
@@ -196,7 +201,8 @@ class ChatModelPolicy:
             known = await recognised(self._model, self.capabilities)
             if not self._asked_server:
                 self._asked_server = True
-                self._adopt(known)
+                self._window = ContextWindow(known.context_tokens)
+                self._adopt(replace(self._manner, known=known))
 
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -230,7 +236,14 @@ class ChatModelPolicy:
         messages = build_messages(request, self._style)
         size = self._per_call
         starts = range(0, len(request.seeds), size)
-        return [_Call(request, request.seeds[s : s + size], messages) for s in starts]
+        return [_Call(request, request.seeds[s : s + size], messages, self._manner) for s in starts]
+
+    def _afresh(self, call: _Call) -> _Call:
+        """Return a call as it is made by what is known of the client by now."""
+        if call.manner is self._manner:
+            return call
+        messages = build_messages(call.request, self._style)
+        return replace(call, messages=messages, manner=self._manner)
 
     async def _answer(self, call: _Call) -> list[Proposal]:
         """Ask until every child has an answer: a model that ignores `n` gives fewer at a time.
@@ -241,9 +254,8 @@ class ChatModelPolicy:
         try:
             async with asyncio.timeout(call.request.timeout_s):
                 while len(proposals) < len(call.seeds):
-                    proposals += await self._answer_once(
-                        replace(call, seeds=call.seeds[len(proposals) :]), self._stop(call.request)
-                    )
+                    rest = replace(self._afresh(call), seeds=call.seeds[len(proposals) :])
+                    proposals += await self._answer_once(rest, self._stop(call.request))
         except TimeoutError:  # only of the time above: a call's own time limits are outcomes
             late = failed_proposals(len(call.seeds) - len(proposals), _OUT_OF_TIME, 1)
             proposals += [replace(proposal, out_of_time=True) for proposal in late]
@@ -253,25 +265,20 @@ class ChatModelPolicy:
         """Make one call; return at least one proposal, at most one per seed."""
         request = call.request
         outcome = await self._within_context(call, stop)
+        if outcome.error is not None and self._learns(call, stop, outcome.error):
+            again = await self._answer_once(self._afresh(call), self._stop(request))
+            return _charged(again, outcome.attempts)
         if outcome.value is None:
             return failed_proposals(len(call.seeds), self._explain(outcome), outcome.attempts)
         replies = read_replies(outcome.value)[: len(call.seeds)]
         if not replies:
             return failed_proposals(len(call.seeds), "the model gave no answer", outcome.attempts)
+        self._client.note_ends(replies)
         rules = self._reading(replies, stop)
         usage = read_usage(outcome.value)
         if _white_space_eaten(replies, request, rules):
             self._stop_eats_steps = True
-            first, *others = await self._answer_once(call, ())
-            return [
-                replace(
-                    first,
-                    requests=first.requests + outcome.attempts,
-                    prompt_tokens=first.prompt_tokens + usage.prompt_tokens,
-                    generated_tokens=first.generated_tokens + usage.generated_tokens,
-                ),
-                *others,
-            ]
+            return _charged(await self._answer_once(call, ()), outcome.attempts, usage)
         readings = [read_proposal(reply, request, rules) for reply in replies]
         tokens = share_tokens(replies, usage.generated_tokens)
         return as_proposals(readings, tokens, usage, outcome.attempts)
@@ -294,7 +301,7 @@ class ChatModelPolicy:
             if outcome.error is None and refusals:
                 self._window.note(tokens, *size)
             told = None
-            if outcome.error is not None and self.capabilities.max_tokens_key:
+            if outcome.error is not None and call.manner.known.max_tokens_key:
                 told = None if is_retryable(outcome.error) else read_overrun(str(outcome.error))
             fewer = None if told is None else self._window.learn(told, tokens, *size)
             if fewer is None or refusals == _MOST_REFUSALS:
@@ -303,55 +310,36 @@ class ChatModelPolicy:
 
     async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int) -> LLMResult:
         """Ask the model once; the run is nested under the caller's (tracing)."""
-        model = self._model
-        if self.capabilities.seeds == "none":  # a LangChain cache would make all siblings equal
-            model = without_cache(model)
-        return await model.agenerate(
+        known = call.manner.known
+        settings = self._settings(call, stop, tokens)
+        return await self._client.configured(settings, known).agenerate(
             [call.messages],
-            stop=list(stop) or None,
+            stop=self._client.stop(stop),
             callbacks=ensure_config().get("callbacks"),
             tags=[HIDDEN],
             run_name="propose",
-            **self._arguments(call, stop, tokens),
+            **settings.arguments,
         )
 
-    def _arguments(self, call: _Call, stop: tuple[str, ...], tokens: int) -> dict[str, Any]:
-        """Return the call arguments beyond messages and stop strings."""
-        known, arguments, request = self.capabilities, dict(self._bound), call.request
-        if known.max_tokens_key:
-            arguments[known.max_tokens_key] = tokens
-        if known.seeds == "children":
-            arguments["seeds"] = list(call.seeds)
-        elif known.seeds == "call":
-            arguments["seed"] = call.seeds[0] & _CALL_SEED_MASK
-        temperature = arguments.get("temperature", getattr(self._model, "temperature", None))
-        if request.temperature_scale != 1 and temperature is not None:
-            scaled = temperature * request.temperature_scale
-            arguments["temperature"] = min(known.max_temperature, scaled)
-        if known.many or len(call.seeds) > 1:
-            arguments["n"] = len(call.seeds)
-        if _can_stream(self._model):
-            arguments["stream"] = False  # a streaming caller must not switch off `n`
-        if self._style.prefill == "server":
-            body = self._server_body(request, stop, arguments.get("extra_body"))
-            if body:
-                arguments["extra_body"] = body
-        return arguments
+    def _settings(self, call: _Call, stop: tuple[str, ...], tokens: int) -> CallSettings:
+        return self._client.settings(
+            call.manner, call.request, call.seeds, stop=stop, tokens=tokens
+        )
 
-    def _server_body(
-        self, request: ProposeRequest, stop: tuple[str, ...], bound: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        """Return the extra fields by which a vLLM-like server continues a partial answer.
-
-        A call-time body replaces the client's, so the client's is copied. The stop string is asked
-        for in the output because the client drops the server's word on what ended a reply.
-        """
-        body = dict(bound or getattr(self._model, "extra_body", None) or {})
-        if request.steps:
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        if stop:
-            body[self.capabilities.keep_stop_key] = True
-        return body
+    def _learns(self, call: _Call, stop: tuple[str, ...], error: Exception) -> bool:
+        """Tell whether a call failed for an argument that need not be sent; note that."""
+        sent = self._settings(call, stop, tokens=1)
+        name = self._client.refused(error, sent, stop)
+        if name is None:
+            return False
+        text = explain(error, secrets_of(self._model))
+        manner = call.manner.without(name, sent, self._client, text)
+        if manner is None or manner == call.manner:
+            return False
+        if self._manner is call.manner:  # else another call has learnt something meanwhile
+            self._client.warn(name, call.manner, manner, text)
+            self._adopt(manner)
+        return True
 
     def _stop(self, request: ProposeRequest) -> tuple[str, ...]:
         if request.until == "end" or (self._stop_eats_steps and request.steps):
@@ -378,6 +366,21 @@ class ChatModelPolicy:
         return f"{text}; {advice}" if advice else text
 
 
+def _charged(
+    proposals: Sequence[Proposal], requests: int, usage: CallUsage | None = None
+) -> list[Proposal]:
+    """Return the proposals of a call with what an attempt before it cost on the first of them."""
+    first, *others = proposals
+    spent = usage or CallUsage()
+    first = replace(
+        first,
+        requests=first.requests + requests,
+        prompt_tokens=first.prompt_tokens + spent.prompt_tokens,
+        generated_tokens=first.generated_tokens + spent.generated_tokens,
+    )
+    return [first, *others]
+
+
 def _white_space_eaten(
     replies: Sequence[Reply], request: ProposeRequest, rules: ReadingRules
 ) -> bool:
@@ -391,7 +394,10 @@ def _white_space_eaten(
         not reply.text.strip()
         and (
             reply.ending == "stop_string"
-            or (reply.ending == "unknown" and bool(reply.text or not rules.suffix_tells))
+            or (
+                reply.ending in ("stopped", "unknown")
+                and bool(reply.text or not rules.suffix_tells)
+            )
         )
         for reply in replies
     )
@@ -399,19 +405,6 @@ def _white_space_eaten(
 
 def _blocks(message: BaseMessage) -> list[dict[str, Any]]:
     return [] if isinstance(message.content, str) else content_blocks(message)
-
-
-def _can_stream(model: BaseChatModel) -> bool:
-    kind = type(model)
-    return kind._stream is not BaseChatModel._stream or kind._astream is not BaseChatModel._astream
-
-
-def _prefill(continuation: Continuation, known: ModelCapabilities) -> Prefill:
-    if continuation == "auto":
-        return known.prefill
-    if continuation == "instruct":
-        return "none"
-    return "message" if known.prefill == "none" else known.prefill
 
 
 def _per_call(n_per_call: int | Literal["auto"], known: ModelCapabilities) -> int:

@@ -1,4 +1,8 @@
-"""From a model's reply to a proposal: why it ended, what it cost, where the step ends.
+"""From a model's reply to a proposal: what it says, what it cost, where the step ends.
+
+Why a reply ended is read by `chat.finish_reasons`. A reply that failed, or that holds something
+else than text (tool calls, audio), is an error; one that does not say why it ended is not taken
+for finished unless it states a final answer.
 
 How a step's end is told from the solution's end, in this order:
 
@@ -12,24 +16,19 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from vprm_search.answers import AnswerFormat, extract_answer
+from vprm_search.chat.finish_reasons import End, Ending, end_of
+from vprm_search.images.messages import written_text
 from vprm_search.policy.prompts import strip_echo
 from vprm_search.types import Finish, Proposal, ProposeRequest
 
-Ending = Literal["stop_string", "natural", "length", "refused", "unknown"]
-
 _EXPLICIT = AnswerFormat(order=("boxed", "marker"))
-_LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
-_REFUSED = frozenset({"content_filter", "safety", "refusal", "recitation", "prohibited_content"})
-_STOP_STRING = frozenset({"stop_sequence", "stop_string"})
-_NATURAL = frozenset({"end_turn", "eos"})
 
 
 def has_final_answer(text: str) -> bool:
@@ -56,11 +55,15 @@ class ReadingRules:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer of a model: its text, and why it ended as far as the model says."""
+    """One answer of a model: its text, and why it ended as far as the model says.
+
+    `reason` is the provider's word for that; of a failed reply, what is wrong with it.
+    """
 
     text: str
     ending: Ending
     tokens: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +77,20 @@ class CallUsage:
 def read_replies(result: LLMResult) -> list[Reply]:
     """Return the answers of the first (and only) prompt of `result`."""
     replies = []
+    output = result.llm_output or {}
     for generation in result.generations[0] if result.generations else []:
         message = getattr(generation, "message", None)
-        info = dict(generation.generation_info or {})
-        text = generation.text
+        info = {**output, **(generation.generation_info or {})}
+        text, lack = generation.text, ""
         if isinstance(message, AIMessage):
             info |= message.response_metadata
-            text = str(message.text)
+            text, lack = written_text(message)
+        end = end_of(info, message if isinstance(message, AIMessage) else None)
+        if lack and end.ending != "failed":
+            end = End("failed", lack)
         tokens = info.get("generated_tokens")
         known = tokens if isinstance(tokens, int) and tokens >= 0 else None
-        replies.append(Reply(text, _ending(info), known))
+        replies.append(Reply(text, end.ending, known, end.reason))
     return replies
 
 
@@ -128,14 +135,15 @@ def read_proposal(
     reply: Reply, request: ProposeRequest, rules: ReadingRules
 ) -> tuple[str, Finish, str]:
     """Return the text, the finish and the error (or "") of one answer to `request`."""
-    if reply.ending == "refused":
-        return "", "error", "the model refused to answer or its output was filtered"
+    if reply.ending == "failed":
+        return "", "error", reply.reason
     body = strip_echo(reply.text, request.steps, rules.separator)
     if request.until == "step" or not body.strip():  # a whole solution is scored to the letter
         body = body.strip()
-    finish: Finish = "length" if reply.ending == "length" else "stop"
+    cut = reply.ending == "length" or (reply.ending == "unknown" and not rules.is_final(body))
+    finish: Finish = "length" if cut else "stop"
     if not body:
-        if finish == "stop" and request.steps and _ended_itself(reply, rules):
+        if request.steps and _ended_itself(reply, rules):
             return "", "stop", ""  # the solution was complete with the step before
         return "", "error", "the model wrote nothing new"
     if request.until == "step":
@@ -167,7 +175,7 @@ def _ended_itself(reply: Reply, rules: ReadingRules) -> bool:
     """Tell whether the model ended its answer, as far as that can be known."""
     if rules.asked:  # it was asked to stop, so that it did says nothing
         return False
-    if reply.ending in ("natural", "stop_string"):
+    if reply.ending != "stopped":
         return reply.ending == "natural"
     if rules.suffix_tells:
         return not cut_by_suffix(reply, rules)
@@ -201,21 +209,3 @@ def failed_proposals(count: int, error: str, requests: int) -> list[Proposal]:
         Proposal("", "error", requests=requests if place == 0 else 0, error=error)
         for place in range(count)
     ]
-
-
-def _ending(info: Mapping[str, Any]) -> Ending:
-    reason = info.get("finish_reason") or info.get("done_reason") or ""
-    word = str(reason).lower()
-    stop_reason = info.get("stop_reason")
-    detail = str(stop_reason).lower() if isinstance(stop_reason, str) else ""
-    for known, ending in (
-        (_LENGTH, "length"),
-        (_REFUSED, "refused"),
-        (_STOP_STRING, "stop_string"),
-        (_NATURAL, "natural"),
-    ):
-        if word in known or detail in known:
-            return ending  # type: ignore[return-value]
-    if word == "stop" and "stop_reason" in info:  # vLLM's convention
-        return "stop_string" if isinstance(stop_reason, str) else "natural"
-    return "unknown"
