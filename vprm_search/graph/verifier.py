@@ -127,9 +127,7 @@ class _Cut:
             return steps
         DEFAULT_LIMITS.check_text(json.dumps(answer.fields, default=str), "the structured answer")
         said = structured_steps(answer.fields, splitter=self.splitter)
-        steps = merge_steps([*steps, *map(normalise_text, said)], self.max_steps)
-        DEFAULT_LIMITS.check_steps(steps)
-        return steps
+        return merge_steps([*steps, *map(normalise_text, said)], self.max_steps)
 
 
 class VerifierNode(Runnable[Any, dict[str, Any]]):

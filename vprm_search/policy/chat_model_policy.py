@@ -36,10 +36,10 @@ from vprm_search.policy.prompts import (
     stop_strings,
 )
 from vprm_search.policy.replies import (
-    CallUsage,
     ReadingRules,
     Reply,
     as_proposals,
+    cut_too_early,
     failed_proposals,
     has_final_answer,
     read_proposal,
@@ -47,7 +47,8 @@ from vprm_search.policy.replies import (
     read_usage,
     share_tokens,
 )
-from vprm_search.steps import DEFAULT_LIMITS, STEP_SEPARATOR
+from vprm_search.steps import DEFAULT_LIMITS, STEP_SEPARATOR, Splitter
+from vprm_search.steps.splitters import ends_at_blank_lines, proposed_by
 from vprm_search.types import Proposal, ProposeRequest
 
 Continuation = Literal["auto", "prefill", "instruct"]
@@ -91,6 +92,8 @@ class ChatModelPolicy:
     Args:
         model: a `BaseChatModel`, or one with arguments bound by `.bind(...)`.
         step_separator: what stands between two steps (a blank line).
+        split: what cuts a reply into steps, by name (`steps.SPLITTERS`), where the separator is a
+            blank line. Default: "blank-lines", no formula, table or list inside.
         max_tokens_per_step: tokens one step may have (512).
         max_tokens_total: tokens a whole rest of a solution may have (4096), for strategies that
             ask for it at once (best-of-N, rollouts).
@@ -125,6 +128,7 @@ class ChatModelPolicy:
         model: Any,
         *,
         step_separator: str = STEP_SEPARATOR,
+        split: str | Splitter = "blank-lines",
         max_tokens_per_step: int = 512,
         max_tokens_total: int = 4096,
         max_step_chars: int = DEFAULT_LIMITS.max_step_chars or 8_000,
@@ -154,6 +158,8 @@ class ChatModelPolicy:
         self._client = Client(self._model, bound, continuation)
         self._n_per_call: int | Literal["auto"] = n_per_call
         self._separator = step_separator
+        self._split = proposed_by(split)
+        self._stops = bool(step_separator.strip()) or ends_at_blank_lines(split)
         self._system_prompt = system_prompt
         self._instruction = instruction
         self._is_final = is_final
@@ -169,7 +175,7 @@ class ChatModelPolicy:
             weakref.WeakKeyDictionary()
         )
         self._suffix_seen = False  # the server has shown that it keeps stop strings in its output
-        self._stop_eats_steps = False  # white space before a step is lost, so stopping at it fails
+        self._stop_fails: set[bool] = set()  # where stopping loses steps: behind steps, or not
 
     @property
     def capabilities(self) -> ModelCapabilities:
@@ -188,7 +194,11 @@ class ChatModelPolicy:
             self._separator, prefill, known.prefill_whitespace, self._system_prompt, instruction
         )
         self._rules = ReadingRules(
-            self._separator, self._is_final, self._max_step_chars, asked=prefill == "none"
+            self._separator,
+            self._is_final,
+            self._max_step_chars,
+            self._split,
+            asked=prefill == "none",
         )
         self._per_call = 1 if "n" in manner.refused else _per_call(self._n_per_call, known)
 
@@ -253,13 +263,25 @@ class ChatModelPolicy:
         proposals: list[Proposal] = []
         try:
             async with asyncio.timeout(call.request.timeout_s):
-                while len(proposals) < len(call.seeds):
-                    rest = replace(self._afresh(call), seeds=call.seeds[len(proposals) :])
-                    proposals += await self._answer_once(rest, self._stop(call.request))
+                await self._answers(call, None, proposals)
         except TimeoutError:  # only of the time above: a call's own time limits are outcomes
             late = failed_proposals(len(call.seeds) - len(proposals), _OUT_OF_TIME, 1)
             proposals += [replace(proposal, out_of_time=True) for proposal in late]
         return proposals
+
+    async def _answers(
+        self,
+        call: _Call,
+        stop: tuple[str, ...] | None,
+        proposals: list[Proposal] | None = None,
+    ) -> list[Proposal]:
+        """Fill `proposals` with one answer a seed; by default with the stop strings as known."""
+        found = [] if proposals is None else proposals
+        while len(found) < len(call.seeds):
+            words = self._stop(call.request) if stop is None else stop
+            rest = replace(self._afresh(call), seeds=call.seeds[len(found) :])
+            found += await self._answer_once(rest, words)
+        return found
 
     async def _answer_once(self, call: _Call, stop: tuple[str, ...]) -> list[Proposal]:
         """Make one call; return at least one proposal, at most one per seed."""
@@ -267,7 +289,7 @@ class ChatModelPolicy:
         outcome = await self._within_context(call, stop)
         if outcome.error is not None and self._learns(call, stop, outcome.error):
             again = await self._answer_once(self._afresh(call), self._stop(request))
-            return _charged(again, outcome.attempts)
+            return [_charged(again[0], again[0], requests=outcome.attempts), *again[1:]]
         if outcome.value is None:
             return failed_proposals(len(call.seeds), self._explain(outcome), outcome.attempts)
         replies = read_replies(outcome.value)[: len(call.seeds)]
@@ -276,12 +298,19 @@ class ChatModelPolicy:
         self._client.note_ends(replies)
         rules = self._reading(replies, stop)
         usage = read_usage(outcome.value)
-        if _white_space_eaten(replies, request, rules):
-            self._stop_eats_steps = True
-            return _charged(await self._answer_once(call, ()), outcome.attempts, usage)
         readings = [read_proposal(reply, request, rules) for reply in replies]
         tokens = share_tokens(replies, usage.generated_tokens)
-        return as_proposals(readings, tokens, usage, outcome.attempts)
+        proposals = as_proposals(readings, tokens, usage, outcome.attempts)
+        cut = [n for n, reply in enumerate(replies) if cut_too_early(reply, request, rules)]
+        if cut:
+            if rules.asked or not any(replies[n].text.strip() for n in cut):
+                self._stop_fails.add(bool(request.steps))  # as a rule, not for once
+            seeds = tuple(call.seeds[n] for n in cut)
+            again = await self._answers(replace(call, seeds=seeds), ())
+            for n, proposal in zip(cut, again, strict=True):
+                better = proposal if proposal.text or not proposals[n].text else proposals[n]
+                proposals[n] = _charged(better, proposal, proposals[n])
+        return proposals
 
     async def _within_context(self, call: _Call, stop: tuple[str, ...]) -> Outcome[LLMResult]:
         """Make one call; ask for fewer tokens while the model's context is too short for them."""
@@ -342,7 +371,7 @@ class ChatModelPolicy:
         return True
 
     def _stop(self, request: ProposeRequest) -> tuple[str, ...]:
-        if request.until == "end" or (self._stop_eats_steps and request.steps):
+        if request.until == "end" or not self._stops or bool(request.steps) in self._stop_fails:
             return ()
         return stop_strings(self._style.separator, self.capabilities.stop)
 
@@ -366,40 +395,13 @@ class ChatModelPolicy:
         return f"{text}; {advice}" if advice else text
 
 
-def _charged(
-    proposals: Sequence[Proposal], requests: int, usage: CallUsage | None = None
-) -> list[Proposal]:
-    """Return the proposals of a call with what an attempt before it cost on the first of them."""
-    first, *others = proposals
-    spent = usage or CallUsage()
-    first = replace(
-        first,
-        requests=first.requests + requests,
-        prompt_tokens=first.prompt_tokens + spent.prompt_tokens,
-        generated_tokens=first.generated_tokens + spent.generated_tokens,
-    )
-    return [first, *others]
-
-
-def _white_space_eaten(
-    replies: Sequence[Reply], request: ProposeRequest, rules: ReadingRules
-) -> bool:
-    """Tell whether every answer stopped at once at the separator it should have started after.
-
-    Some chat templates trim the partial answer; the model then writes the blank line first.
-    """
-    if rules.asked or not rules.stopped or not request.steps:
-        return False
-    return all(
-        not reply.text.strip()
-        and (
-            reply.ending == "stop_string"
-            or (
-                reply.ending in ("stopped", "unknown")
-                and bool(reply.text or not rules.suffix_tells)
-            )
-        )
-        for reply in replies
+def _charged(proposal: Proposal, *asked: Proposal, requests: int = 0) -> Proposal:
+    """Return a proposal with what it cost to ask for all of `asked`, and `requests` more."""
+    return replace(
+        proposal,
+        requests=requests + sum(one.requests for one in asked),
+        prompt_tokens=sum(one.prompt_tokens for one in asked),
+        generated_tokens=sum(one.generated_tokens for one in asked),
     )
 
 

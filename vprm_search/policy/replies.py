@@ -16,8 +16,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
@@ -25,7 +26,12 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from vprm_search.answers import AnswerFormat, extract_answer
 from vprm_search.chat.finish_reasons import End, Ending, end_of
 from vprm_search.images.messages import written_text
+from vprm_search.policy.first_step import FirstStep, first_step
 from vprm_search.policy.prompts import strip_echo
+from vprm_search.steps import Splitter
+from vprm_search.steps.blocks import ends_inside
+from vprm_search.steps.splitters import split_paragraphs
+from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import Finish, Proposal, ProposeRequest
 
 _EXPLICIT = AnswerFormat(order=("boxed", "marker"))
@@ -40,6 +46,7 @@ def has_final_answer(text: str) -> bool:
 class ReadingRules:
     """How replies are read.
 
+    `split` cuts a reply into steps where the separator is a blank line.
     `asked` is True when the model was asked for one step instead of continuing its own answer.
     `stopped` is True when the stop string was sent, and `suffix_tells` when the reply would end in
     it if it had ended the reply.
@@ -48,6 +55,7 @@ class ReadingRules:
     separator: str
     is_final: Callable[[str], bool]
     max_step_chars: int
+    split: Splitter = split_paragraphs
     asked: bool = False
     stopped: bool = False
     suffix_tells: bool = False
@@ -57,13 +65,15 @@ class ReadingRules:
 class Reply:
     """One answer of a model: its text, and why it ended as far as the model says.
 
-    `reason` is the provider's word for that; of a failed reply, what is wrong with it.
+    `reason` is the provider's word for that; of a failed reply, what is wrong with it. `thought`
+    tells of thinking beside the text, which is no part of it.
     """
 
     text: str
     ending: Ending
     tokens: int | None = None
     reason: str = ""
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +100,25 @@ def read_replies(result: LLMResult) -> list[Reply]:
             end = End("failed", lack)
         tokens = info.get("generated_tokens")
         known = tokens if isinstance(tokens, int) and tokens >= 0 else None
-        replies.append(Reply(text, end.ending, known, end.reason))
+        replies.append(Reply(text, end.ending, known, end.reason, _thought(message)))
     return replies
+
+
+def _thought(message: Any) -> bool:
+    """Tell whether a message has thinking beside its text, wherever its client puts that."""
+    if not isinstance(message, AIMessage):
+        return False
+    extra, content = message.additional_kwargs, message.content
+    usage: Mapping[str, Any] = message.usage_metadata or {}
+    details = usage.get("output_token_details") or {}
+    blocks = content if isinstance(content, list) else []
+    kinds = {block.get("type") for block in blocks if isinstance(block, dict)}
+    return bool(
+        extra.get("reasoning_content")
+        or extra.get("reasoning")
+        or details.get("reasoning")
+        or kinds & {"reasoning", "thinking", "redacted_thinking", "reasoning_content"}
+    )
 
 
 def read_usage(result: LLMResult) -> CallUsage:
@@ -137,33 +164,84 @@ def read_proposal(
     """Return the text, the finish and the error (or "") of one answer to `request`."""
     if reply.ending == "failed":
         return "", "error", reply.reason
-    body = strip_echo(reply.text, request.steps, rules.separator)
+    written = put_thinking_aside(reply.text)
+    body = strip_echo(written, request.steps, rules.separator)
     if request.until == "step" or not body.strip():  # a whole solution is scored to the letter
         body = body.strip()
     cut = reply.ending == "length" or (reply.ending == "unknown" and not rules.is_final(body))
     finish: Finish = "length" if cut else "stop"
     if not body:
+        if reply.thought or written != reply.text:
+            return _only_thought(reply)
         if request.steps and _ended_itself(reply, rules):
             return "", "stop", ""  # the solution was complete with the step before
         return "", "error", "the model wrote nothing new"
     if request.until == "step":
-        body, finish = _read_step(body, reply, rules)
+        body, finish = _read_step(body, reply, request, rules)
+        if not body:
+            return "", "error", "the model wrote a greeting and no step"
         if len(body) > rules.max_step_chars:
             return body[: rules.max_step_chars], "length", ""
     return body, finish, ""
 
 
-def _read_step(body: str, reply: Reply, rules: ReadingRules) -> tuple[str, Finish]:
-    text, found, _ = body.partition(rules.separator)
-    text = text.strip()
-    if not found:
+_OUT_OF_TOKENS = (
+    "truncated: the model's thinking used up the tokens of its reply; allow it more "
+    "(max_tokens_per_step, max_tokens_total) or switch its thinking off"
+)
+
+
+def _only_thought(reply: Reply) -> tuple[str, Finish, str]:
+    if reply.ending == "length":
+        return "", "length", _OUT_OF_TOKENS
+    return "", "error", "the model wrote its thinking and nothing else"
+
+
+def _read_step(
+    body: str, reply: Reply, request: ProposeRequest, rules: ReadingRules
+) -> tuple[str, Finish]:
+    step = _first_step(body, request, rules)
+    text = step.text
+    if not step.followed:
         if reply.ending == "length":
             return text, "length"
         if reply.ending == "stop_string" or cut_by_suffix(reply, rules):
             return text, "step"
         if _ended_itself(reply, rules):
             return text, "stop"
+    elif reply.ending == "length" and ends_inside(text):
+        return body, "length"
     return text, "stop" if rules.is_final(text) else "step"
+
+
+def _first_step(body: str, request: ProposeRequest, rules: ReadingRules) -> FirstStep:
+    if rules.separator.strip():
+        text, found, _ = body.partition(rules.separator)
+        return FirstStep(text.strip(), followed=bool(found), is_ready=True)
+    step = first_step(body, rules.split, asked=rules.asked)
+    rest = strip_echo(step.text, request.steps, rules.separator).strip()
+    if rest or not step.followed:
+        return step
+    at = body.find(step.text) + len(step.text)  # a step so far, repeated behind a greeting
+    return first_step(
+        strip_echo(body[at:], request.steps, rules.separator), rules.split, asked=True
+    )
+
+
+def cut_too_early(reply: Reply, request: ProposeRequest, rules: ReadingRules) -> bool:
+    """Tell whether the stop string ended a reply before its step was written.
+
+    It did if the reply is empty, a greeting, a heading, or stops within a formula.
+    """
+    if not rules.stopped or request.until == "end" or reply.ending in ("length", "failed"):
+        return False
+    body = put_thinking_aside(reply.text).strip()
+    if not body:  # as where a template trims the partial answer: the blank line comes first
+        empty = not reply.text if rules.asked else bool(reply.text or not rules.suffix_tells)
+        return reply.ending == "stop_string" or (reply.ending in ("stopped", "unknown") and empty)
+    if _ended_itself(reply, rules) or rules.is_final(body):
+        return False
+    return not _first_step(body, request, rules).is_ready
 
 
 def cut_by_suffix(reply: Reply, rules: ReadingRules) -> bool:
