@@ -129,6 +129,13 @@ CalibrationPolicy = Annotated[
     str | None,
     typer.Option(help="Which policy of the calibration; default: the only one there."),
 ]
+Split = Annotated[
+    str,
+    typer.Option(
+        metavar="exact|auto|blank-lines|numbered|headings|lines|sentences|tokens:N",
+        help="What cuts a solution into steps: exact as VisualPRM, auto by a look at the text.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -296,6 +303,7 @@ def load_policy(
     temperature: float = 0.7,
     max_tokens_per_step: int = 512,
     continuation: Continuation = "auto",
+    split: str = "exact",
 ) -> Policy:
     """Return the policy `name`: "tiny", "openai:MODEL", or another "PROVIDER:MODEL".
 
@@ -306,7 +314,7 @@ def load_policy(
 
     model = _chat_model(name, base_url, temperature)
     return ChatModelPolicy(
-        model, max_tokens_per_step=max_tokens_per_step, continuation=continuation
+        model, max_tokens_per_step=max_tokens_per_step, continuation=continuation, split=split
     )
 
 

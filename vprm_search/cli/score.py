@@ -14,7 +14,13 @@ from vprm_search.aggregate import path_score
 from vprm_search.cli import console, options
 from vprm_search.errors import InputError
 from vprm_search.scoring.solution import solution_request
-from vprm_search.steps import DEFAULT_LIMITS, REFERENCE_MAX_STEPS
+from vprm_search.steps import (
+    DEFAULT_LIMITS,
+    REFERENCE_MAX_STEPS,
+    choose_splitter,
+    split_solution,
+)
+from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import ScoreResult
 
 if TYPE_CHECKING:
@@ -36,27 +42,36 @@ def score(
     max_steps: Annotated[
         int, typer.Option(min=1, help="Merge consecutive steps into at most this many.")
     ] = REFERENCE_MAX_STEPS,
+    split: options.Split = "exact",
     json: options.AsJson = False,
 ) -> None:
-    """Score every step of a solution; steps are separated by blank lines.
+    """Score every step of a solution; steps are separated by blank lines, or as --split says.
 
-    The texts are scored as they are: a blank line at the end is one more, empty, step.
+    Thinking (<think>…</think>) is left out. By default the texts are scored as they are: a blank
+    line at the end is one more, empty, step.
     Exits with 3 when no step could be scored.
     """
     text = _read(solution)
     if not text.strip():
         raise InputError("the solution has no steps: it is empty")
+    text = put_thinking_aside(text)
+    if not text.strip():
+        raise InputError("the solution has no steps: all of it is thinking")
     images = options.read_images(image)
-    request = solution_request(question, text, images, max_steps=max_steps)
+    steps = split_solution(text, max_steps=max_steps, splitter=split)
+    request = solution_request(question, steps, images)
     loaded = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
     judge = options.calibrated(loaded, calibration, calibration_policy)
     (result,) = asyncio.run(judge.score([request]))
     values = [step.value for step in result.scores]
     whole = {name: path_score(name, values) for name in ("mean", "min", "last", "product")}
     if json:
-        console.print_json(_as_json(request.steps, result, whole))
+        told = {"split": choose_splitter(text)} if split == "auto" else {}
+        console.print_json({**_as_json(request.steps, result, whole), **told})
     else:
         _show(request.steps, result, whole)
+        if split == "auto":
+            console.OUT.print(f"Steps cut by: {choose_splitter(text)}", markup=False, style="dim")
     if all(value is None for value in values):
         raise typer.Exit(console.NO_ANSWER)
 

@@ -104,6 +104,7 @@ def solve(
     ] = options.ContinuationName.auto,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7,
     step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512,
+    split: options.Split = "exact",
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
@@ -238,6 +239,7 @@ def solve(
         temperature=temperature,
         max_tokens_per_step=step_tokens,
         continuation=continuation.value,
+        split=split,
     )
     from vprm_search.graph import create_search_graph
 
@@ -256,6 +258,7 @@ def solve(
         advice=_advice(advice, preflight, judge),
         budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
+        split=split,
         image_store=MemoryImageStore(),
         candidates=True,
     )

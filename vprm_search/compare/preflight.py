@@ -31,7 +31,7 @@ from vprm_search.graph.parts import SearchRules, as_policy, check_part
 from vprm_search.graph.run import read_question, run_jobs
 from vprm_search.graph.session import run_blocking
 from vprm_search.search import Advice, BestOfN, BestScore
-from vprm_search.steps import split_solution
+from vprm_search.steps import Splitter, split_solution
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, NodeRecord, Problem, StepScorer
 
@@ -431,7 +431,7 @@ def preflight(
     run_seed: int = 0,
     max_failed: float = 0.2,
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_solution,
+    split: str | Splitter = split_solution,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
     """Check a scorer without labels: `apreflight`, which see, for synchronous code."""
@@ -459,7 +459,7 @@ async def apreflight(
     run_seed: int = 0,
     max_failed: float = 0.2,
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_solution,
+    split: str | Splitter = split_solution,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
     """Ask each problem `samples` times, score the solutions, and advise how to use the scores.

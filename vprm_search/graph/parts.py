@@ -14,7 +14,13 @@ from vprm_search.search.auto import Advice, AutoSearch
 from vprm_search.search.best_of_n import BestOfN
 from vprm_search.search.plan import PartwiseStrategy, Strategy, needs_scores
 from vprm_search.search.selectors import MajorityVote, Selector, WeightedVote
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
+from vprm_search.steps import (
+    DEFAULT_LIMITS,
+    Splitter,
+    StepLimits,
+    split_solution,
+    splitter_of,
+)
 from vprm_search.types import (
     Policy,
     Proposal,
@@ -35,22 +41,31 @@ if TYPE_CHECKING:
 class SearchRules:
     """The pure rules of a search: what to expand, what to choose, when to stop, how to read text.
 
-    `split` cuts a whole solution into steps; `extract` reads the final answer out of it. An
-    `AutoSearch` is fitted to `budget`. Raises `ConfigError` for a strategy or a selector that is
-    none.
+    `split` cuts a whole solution into steps; by name (`steps.SPLITTERS`) it is
+    `split_solution` with that splitter. `extract` reads the final answer out of it. An `AutoSearch`
+    is fitted to `budget`. Raises `ConfigError` for a strategy or a selector that is none, or an
+    unknown splitter.
     """
 
     strategy: Strategy
     selector: Selector
     budget: Budget = field(default_factory=Budget)
     extract: Callable[[str], str | None] = extract_answer
-    split: Callable[[str], list[str]] = split_solution
+    split: str | Splitter = split_solution
     limits: StepLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         check_part("strategy", self.strategy, Strategy)
         check_part("selector", self.selector, Selector)
         object.__setattr__(self, "strategy", fitted(self.strategy, self.budget))
+        if isinstance(self.split, str):
+            splitter_of(self.split)
+
+    def steps_of(self, solution: str) -> list[str]:
+        """Return the steps of a whole solution. Raises `InputError` if it is too long."""
+        if isinstance(self.split, str):
+            return split_solution(solution, splitter=self.split, limits=self.limits)
+        return self.split(solution)
 
     def waits_for_all(self, policy: Policy) -> bool:
         """Whether a round waits for every reply of the policy before anything goes on.

@@ -16,6 +16,7 @@ from vprm_search.errors import InputError, PolicyError, ScorerError
 from vprm_search.graph.parts import SearchRules
 from vprm_search.search.plan import Expand
 from vprm_search.steps import join_steps, normalise_text
+from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     COUNTED,
@@ -108,22 +109,23 @@ def _texts_or_failure(
         except InputError as error:
             reason = str(error)
         if not texts and not reason and (proposal.finish != "stop" or expand.node == tree.root_id):
-            reason = "empty step"
+            thought = proposal.text.strip() and "all of it is thinking"
+            reason = proposal.error or thought or "empty step"
     reason = normalise_text(reason)[:500]
     return texts, {"status": "failed", "reason": reason, "cause": cause} if reason else {}
 
 
 def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:
-    """Return the steps of a proposal, none if it holds nothing but white space."""
-    if not proposal.text.strip():
+    """Return the steps of a proposal, none if it holds only white space and thinking."""
+    text = put_thinking_aside(normalise_text(proposal.text))
+    if not text.strip():
         return []
     if expand.until == "end":
-        rules.limits.check_text(proposal.text, "the proposed solution")
-        text = normalise_text(proposal.text)
-        return rules.split(
+        rules.limits.check_text(text, "the proposed solution")
+        return rules.steps_of(
             text.strip() if expand.role == "completion" else text
         )  # the rest of a cleaned path
-    text = normalise_text(proposal.text).strip()
+    text = text.strip()
     rules.limits.check_steps([text])
     return [text]
 

@@ -22,7 +22,7 @@ from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Plan, Strategy
 from vprm_search.search.selectors import Selector
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, normalise_text, split_solution
+from vprm_search.steps import DEFAULT_LIMITS, Splitter, StepLimits, normalise_text, split_solution
 from vprm_search.tree import SearchTree
 from vprm_search.types import ImageData, Policy, Problem, SearchResult, StepScorer
 
@@ -67,7 +67,7 @@ def run_search(
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_solution,
+    split: str | Splitter = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
     question_of: QuestionOf | None = None,
     on_event: OnEvent | None = None,
@@ -107,7 +107,7 @@ async def arun_search(
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_solution,
+    split: str | Splitter = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
     question_of: QuestionOf | None = None,
     on_event: OnEvent | None = None,

@@ -31,7 +31,7 @@ from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer
 from vprm_search.search.plan import Strategy
 from vprm_search.search.selectors import Selector
-from vprm_search.steps import DEFAULT_LIMITS, StepLimits, split_solution
+from vprm_search.steps import DEFAULT_LIMITS, Splitter, StepLimits, split_solution
 from vprm_search.types import Policy, StepScorer
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def create_search_graph(
     run_seed: int = 0,
     on_no_answer: OnNoAnswer = "best_truncated",
     extract: Callable[[str], str | None] = extract_answer,
-    split: Callable[[str], list[str]] = split_solution,
+    split: str | Splitter = split_solution,
     limits: StepLimits = DEFAULT_LIMITS,
     question_of: QuestionOf | None = None,
     state_schema: type[Any] | None = None,
@@ -101,10 +101,12 @@ def create_search_graph(
         on_no_answer: what to do when no path finished: take the best unfinished one
             ("best_truncated", with `fallback` set) or raise `NoAnswerError` ("error").
         extract: reads the final answer out of a solution, None if there is none.
-        split: cuts a whole solution into steps, which are scored as they are returned. Default:
-            `split_solution`, as VisualPRM's own code does it (at every blank line, at most 12).
-        limits: what a step (characters) and a solution (bytes, steps) may measure. Default: 8,000
-            characters, 200,000 bytes and 128 steps.
+        split: cuts a whole solution into steps, which are scored as they are returned; a function,
+            or the name of a splitter (`steps.SPLITTERS`, "auto"), whose steps are merged to at most
+            12. Default: `split_solution`, as VisualPRM's own code does it (at every blank line, at
+            most 12).
+        limits: what a step (characters) and a solution (bytes, steps) may measure (`StepLimits`).
+            Default: 8,000 characters, 200,000 bytes and 128 steps.
         question_of: makes the question that the reward model is shown of the messages (their
             pictures are references). The policy is shown the messages themselves. Default:
             `graph.questions.question_in_context`, the last human turn below a line for each turn

@@ -42,8 +42,10 @@ from vprm_search.steps import (
     normalise_text,
     split_at_blank_lines,
     split_solution,
+    splitter_of,
     structured_steps,
 )
+from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
@@ -63,7 +65,7 @@ def create_verifier_node(
     aggregate: str = "mean",
     messages_key: str = "messages",
     output_key: str = "vprm",
-    splitter: Splitter = split_at_blank_lines,
+    splitter: str | Splitter = split_at_blank_lines,
     max_steps: int = 12,
     image_store: ImageStore | None = None,
     name: str = "verify",
@@ -79,7 +81,7 @@ def create_verifier_node(
     Structured output is judged by what its fields say (`structured_steps`): a message that is one
     JSON object, as a provider's own structured output is, and the output tool of `create_agent`
     (`ToolStrategy`), known by the answer it gets, or by `structured_response` where the state
-    declares it. Only written text is judged, not reasoning that a provider returns beside it.
+    declares it. Only written text is judged, not thinking within it or beside it.
 
     Args:
         scorer: what gives each step P('+').
@@ -88,15 +90,16 @@ def create_verifier_node(
             (VisualPRM's), "min", "last" or "product".
         messages_key: the key of the conversation.
         output_key: the key of the verdict; the graph's state has to declare it.
-        splitter: cuts a message into steps. Default: at every blank line, as VisualPRM's own code
-            does; nothing is stripped and empty steps are scored.
+        splitter: cuts a message into steps: a function, or the name of one (`steps.SPLITTERS`,
+            "auto"). Default: at every blank line ("exact"), as VisualPRM's own code does; nothing
+            is stripped and empty steps are scored.
         max_steps: more steps than this are merged into groups, as VisualPRM does (12).
         image_store: where reference blocks of a search graph are looked up. Default:
             `DiskImageStore()`. Pictures inside the messages need no store.
         name: the node's name in traces.
 
     Raises:
-        ConfigError: an option is out of range, or `scorer` is no scorer.
+        ConfigError: an option is out of range or not known, or `scorer` is no scorer.
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1")
@@ -106,7 +109,7 @@ def create_verifier_node(
     aggregation(aggregate)
 
     store = DiskImageStore() if image_store is None else image_store
-    cut = _Cut(splitter, max_steps)
+    cut = _Cut(splitter_of(splitter), max_steps)
     return VerifierNode(scorer, threshold, aggregate, messages_key, output_key, cut, store, name)
 
 
@@ -119,7 +122,7 @@ class _Cut:
 
     def steps(self, answer: _Answer) -> list[str]:
         """Return the steps of an answer. Raises `InputError` if it is too long."""
-        text = normalise_text(answer.text)
+        text = put_thinking_aside(normalise_text(answer.text))
         steps: list[str] = []
         if text.strip():
             steps = split_solution(text, max_steps=self.max_steps, splitter=self.splitter)

@@ -148,6 +148,10 @@ _ELSEWHERE = re.compile(
     re.IGNORECASE,
 )
 _WILLING = re.compile(r"sure|certainly|of course|absolutely|definitely", re.IGNORECASE)
+_BEGINNINGS = (
+    re.compile(r"[^\n]{1,300}\n\s*"),
+    re.compile(r"[^\n.!?:\uff1a\uff01\u3002]{1,150}[!:\uff01\uff1a.]+\s+"),
+)
 _MATHS = re.compile(r"\d|[=$\\<>^]|\b(?:equals?|plus|minus|times)\b")
 _SENTENCE = re.compile(r"[^.!?:\u3002\uff01\uff1f\uff1a\n]+[.!?:\u3002\uff01\uff1f\uff1a\u2026]*")
 _NUMBERED_STEP = re.compile(rf"(?:{LABEL})", re.IGNORECASE)
@@ -186,10 +190,14 @@ def without_greeting(paragraph: str) -> str:
     """
     text = paragraph.strip()
     while text and not is_greeting(text):
-        match = re.match(
-            r"[^\n.!?:\uff1a\uff01\u3002]{1,150}(?:[!:\uff01\uff1a.]+(?=\s)|\n)\s*", text
-        )
-        if match is None or heading_level(match.group()) or not is_greeting(match.group()):
+        first = next((m for p in _BEGINNINGS if (m := p.match(text)) and _greets(m[0])), None)
+        if first is None:
             return text
-        text = text[match.end() :].strip()
+        text = text[first.end() :].strip()
     return ""
+
+
+def _greets(beginning: str) -> bool:
+    text = beginning.strip()
+    one_word = re.fullmatch(r"[A-Za-z]+:", text)  # "Good: x is 3"
+    return is_greeting(text) and not (one_word and not _WILLING.match(text))

@@ -84,10 +84,10 @@ def _written(paragraph: str) -> list[str]:
 
 
 def _within(lines: Sequence[str]) -> list[bool]:
-    """Tell of each line whether it lies between the first and the last line of a block."""
+    """Tell of each line whether it lies in a block, below its first line."""
     found = [False] * len(lines)
     for first, last in block_spans(lines):
-        found[first + 1 : last] = [True] * max(0, last - first - 1)
+        found[first + 1 : last + 1] = [True] * (last - first)
     return found
 
 
