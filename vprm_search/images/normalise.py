@@ -18,11 +18,12 @@ import io
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops
 from pydantic import BaseModel, ConfigDict, Field
 
 from vprm_search.errors import ImageError
@@ -62,13 +63,14 @@ class ImageLimits(BaseModel):
     """What an image may be; checked on its header, before any pixel is decoded.
 
     `min_side` and `max_side` are pixels of one side, `max_pixels` width times height, and
-    `max_aspect` the longer side over the shorter one.
+    `max_aspect` the longer side over the shorter one. However small a picture is, a scorer resizes
+    it as its reference does: InternVL's to whole tiles, Qwen-VL's to whole patches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_bytes: int = Field(default=20_000_000, ge=1)
-    min_side: int = Field(default=28, ge=1)
+    min_side: int = Field(default=1, ge=1)
     max_side: int = Field(default=8192, ge=1)
     max_pixels: int = Field(default=40_000_000, ge=1)
     max_aspect: float = Field(default=200.0, ge=1)
@@ -88,10 +90,12 @@ def normalise_image(
     `source` is the bytes of a PNG, JPEG or WEBP file with one picture, the path of such a file
     (under `image_root` if that is given), or a PIL image. The EXIF orientation is applied, alpha
     is laid on white, 16-bit grey is scaled to 8 bit, colour profiles are ignored. Raises
-    `ImageError` for anything else, and for an image outside `limits`.
+    `ImageError` for anything else (it names the file and its format), and for an image outside
+    `limits`.
     """
     if isinstance(source, Image.Image):
         return _normalised(source, limits, owned=False)
+    name = "image"
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         if len(data) > limits.max_bytes:
@@ -108,9 +112,10 @@ def normalise_image(
                 f"an image must be bytes, a path or a PIL image, not {type(source).__name__}"
             )
         root = None if image_root is None else os.fspath(image_root)
+        name = f"image {shown(path)}"
         data = read_image_file(path, max_bytes=limits.max_bytes, image_root=root)
-    with _opened(data) as image:
-        return _normalised(image, limits, owned=True)
+    with _opened(data, name) as image:
+        return _normalised(image, limits, owned=True, name=name)
 
 
 def blank_image() -> ImageData:
@@ -136,8 +141,8 @@ def open_rgb(png: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
     since a caller may have normalised with its own.
     """
     with _opened(png) as image:
-        _check_size(image, limits.model_copy(update={"min_side": 1}))
-        _load(image)
+        _check_size(image, limits.model_copy(update={"min_side": 1}), "image")
+        _load(image, "image")
         if image.format != "PNG" or image.mode != "RGB" or _frames(image) > 1:
             raise ImageError(f"not a normalised image: {image.format} {image.mode}")
         if "transparency" in image.info or "exif" in image.info:
@@ -153,18 +158,21 @@ def pixel_digest(image: Image.Image) -> str:
     return f"sha256-{state.hexdigest()}"
 
 
-def _normalised(image: Image.Image, limits: ImageLimits, *, owned: bool) -> ImageData:
-    _check_size(image, limits)
+def _normalised(
+    image: Image.Image, limits: ImageLimits, *, owned: bool, name: str = "image"
+) -> ImageData:
+    _check_size(image, limits, name)
     if image.format != "MPO" and _frames(image) > 1:  # MPO: a photo with extras behind it
-        raise ImageError(f"image has {_frames(image)} frames; pass a single picture")
-    _load(image)
+        raise ImageError(f"{name} has {_frames(image)} frames; pass a single picture")
+    clear = _transparent_colour(image)
+    _load(image, name)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, clear, name)
     except ImageError:
         raise
     except Exception:  # a broken EXIF block can raise nearly anything
-        raise ImageError("image cannot be normalised: its metadata is damaged") from None
+        raise ImageError(f"{name} cannot be normalised: its metadata is damaged") from None
     if owned:
         image.close()  # its pixels are not needed any more: at most two copies at a time
     if turn is not None:
@@ -175,42 +183,86 @@ def _normalised(image: Image.Image, limits: ImageLimits, *, owned: bool) -> Imag
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, name: str = "image") -> Iterator[Image.Image]:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError("image has too many pixels; shrink it first") from None
+        raise ImageError(f"{name} has too many pixels; shrink it first") from None
     except Exception:  # decoders raise many kinds, and their texts are not for our messages
-        raise ImageError(
-            f"{len(data)} bytes are not a readable {', '.join(_FORMATS)} image"
-        ) from None
+        raise ImageError(_refusal(data, name)) from None
     with image:
         yield image
 
 
-def _load(image: Image.Image) -> None:
+_RASTER = "convert it to PNG, or open it with Pillow and pass the PIL image"
+_FOREIGN: tuple[tuple[str, str, str], ...] = (
+    ("GIF", r"GIF8", f"{_RASTER} (of a moving one, a frame)"),
+    ("BMP", r"BM.{4}\0{4}", _RASTER),
+    ("TIFF", r"II[*+]\0|MM\0[*+]", _RASTER),
+    (
+        "AVIF",
+        r".{4}ftyp(?:avif|avis|.{8}.{0,60}?(?:avif|avis))",
+        f"{_RASTER} (Pillow reads AVIF from version 11.3 on)",
+    ),
+    (
+        "HEIC",
+        r".{4}ftyp(?:hei[cxms]|hev[cxms]|heif|mif1|msf1|mif2)",
+        "convert it to JPEG or PNG, or open it with pillow-heif and pass the PIL image",
+    ),
+    ("HTML", r"\s*<(?:!DOCTYPE\s+)?html", "pass the picture itself and not its page"),
+    (
+        "SVG",
+        r"(?:\xef\xbb\xbf)?\s*<(?=.{0,1500}?svg[\s>:])",
+        "draw it as a PNG first, for example with cairosvg or rsvg-convert",
+    ),
+    ("JPEG XL", r"\xff\x0a|.{4}JXL ", "convert it to PNG or JPEG"),
+    ("JPEG 2000", r".{4}jP  |\xff\x4f\xff\x51", _RASTER),
+    ("PDF", r"%PDF-", "draw its page as a PNG first, for example with pdftoppm"),
+    ("PostScript", r"%!PS", "draw its page as a PNG first"),
+    ("Photoshop", r"8BPS", "export it as PNG"),
+    ("icon", r"\0\0[\1\2]\0", _RASTER),
+    ("Netpbm", r"P[1-7]\s", _RASTER),
+    ("video", r".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", "pass one of its frames as PNG or JPEG"),
+)
+"""Formats that are told apart by how their files begin, and what to do about each."""
+
+
+def _refusal(data: bytes, name: str) -> str:
+    """Return why bytes are no picture: damaged, of another format, or of none that is known."""
+    read = ", ".join(_FORMATS)
+    if not data:
+        return f"{name} is empty: not a readable {read} image"
+    if data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or data[8:12] == b"WEBP":
+        return f"{name} is damaged: its {len(data)} bytes are not a readable {read} image"
+    start = data[:2000]
+    for kind, begins, advice in _FOREIGN:
+        if re.match(begins.encode("latin-1"), start, re.DOTALL | re.IGNORECASE):
+            return f"{name} is in the format {kind}, and only {read} are read: {advice}"
+    return f"{name} of {len(data)} bytes is not a readable {read} image; convert it to one of these"
+
+
+def _load(image: Image.Image, name: str) -> None:
     try:
         image.load()
     except Exception:
-        raise ImageError("image is damaged or cut short: its pixels cannot be decoded") from None
+        raise ImageError(f"{name} is damaged or cut short: its pixels cannot be decoded") from None
 
 
-def _check_size(image: Image.Image, limits: ImageLimits) -> None:
+def _check_size(image: Image.Image, limits: ImageLimits, name: str) -> None:
     width, height = image.size
     low, high = sorted((width, height))
+    is_of = f"{name} is {width}x{height}"
     if low < limits.min_side or high > limits.max_side:
         raise ImageError(
-            f"image is {width}x{height}: each side must be {limits.min_side} to "
-            f"{limits.max_side} pixels; resize it first"
+            f"{is_of}: each side must be {limits.min_side} to {limits.max_side} pixels; "
+            "resize it first"
         )
     if width * height > limits.max_pixels:
-        raise ImageError(
-            f"image is {width}x{height}: at most {limits.max_pixels} pixels; shrink it first"
-        )
+        raise ImageError(f"{is_of}: at most {limits.max_pixels} pixels; shrink it first")
     if high > low * limits.max_aspect:
         raise ImageError(
-            f"image is {width}x{height}: longer side at most {limits.max_aspect:g} times the "
-            "shorter one; crop it first"
+            f"{is_of}: longer side at most {limits.max_aspect:g} times the shorter one; "
+            "crop it first"
         )
 
 
@@ -224,23 +276,63 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, image.width, min(top + rows, image.height)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+_DEPTHS = {"L;2": 85, "L;4": 17}  # of a PNG's grey values, which Pillow spreads over 8 bits
+
+
+def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | bytes | None:
+    """Return the colour that is transparent, in the values of the decoded pixels.
+
+    Pillow leaves it as it stands in a PNG, whose pixels it widens (2 and 4 bits) or narrows (three
+    times 16). To be called before the pixels are loaded.
+    """
+    colour: int | tuple[int, ...] | bytes | None = image.info.get("transparency")
+    tiles = getattr(image, "tile", None) or [None]
+    raw = getattr(tiles[0], "args", None)
+    if isinstance(colour, int) and isinstance(raw, str):
+        return colour * _DEPTHS.get(raw, 1)
+    if isinstance(colour, tuple) and raw == "RGB;16B":
+        return tuple(value >> 8 for value in colour)
+    return colour
+
+
+def _to_rgb(
+    image: Image.Image, clear: int | tuple[int, ...] | bytes | None, name: str
+) -> Image.Image:
     """Return a new RGB picture without metadata: alpha on white, 16 bit scaled to 8."""
-    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+    has_alpha = image.mode in _ALPHA_MODES or clear is not None
     if not has_alpha and image.mode not in _PLAIN_MODES | _SIXTEEN_BIT:
-        raise ImageError(f"image mode {image.mode!r} is not supported; convert it to RGB first")
+        raise ImageError(f"{name}: mode {image.mode!r} is not supported; convert it to RGB first")
     target = Image.new("RGB", image.size, _WHITE)
     for box in _strips(image):
         strip = image.crop(box)
         if image.mode in _SIXTEEN_BIT:
-            scaled = strip.convert("I").point(lambda value: value * (1 / 257) + 0.5)
-            target.paste(scaled.convert("L").convert("RGB"), box)
+            deep = strip.convert("I")
+            grey = deep.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
+            target.paste(grey, box, _unlike(deep, clear) if isinstance(clear, int) else None)
         elif has_alpha:
+            if clear is not None:
+                strip.info["transparency"] = clear
             rgba = strip.convert("RGBA")
             target.paste(rgba.convert("RGB"), box, rgba.getchannel("A"))
         else:
             target.paste(strip.convert("RGB"), box)
     return target
+
+
+def _unlike(deep: Image.Image, value: int) -> Image.Image:
+    """Return the mask of the pixels of mode I, 0 to 65,535, that are not `value`."""
+    raw = deep.tobytes()  # four bytes a pixel, the machine's order
+    low, high = (0, 1) if sys.byteorder == "little" else (3, 2)
+    masks = [
+        Image.frombytes("L", deep.size, raw[place::4]).point(
+            [0 if v == part else 255 for v in _BYTE]
+        )
+        for place, part in ((low, value & 255), (high, value >> 8))
+    ]
+    return ImageChops.lighter(*masks)
+
+
+_BYTE = range(256)
 
 
 # --- bytes: from paths, base64 and data URIs, without a look at pixels ---------------------------
