@@ -1,187 +1,284 @@
-"""One spelling for answers that are written differently but mean the same.
+r"""One plain spelling for the markup of answers; what it means is read by `answers.forms`.
 
-`canonical_answer` knows, without any dependency: case, white space, Unicode and Markdown
-variants, LaTeX cosmetics, exact numbers (1,234 = 1234; 0.50 = .5 = 1/2 = \\frac12; 1.2e3 = 1200;
-1 1/2 = 3/2; "two" = 2), units in their common spellings, and choice letters ("(B)" = "B.").
-A percent sign is a unit: "50%" is the number 50 with the unit %, never 0.5.
-
-What it does not know is left to `answers.same_answer`: missing units, labelled choices, algebra.
+`tidy_answer` knows Unicode (digits of all scripts, full-width and superscript characters, dashes,
+Greek), Markdown, quotes, LaTeX cosmetics (`\left`, `\text{}`, `\dfrac`, spacing, `$`), grouped
+digits (1,234 · 10,\!080 · 1 234 567 · 1.234.567 · 1.234,56) and phrases before an answer. Case is
+kept: `R^2-r^2` needs it.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from fractions import Fraction
+from functools import lru_cache
 
-from vprm_search.answers.quantities import parse_quantity
 from vprm_search.steps import normalise_text
 
 MAX_ANSWER_CHARS = 1_000
-_MAX_PASSES = 200
+_MAX_PASSES = 50
 
-_SPELLINGS = str.maketrans(
-    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width ASCII
-    | dict.fromkeys("\u2212\u2012\u2013\u2014\u2010\u2011", "-")
-    | dict.fromkeys("\u2018\u2019\u2032\u00b4", "'")
-    | dict.fromkeys("\u201c\u201d\u2033", '"')
-    | dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*")
-    | {"\u00f7": "/", "\u2044": "/", "\u2215": "/", "\u3002": ".", "\u03c0": r"\pi "}
-    | {"\u00b2": "^2", "\u00b3": "^3", "\u00ba": "°", "\u03bc": "µ", "\u2126": "\u03c9"}
-    | {"\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3"}
-    | {"\u200b": "", "\u2060": "", "\ufeff": "", "\u2248": r"\approx "}
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma "
+    "tau upsilon phi chi psi omega"
 )
+_GREEK = _GREEK_NAMES.split()
+_SYMBOL_TABLE = r"""
+∞: infty ; ≤: le leq leqslant ; ≥: ge geq geqslant ; ≠: ne neq ; ∈: in ; ∪: cup ; ∩: cap
+±: pm ; ∓: mp ; *: cdot times ast ; /: div ; <: lt ; >: gt ; ∅: emptyset varnothing
+∖: setminus backslash ; …: ldots dots cdots ; °: degree ; ∘: circ ; :: colon
+|: mid lvert rvert vert ; →: to rightarrow ; ≈: approx simeq ; \{: lbrace ; \}: rbrace
+[: lbrack ; ]: rbrack ; ': prime ; \frac: dfrac tfrac cfrac ; \binom: dbinom tbinom
+€: euro ; £: pounds ; $: textdollar ; %: percent ; \mathbb{R}: Reals ; ε: varepsilon
+θ: vartheta ; φ: varphi ; \arctan: arctg ; \tan: tg ; \cot: ctg ; ⇒: implies Rightarrow
+⇔: iff Leftrightarrow
+"""
+_SYMBOLS = {
+    f"\\{name}": symbol.strip()
+    for symbol, _, names in (entry.rpartition(": ") for entry in re.split(r" ; |\n", _SYMBOL_TABLE))
+    for name in names.split()
+}
+_SYMBOLS |= dict.fromkeys((r"\lor", r"\vee"), " or ") | dict.fromkeys((r"\quad", r"\qquad"), " ")
+_SYMBOLS |= dict.fromkeys((r"\land", r"\wedge", r"\And"), " and ")
+for _size, _written in (("SMALL", str.lower), ("CAPITAL", str.capitalize)):
+    for _name in _GREEK:
+        _letter = _name.upper().replace("LAMBDA", "LAMDA")
+        _SYMBOLS[f"\\{_written(_name)}"] = unicodedata.lookup(f"GREEK {_size} LETTER {_letter}")
+_SILENT_NAMES = (
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
+    "textstyle scriptstyle limits nolimits mathstrut middle rm bf it ensuremath phantom"
+)
+_SILENT = frozenset(_SILENT_NAMES.split())
 
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_LATEX_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+_BOX = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|sc|normal|md|up)?|math(?:rm|bf|it|sf|tt|normal|ord|op)|[mhf]box"
+    r"|operatorname\*?|boxed|emph|underline|bm|boldsymbol|bold|mathbb(?=\s?\{[^RNZQC]))\s?\{"
+)
+_CHARACTERS = str.maketrans(
+    dict.fromkeys("\u2212\u2012\u2013\u2014\u2010\u2011\u2015\ufe63\uff0d", "-")
+    | dict.fromkeys("\u2018\u2019\u2032\u00b4\u02bc\uff07", "'")
+    | dict.fromkeys("\u201c\u201d\u2033\u201e\u201f\u00ab\u00bb\uff02\u300c\u300d", '"')
+    | dict.fromkeys("\u00d7\u00b7\u22c5\u2217\u2219\u2715\u2062", "*")
+    | dict.fromkeys("\u00f7\u2044\u2215", "/")
+    | dict.fromkeys("\u00a0\u2009\u202f\u2007\u2008\u2006", "\u2009")  # blanks inside numbers
+    | {"\u3002": ".", "\uff61": ".", "\u060c": ",", "\u066c": ",", "\u066b": ".", "\u066a": "%"}
+    | {"\u3001": ", ", "\uff0c": ", ", "\u061b": ";", "\u2236": ":", "\u00ba": "°", "\u02da": "°"}
+    | {"\u00b5": "μ", "\u2126": "Ω", "\u2264": "≤", "\u2265": "≥", "\u2a7d": "≤", "\u2a7e": "≥"}
+    | {"\u221e": "∞", "\u2205": "∅", "\u221a": r"\sqrt", "\u2026": "…", "\u22ef": "…"}
+    | {"\u211d": r"\mathbb{R}"}
+    | {"\u2228": " or ", "\u2227": " and ", "\u2192": "→", "\u2216": "∖"}
+    | {"\u00a2": " cent ", "\u2245": "≈"}
+    | {chr(0x2074 + n): f"^{{{4 + n}}}" for n in range(6)}
+)  # fmt: skip
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ⁺]+")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
+
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
-        (r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;:! ~]|(?<!\\)~", " "),
-        (r"\\\(|\\\)|\\\[|\\\]", ""),
-        (r"\{,\}", ","),
-        (r"\^\s*\{\s*(?:\\circ|°)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"),
-        (
-            r"\\(?:text|mathrm|textrm|mathbf|textbf|mathit|textit|mathsf|mbox|operatorname|boxed"
-            r"|fbox)\s?\{([^{}]*)\}",
-            r" \1 ",
-        ),
-        (r"^\\boxed\s?\{(.*)\}$", r"\1"),
-        (r"\\frac\s?([0-9])\s?([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s?([0-9a-z])(?![0-9a-z])", r"\\sqrt{\1}"),
-        (r"(?<![\\a-z])(?:sqrt|\u221a)\s?\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\u221a\s?([0-9]+|[a-z])", r"\\sqrt{\1}"),
-        (r"\\frac\s?\{\s*(-?[0-9]+)\s*\}\s?\{\s*([0-9]+)\s*\}", r" \1/\2 "),
-        (r"(?<![\\a-z])pi(?![a-z])", r"\\pi "),
-        (r"\^\s?\{\s*(-?[0-9]+|[a-z])\s*\}", r"^\1"),
-        (r"\\([%$#&])", r"\1"),
+        (r"(?<=[0-9]),\\! ?(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\{ ?, ?\}(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<=[0-9])\{ ?, ?\}(?=[0-9])", "."),
+        (r"(?<=[0-9])(?:\\,|\\ |\u2009)(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;:> ~]|(?<!\\)~|\u2009", " "),
+        (r"\\([%$#&_€£])", r"\1"),
+        (r"(?<!\\)\\[()]|(?<!\\)\\\[(?![0-9.]+(?:pt|em|ex|mm)\])|(?<!\\)\\\]", " "),
+        (r"\^\s*(?:\{\s*[∘°]\s*\}|[∘°])", "°"),
+        (r"∘(?=[CF]\b)|∘$", "°"),
+        (r"(?<![\\A-Za-z])(?:sqrt|√)(?=\s?[({\[0-9a-z])", r"\\sqrt"),
+        (r"(?<![\\A-Za-z])[pP]i(?![A-Za-z])", "π"),
+        (r"(?<=\S)\*\*(?=[-+0-9a-z({])", "^"),
+        (r"<=|=<", "≤"),
+        (r">=", "≥"),
+        (r"!=(?!=)|=/=", "≠"),
+        (r"\+/-|\+-", "±"),
+        (r"\binfinity\b", "∞"),
+        (r"\b(?:oo)\b", "∞"),
+        (r"\.\.\.+", "…"),
+        (r" +(?=\^)|(?<=\^) +", ""),
+        (r"(?<=\s)([ap])\.\s?m\.?(?![A-Za-z])", r"\1m"),
     )
 )
-_TIGHT = re.compile(r"\s*([-+*/=<>^()\[\]{}%$°;])\s*")
-_COMMA = re.compile(r"\s*,\s+|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
-_WRAPPERS = ("**", "__", "`", "*", '"', "'")
+_GROUPED = tuple(
+    re.compile(rf"(?<![0-9.,]){pattern}(?![0-9]|[.,][0-9])")
+    for pattern in (
+        r"(?P<w>[0-9]{1,3}(?:,[0-9]{3})+)(?P<f>\.[0-9]+)?",  # 1,234,567.8
+        r"(?P<w>[0-9]{1,3}(?:\.[0-9]{3}){2,})(?:,(?P<d>[0-9]+))?",  # 1.234.567 or 1.234.567,8
+        r"(?P<w>[0-9]{1,3}\.[0-9]{3}),(?P<d>[0-9]{1,2}|[0-9]{4,})",  # 1.234,56
+        r"(?P<w>[0-9]{1,3}(?:'[0-9]{3})+)(?P<f>\.[0-9]+)?",  # 1'234.5
+        r"(?P<w>[0-9]{1,3}(?: [0-9]{3}){2,})(?P<f>\.[0-9]+)?",  # 1 234 567
+        r"(?P<w>[0-9]{1,3} 0[0-9]{2})(?P<f>\.[0-9]+)?",  # 10 080: nobody writes the number 080
+    )
+)
+_WRAPPERS = ("**", "__", "```", "`", "*", '"', "'", "$$")
 _PREFIX = re.compile(
-    r"(?:\\approx|approximately|approx\.?|about|roughly|the|answer:|:|~|=)(?![a-z])\s*(?=\S)"
+    r"(?:(?:(?:the |my |our )?(?:final |correct )?answers?(?: is| are|:| =)|approximately|approx\.?"
+    r"|about|roughly|around|exactly|thus|hence|therefore|so|i\.e\.|circa|≈|=|:|⇒|∴)(?![A-Za-z]),?"
+    r"|the |(?:point|coordinates) (?=\())"
+    r"\s*(?=\S)",
+    re.IGNORECASE,
 )
-_ASSIGNMENT = re.compile(r"[a-z][a-z ]{0,20}=([^=<>]+)")
-_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
-    )
-}
-_LETTER = re.compile(r"(?:(?:option|choice) ?)?\(?([a-j])(?:[).:]|\)\.)?")
-_LABELLED = re.compile(r"(?:(?:option|choice) )?(?:\(([a-j])\)[.:]?|([a-j])[).]|([a-j]): ) ?(.+)")
-_BRACKETED = re.compile(r"(\\?[(\[{])(.*?)(\\?[)\]}])")
+_PICTOGRAPH = "[\u2600-\u26ff\u2700-\u27bf\U0001f000-\U0001faff\ufe0f]"
+_EMOJI = re.compile(rf"^(?:{_PICTOGRAPH}\s*)+(?=\S)|(?<=\S)(?:\s*{_PICTOGRAPH})+$")
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerForm:
-    """A canonical answer taken apart.
-
-    `number` and `unit` are set for a quantity, `letter` for a bare choice letter, `labelled` and
-    `content` for a choice letter followed by text ("b" and "12 cm" for "B. 12 cm").
-    """
-
-    text: str
-    number: Fraction | None = None
-    unit: str = ""
-    letter: str = ""
-    labelled: str = ""
-    content: str = ""
-
-
-def canonical_answer(text: str) -> str:
-    """Return the canonical spelling of an answer; idempotent, and "" for an empty answer.
+@lru_cache(maxsize=4096)
+def tidy_answer(text: str) -> str:
+    """Return the plain spelling of an answer; idempotent, and "" for an empty answer.
 
     An answer longer than `MAX_ANSWER_CHARS` is only folded (case and white space), which bounds
     the work for hostile input.
     """
-    text = _fold(" ".join(normalise_text(text).split()))
+    text = " ".join(normalise_text(text).split(" "))
     if len(text) > MAX_ANSWER_CHARS:
-        return text
+        return fold(" ".join(text.split()))
     for _ in range(_MAX_PASSES):
         rewritten = _one_pass(text)
-        if rewritten == text:
-            break
+        if rewritten == text or len(rewritten) > 2 * MAX_ANSWER_CHARS:
+            return rewritten
         text = rewritten
     return text
 
 
-def read_form(canonical: str) -> AnswerForm:
-    """Take a canonical answer apart."""
-    if len(canonical) > MAX_ANSWER_CHARS:
-        return AnswerForm(canonical)
-    quantity = parse_quantity(canonical)
-    if quantity is not None:
-        return AnswerForm(canonical, number=quantity.number, unit=quantity.unit)
-    if len(canonical) == 1 and _LETTER.fullmatch(canonical):
-        return AnswerForm(canonical, letter=canonical)
-    labelled = _LABELLED.fullmatch(canonical)
-    if labelled is not None:
-        letter = labelled[1] or labelled[2] or labelled[3]
-        return AnswerForm(canonical, labelled=letter, content=canonical_answer(labelled[4].strip()))
-    return AnswerForm(canonical)
-
-
-def _fold(text: str) -> str:
-    """Fold case and composition, but keep LaTeX commands: `\\Delta` is not `\\delta`."""
-    folded, end = [], 0
-    for match in _COMMAND.finditer(text):
-        folded += [_fold_plain(text[end : match.start()]), match.group()]
-        end = match.end()
-    return "".join([*folded, _fold_plain(text[end:])])
-
-
-def _fold_plain(text: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+def fold(text: str) -> str:
+    """Fold case and composition; `fold(fold(x)) == fold(x)`."""
+    for _ in range(3):
+        text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+    return text
 
 
 def _one_pass(text: str) -> str:
-    text = _strip_dollars(_fold(text.translate(_SPELLINGS)))
-    for pattern, replacement in _LATEX_RULES:
+    if not text.isascii():
+        text = _plain_characters(text)
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z]{2})", lambda _: "\\", text)  # escaped twice: \\\\frac
+    text = _COMMAND.sub(_plain_command, text)
+    text = _strip_dollars(text)
+    for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
+    text = _without_boxes(text)
     text = _unwrap(" ".join(text.split()))
-    text = _COMMA.sub(", ", _TIGHT.sub(r"\1", text)).strip()
-    text = _PREFIX.sub("", text, count=1) if _PREFIX.match(text) else text
-    assignment = _ASSIGNMENT.fullmatch(text)
-    text = assignment[1] if assignment else text
-    letter = _LETTER.fullmatch(text)
-    return letter[1] if letter else _canonical_value(text)
+    for pattern in _GROUPED:
+        text = pattern.sub(_ungroup, text)
+    return _PREFIX.sub("", text, count=1) if _PREFIX.match(text) else text
+
+
+def _plain_characters(text: str) -> str:
+    text = _EMOJI.sub("", text.translate(_CHARACTERS))
+    text = _SUPERSCRIPT.sub(
+        lambda run: "^{" + "".join(_SUPERSCRIPTS.get(c, "") for c in run[0]) + "}", text
+    )
+    return unicodedata.normalize("NFC", "".join(map(_plain_character, text)))
+
+
+def _plain_character(character: str) -> str:
+    if character.isascii() or character in "°…∖→\u2009":
+        return character
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    kind = unicodedata.category(character)
+    if kind == "Cf":
+        return ""
+    compatible = unicodedata.normalize("NFKC", character)
+    if kind == "No" and "\u2044" in compatible:
+        return " " + compatible.replace("\u2044", "/")
+    if 0x2080 <= ord(character) <= 0x2089:
+        return f"_{compatible}"
+    return compatible.translate(_CHARACTERS)
+
+
+def _plain_command(match: re.Match[str]) -> str:
+    if match[1] in _SILENT:
+        return (
+            " " if match.end() < len(match.string) and match.string[match.end()].isalnum() else ""
+        )
+    return _SYMBOLS.get(match[0], match[0])
+
+
+def _without_boxes(text: str) -> str:
+    r"""Drop `\text{…}`, `\mathrm{…}`, `\boxed{…}` around what they hold, innermost last."""
+    at = 0
+    while (match := _BOX.search(text, at)) is not None:
+        at, level = match.end(), 1
+        while at < len(text) and level:
+            level += {"{": 1, "}": -1}.get(text[at], 0) if text[at - 1] != "\\" else 0
+            at += 1
+        if level:
+            return text
+        text = f"{text[: match.start()]} {text[match.end() : at - 1]} {text[at:]}"
+        at = match.start()
+    return text
 
 
 def _strip_dollars(text: str) -> str:
     """Drop `$` where they come in pairs (maths mode); a single one is a currency sign."""
-    dollars = len(re.findall(r"(?<!\\)\$", text))
-    return re.sub(r"(?<!\\)\$", "", text) if dollars and dollars % 2 == 0 else text
+    dollars = [match.start() for match in re.finditer(r"(?<!\\)\$", text)]
+    if not dollars or len(dollars) % 2:
+        return text
+    amounts = re.findall(r"(?<!\\)\$\s?[0-9][0-9.,]*(?=\s*(?:$|[-,;/]|to\b|and\b|or\b))", text)
+    if len(amounts) == len(dollars) and not text.endswith("$"):
+        return text  # "$5, $6" is two prices
+    return re.sub(r"(?<!\\)\$", " ", text)
 
 
 def _unwrap(text: str) -> str:
     """Drop Markdown and quotes around the answer, and the full stop behind it."""
-    text = text.rstrip(" .;,!")
+    text = text.strip().rstrip(" .;,")
+    text = re.sub(r"(?<=[^\W\d_]{2})!+$", "", text)  # "Blue!", but 3! and n! are factorials
     for mark in _WRAPPERS:
-        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
-            return text[len(mark) : -len(mark)].strip()
+        inner = text[len(mark) : -len(mark)]
+        if inner and text.startswith(mark) and text.endswith(mark) and mark not in inner:
+            return inner.strip()
     return text
 
 
-def _canonical_value(text: str) -> str:
-    """Spell numbers and quantities, also inside one pair of brackets or a list, canonically."""
-    quantity = parse_quantity(_WORDS.get(text, text))
-    if quantity is not None:
-        return str(quantity)
-    bracketed = _BRACKETED.fullmatch(text)
-    opening, inner, closing = bracketed.groups() if bracketed else ("", text, "")
-    if any(bracket in inner for bracket in "()[]{}"):
-        return text
-    if opening == "(" and closing == ")" and (alone := parse_quantity(inner)) is not None:
-        return str(alone) if "," not in inner else text
-    if ", " not in inner:
-        return text
-    items = (parse_quantity(item) or item for item in inner.split(", "))
-    return opening + ", ".join(map(str, items)) + closing
+def _ungroup(match: re.Match[str]) -> str:
+    found = match.groupdict()
+    whole = re.sub(r"[^0-9]", "", found["w"])
+    around = match.string[match.start() - 1 : match.start()], match.string[match.end() :][:1]
+    if found["w"].startswith("0") or (around[0] in tuple("([{") and around[1] in tuple(")]}\\")):
+        return match[0]  # (100,200) is a point
+    return whole + (found.get("f") or "") + (f".{found['d']}" if found.get("d") else "")
+
+
+# --- pieces of a tidy answer ----------------------------------------------------------------------
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas that stand in no bracket."""
+    items, level, start = [], 0, 0
+    for at, character in enumerate(text):
+        if character in "([{":
+            level += 1
+        elif character in ")]}":
+            level -= 1
+        elif character == "," and level <= 0:
+            items.append(text[start:at])
+            start = at + 1
+    return [*items, text[start:]]
+
+
+def balanced(text: str) -> bool:
+    """Whether every bracket closes; (0, 1] is closed too."""
+    level = 0
+    for character in text:
+        level += (character in "([{") - (character in ")]}")
+        if level < 0:
+            return False
+    return level == 0
+
+
+def one_bracket(text: str) -> bool:
+    """Whether the first bracket closes at the end."""
+    return balanced(text) and all(not balanced(text[:at]) for at in range(1, len(text)))
+
+
+def squeezed(text: str) -> str:
+    """Fold case and drop the blanks and braces that mean nothing; Δ stays apart from δ."""
+    parts = re.split(r"(\\[A-Za-z]+|(?<!\w)[Α-Ω](?!\w))", text)
+    text = "".join(part if i % 2 else fold(part) for i, part in enumerate(parts))
+    text = re.sub(
+        r"\{ ?(\w) ?\}", r"\1", re.sub(r" +(?=\\)|(\\[A-Za-z]+) +(?![A-Za-z])", r"\1", text)
+    )
+    return re.sub(r"\s*([-+*/=<>^_()\[\]{}|,:;&…]|\\\\)\s*", r"\1", " ".join(text.split())).strip()

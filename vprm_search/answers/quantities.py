@@ -1,172 +1,281 @@
-"""Numbers and units as people write them, read exactly (fractions, never floats)."""
+"""Units and words for numbers, as people write them; factors are exact fractions."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-_MAX_DIGITS = 100
-_MAX_EXPONENT = 300
-
-_NUMBER = (
-    r"(?P<sign>[-+]?)(?P<currency>[$€£¥]?)(?:"
-    r"(?P<whole>[0-9]+) (?P<part>[0-9]+/[0-9]+)"  # 1 1/2
-    r"|(?P<ratio>[0-9]+/[0-9]+)"
-    r"|(?:(?P<decimal>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?:e(?P<e>[-+]?[0-9]{1,3})|\*10\^\{?(?P<ten>[-+]?[0-9]{1,3})\}?)?)"
-    r")"
-)
-_QUANTITY = re.compile(_NUMBER + r"(?P<space> ?)(?P<unit>[^\W\d_%°$€£¥].*|[%°$€£¥][cf]?|)")
-
-_SPELLINGS = {
-    "%": "percent percentage pct",
-    "°": "degree deg",
-    "$": "dollar usd",
-    "€": "euro eur",
-    "£": "pound gbp",
-    "¥": "yuan yen rmb",
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "dm": "decimeter decimetre",
-    "m": "meter metre",
-    "km": "kilometer kilometre",
-    "in": "inch inche",
-    "ft": "foot feet",
-    "yd": "yard",
-    "mi": "mile",
-    "mg": "milligram",
-    "g": "gram gramme",
-    "kg": "kilogram",
-    "lb": "lbs",
-    "oz": "ounce",
-    "ml": "milliliter millilitre",
-    "l": "liter litre",
-    "ms": "millisecond",
-    "s": "second sec",
-    "min": "minute",
-    "h": "hour hr hrs",
-    "day": "day",
-    "week": "week",
-    "month": "month",
-    "year": "year yr",
-    "n": "newton",
-    "j": "joule",
-    "kj": "kilojoule",
-    "w": "watt",
-    "kw": "kilowatt",
-    "v": "volt",
-    "a": "ampere amp",
-    "hz": "hertz",
-    "pa": "pascal",
-    "kpa": "kilopascal",
-    "k": "kelvin",
-    "°c": "celsius",
-    "°f": "fahrenheit",
-    "mol": "mole",
-    "mph": "mph",
-    "ω": "ohm",
-    "unit": "unit",
-}
-_UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words.split())}
-
+# unit = factor and base units: spellings. Base units stand for themselves. A unit of another
+# script is one of its spellings.
+_TABLE = """
+m = : meter metre 米 公尺 метр метров м متر メートル 미터 मीटर
+km = 1000 m: kilometer kilometre 千米 公里 км كم キロメートル किमी
+dm = 1/10 m: decimeter decimetre 分米 дм
+cm = 1/100 m: centimeter centimetre 厘米 公分 см سم センチ センチメートル 센티미터 सेमी
+mm = 1/1000 m: millimeter millimetre 毫米 мм مم ミリメートル
+μm = 1/1000000 m: micrometer micrometre micron um 微米 мкм
+nm = 1/1000000000 m: nanometer nanometre 纳米 нм
+in = 127/5000 m: inch inche 英寸
+ft = 381/1250 m: foot feet 英尺
+yd = 1143/1250 m: yard
+mi = 201168/125 m: mile 英里
+kg = : kilogram kilogramme kilo 千克 公斤 кг كغ كجم キログラム किग्रा
+g = 1/1000 kg: gram gramme gm 克 г грамм غرام グラム ग्राम
+mg = 1/1000000 kg: milligram 毫克 мг
+t = 1000 kg: tonne 吨
+lb = 45359237/100000000 kg: lbs pound 磅
+oz = 45359237/1600000000 kg: ounce
+s = : second sec 秒 с сек секунд ثانية 초 सेकंड
+ms = 1/1000 s: millisecond 毫秒 мс
+min = 60 s: minute mins 分钟 мин минут دقيقة
+h = 3600 s: hour hr hrs 小时 ч час часов ساعة 時間 시간 घंटे
+day = 86400 s: 天 日 день дней
+week = 604800 s: 周
+month = : 月
+year = : yr yrs 年 лет год
+l = 1/1000 m^3: L liter litre 升 л лит لتر リットル
+ml = 1/1000000 m^3: mL milliliter millilitre cc 毫升 мл
+cl = 1/100000 m^3: cL centiliter centilitre
+dl = 1/10000 m^3: dL deciliter decilitre
+ha = 10000 m^2: hectare 公顷
+gal = 473176473/125000000000 m^3: gallon
+N = kg m/s^2: newton 牛
+kN = 1000 kg m/s^2: kilonewton
+J = kg m^2/s^2: joule 焦耳 焦
+kJ = 1000 kg m^2/s^2: kilojoule kj
+W = kg m^2/s^3: watt 瓦
+kW = 1000 kg m^2/s^3: kilowatt kw
+MW = 1000000 kg m^2/s^3: megawatt
+Pa = kg/m s^2: pascal pa
+kPa = 1000 kg/m s^2: kilopascal kpa
+Hz = /s: hertz hz
+kHz = 1000 /s: kilohertz khz
+A = : ampere amp amps
+mA = 1/1000 A: milliampere
+V = : volt 伏
+kV = 1000 V: kilovolt
+Ω = : ohm
+C = : coulomb
+K = : kelvin
+mol = : mole
+°C = : celsius ℃ 摄氏度
+°F = : fahrenheit
+° = : degree deg 度
+rad = : radian
+$ = : dollar usd 美元 buck
+cent = 1/100 $: ¢
+€ = : euro eur 欧元
+£ = : pounds_sterling gbp quid 英镑
+¥ = : yuan yen rmb cny jpy 元 円 人民币
+₹ = : rupee inr rs
+mph = 201168/450000 m/s:
+kmh = 5/18 m/s: kph kmph
+% = : percent percentage pct パーセント 百分之
+unit = : unit
+pm = :
+am = :
+"""
+_DOUBLES = "square sq cubic"  # prefixes that raise the unit behind them
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "squared": 2, "cubed": 3, "平方": 2, "立方": 3}
 # Words behind a number that change it or make it an expression: not units.
-_NOT_UNIT_NAMES = (
-    "and or to by of in from with less more over plus minus times divided point half hundred "
-    "thousand million billion trillion dozen sin cos tan log ln exp sqrt pi mod is are than"
+_NOT_UNITS_NAMES = (
+    "and or to by of in on at from with less more over plus minus times divided point half "
+    "hundred thousand million billion trillion than is are sin cos tan log ln exp sqrt mod "
+    "not no if then when for as the but where only right left out above below between"
 )
-_NOT_UNITS = frozenset(_NOT_UNIT_NAMES.split())
-# "5m" is five metres; "4s" is more often four times a side s than four seconds.
-_GLUED_LETTERS = frozenset("mg")
-_UNIT_WORD = re.compile(r"(%|°[cf]?|[$€£¥]|[^\W\d_]{1,40})(?:\^([1-9])|([23]))?")
+_NOT_UNITS = frozenset(_NOT_UNITS_NAMES.split())
+
+_SINGLE = frozenset("mgshlLNJWVAKCFt")
+"""Single letters that are units behind a blank: "5 m"; others are variables."""
+_GLUED = frozenset("mg")
+"""Single letters that are units right behind a digit: "5m"; "4s" is rather four times a side s."""
+
+# Vowel signs of Indic scripts are no letters for Python.
+_WORD = r"(?:°\s?[CF]\b|[%°$€£¥₹Ω]|(?:[^\W\d_π]|[\u0900-\u0dff]){1,40}\.?)"
+_ITEM = rf"{_WORD}(?:\^\{{?-?[1-9]\}}?|[23](?![0-9]))?"
+SUFFIX = re.compile(rf"(?<![\\A-Za-z{{_^])(?P<unit>/?{_ITEM}(?: ?[/*] ?{_ITEM}| {_ITEM}){{0,5}})$")
+_PART = re.compile(
+    rf"(?P<op>[/*])|(?P<name>{_WORD})(?:\^\{{?(?P<power>-?[1-9])\}}?|(?P<glued>[23]))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
-    """An exact number with a canonical unit ("" if there is none)."""
+class Unit:
+    """A product of base units: `factor` times them; `name` is how the unit itself is written."""
 
-    number: Fraction
-    unit: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.number} {self.unit}" if self.unit else str(self.number)
+    factor: Fraction
+    bases: tuple[tuple[str, int], ...]
+    name: tuple[tuple[str, int], ...]
 
 
-def parse_quantity(text: str) -> Quantity | None:
-    """Read "1,234.50 cm", "-3/4", "1 1/2", "$5", "1.2e3", "3*10^4 m/s"; None for anything else.
+@lru_cache(maxsize=1)
+def _units() -> dict[str, Unit]:
+    """Return every spelling with its unit."""
+    found: dict[str, Unit] = {}
+    for line in _TABLE.strip().splitlines():
+        head, _, spellings = line.partition(":")
+        name, _, meaning = (part.strip() for part in head.partition("="))
+        unit = Unit(Fraction(1), ((name, 1),), ((name, 1),))
+        if meaning:
+            factor = re.match(r"[0-9]+(?:/[0-9]+)?(?= )", meaning)
+            of = _product(meaning[factor.end() if factor else 0 :].strip(), found)
+            assert of is not None  # noqa: S101 the table above is well-formed
+            unit = Unit(Fraction(factor[0] if factor else 1), of.bases, ((name, 1),))
+        found |= dict.fromkeys((name, *spellings.split()), unit)
+    return found
 
-    `text` is expected in lower case with single spaces. Any word behind a space is a unit, except
-    those that change the number ("million", "and"); without a space only known units are, so that
-    "5xy" stays algebra. Numbers beyond 100 digits or 10^±300 stay text.
+
+def _product(text: str, known: dict[str, Unit], *, only_known: bool = True) -> Unit | None:
+    """Read "kg m/s^2" (what stands behind a slash is below it), or None."""
+    factor, bases, name = Fraction(1), dict[str, int](), dict[str, int]()
+    sign, raised, words = 1, 0, 0
+    for match in _PART.finditer(re.sub(r"\bper\b|每", "/", text)):
+        if match["op"]:
+            sign = -1 if match["op"] == "/" else sign
+            continue
+        word, power = match["name"].rstrip("."), int(match["power"] or match["glued"] or 1)
+        if word.casefold() in _POWERS:
+            raised = _POWERS[word.casefold()]
+            if word.casefold().endswith("d"):  # metres squared
+                if len(name) != 1:
+                    return None
+                name = {unit: n * raised for unit, n in name.items()}
+                bases = {base: n * raised for base, n in bases.items()}
+                factor, raised = factor**raised, 0
+            continue
+        unit = _word(word, known, only_known=only_known)
+        if unit is None:
+            return None
+        times, raised, words = sign * power * (raised or 1), 0, words + 1
+        factor *= unit.factor**times
+        for table, part in ((bases, unit.bases), (name, unit.name)):
+            for base, n in part:
+                table[base] = table.get(base, 0) + n * times
+    if not 1 <= words <= 4 or raised:
+        return None
+    return Unit(factor, _sorted(bases), _sorted(name))
+
+
+def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((base, power) for base, power in powers.items() if power))
+
+
+def _word(word: str, known: dict[str, Unit], *, only_known: bool) -> Unit | None:
+    word = word.replace(" ", "")
+    if word[:2] in ("平方", "立方"):
+        power, unit = _POWERS[word[:2]], known.get(word[2:])
+        if unit is None:
+            return None
+        bases, name = ({base: n * power for base, n in part} for part in (unit.bases, unit.name))
+        return Unit(unit.factor**power, _sorted(bases), _sorted(name))
+    small = word.casefold()
+    singular = small[:-1] if len(small) > 3 and small.endswith("s") and small[-2] != "s" else small
+    for spelling in (word, *((small, singular) if len(word) > 1 else ())):
+        if spelling in known:
+            return known[spelling]
+    if only_known or small in _NOT_UNITS:
+        return None
+    if not word.isascii() or (len(word) > 2 and re.search(r"[aeiouy]", small)):
+        return Unit(Fraction(1), ((singular, 1),), ((singular, 1),))  # apples
+    return None
+
+
+def read_unit(text: str, *, glued: bool, only_known: bool = False) -> Unit | None:
+    """Read what stands behind a number: "cm^2", "km/h", "square feet", "apples", "厘米", "%".
+
+    Args:
+        text: the words.
+        glued: whether they touch the number; then "5m" has a unit, but "4s" and "5xy" have none.
+        only_known: whether nouns that are in no table ("apples") are refused.
     """
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        return None
-    number = _number(match)
-    if number is None:
-        return None
-    written = match["unit"]
-    if not written:
-        return Quantity(number, match["currency"])
-    unit = _unit(written, only_known=not match["space"])
-    if unit is None or (match["currency"] and match["currency"] != unit):
-        return None
-    return Quantity(number, unit)
+    text = re.sub(r"^US |(?<=[a-z]) old$", "", text)
+    first = re.match(r"[^\W\d_]+", text)
+    if first and len(first[0]) == 1 and first[0].isascii():
+        allowed = _GLUED if glued and len(text) == 1 else _SINGLE
+        if first[0] not in allowed:
+            return None
+    known_only = only_known or (glued and first is not None and first[0].isascii())
+    return _product(text, _units(), only_known=known_only)
 
 
-def _number(match: re.Match[str]) -> Fraction | None:
-    if len(match.group()) - len(match["unit"]) > _MAX_DIGITS:
-        return None
-    exponent = int(match["e"] or match["ten"] or 0)
-    if abs(exponent) > _MAX_EXPONENT:
-        return None
-    try:
-        if match["decimal"]:
-            value = Fraction(match["decimal"].replace(",", "")) * Fraction(10) ** exponent
-        else:
-            value = int(match["whole"] or 0) + Fraction(match["part"] or match["ratio"])
-    except ZeroDivisionError:
-        return None
-    return -value if match["sign"] == "-" else value
+# --- words for numbers ----------------------------------------------------------------------------
+
+_UP_TO_NINETEEN = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_FRACTIONS = "half third quarter fifth sixth seventh eighth ninth tenth"
+_SMALL = {word: n for n, word in enumerate(_UP_TO_NINETEEN.split())}
+_SMALL |= {word: 10 * n for n, word in enumerate(_TENS.split(), start=2)}
+_LARGE = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_PARTS = {word: n for n, word in enumerate(_FRACTIONS.split(), start=2)}
+_PARTS |= {f"{word}s": n for word, n in _PARTS.items()} | {"halves": 2, "fourth": 4, "fourths": 4}
+_DIGITS_LARGE = re.compile(
+    r"([-+]?[$€£¥₹]? ?[0-9]+(?:\.[0-9]+)?) (dozen|thousand|million|billion|trillion)\b"
+)
 
 
-def _unit(written: str, *, only_known: bool) -> str | None:
-    """Return the canonical unit, or None if `written` is not a unit."""
-    words = re.sub(r"\bper\b", "/", written).replace("*", " ").replace("/", " / ").split()
-    parts: list[str] = []
-    power = ""
-    for word in words:
-        if word in ("square", "sq", "cubic"):
-            power = "3" if word == "cubic" else "2"
-        elif word in ("squared", "cubed"):
-            if not parts:
-                return None
-            parts[-1] += "^3" if word == "cubed" else "^2"
-        elif word == "/":
-            parts.append("/")
-        else:
-            name = _unit_word(word, only_known=only_known)
-            if name is None:
-                return None
-            parts.append(name + (f"^{power}" if power else ""))
-            power = ""
-    named = [part for part in parts if part != "/"]
-    text = " ".join(parts)
-    if not 1 <= len(named) <= 3 or power or text.endswith("/") or "/ /" in text:
-        return None
-    return text.replace(" / ", "/").replace("/ ", "/")
+def digits_for_words(text: str) -> str:
+    """Write "twenty-five apples" as "25 apples", "one half" as "1/2", "5 million" as "5000000"."""
+    match = _DIGITS_LARGE.match(text)
+    if match is not None:
+        digits = re.sub(r"[^-0-9.]", "", match[1])
+        sign = "".join(re.findall(r"[$€£¥₹]", match[1]))
+        return f"{sign}{_plain(Fraction(digits) * _LARGE[match[2]])}{text[match.end() :]}"
+    words = text.casefold().replace("-", " ").split(" ")
+    if words[0] in ("a", "an", "minus", "negative") and len(words) > 1:
+        sign = "-" if words[0] in ("minus", "negative") else ""
+        if words[1] in _SMALL and sign:
+            return sign + digits_for_words(" ".join(words[1:]))
+        words = ["one", *words[1:]] if not sign and words[1] in (*_LARGE, *_PARTS) else words
+    if text.casefold() == "half":
+        return "1/2"
+    if len(text) == 1 and not text.isascii() and unicodedata.category(text) == "Lo":
+        value = unicodedata.numeric(text, -1.0)
+        return text if value < 0 else _plain(Fraction(value))  # 三
+    if words[0] not in _SMALL:
+        return text
+    number, used = _counted(words)
+    rest = words[used:]
+    if rest and rest[0] in _SMALL:
+        return text  # "two three" is no number
+    if rest[:2] in (["and", "a"], ["and", "one"]) and rest[2:3] and rest[2] in _PARTS:
+        return " ".join([f"{number} 1/{_PARTS[rest[2]]}", *rest[3:]])
+    if rest and rest[0] in _PARTS:
+        return " ".join([f"{number}/{_PARTS[rest[0]]}", *rest[1:]])
+    return " ".join([str(number), *rest])
 
 
-def _unit_word(word: str, *, only_known: bool) -> str | None:
-    match = _UNIT_WORD.fullmatch(word)
-    if match is None or match[1] in _NOT_UNITS - {"in"}:
-        return None
-    name = match[1]
-    singular = name[:-1] if len(name) > 2 and name.endswith("s") and name[-2] != "s" else name
-    known = _UNITS.get(name) or _UNITS.get(singular)
-    if known is None and (only_known or len(name) == 1):
-        return None
-    if only_known and len(name) == 1 and name.isalpha() and name not in _GLUED_LETTERS:
-        return None
-    power = match[2] or match[3]
-    return (known or singular) + (f"^{power}" if power else "")
+def _counted(words: list[str]) -> tuple[int, int]:
+    """Return the number that words begin with, and how many words it has."""
+    total = current = 0
+    for used, word in enumerate(words):
+        following = words[used + 1] if used + 1 < len(words) else ""
+        if word in _SMALL:
+            if current % 100 and not (
+                current % 100 >= 20 and not current % 10 and _SMALL[word] < 10
+            ):
+                return total + current, used
+            current += _SMALL[word]
+        elif word == "hundred":
+            current *= 100
+        elif word in _LARGE:
+            total, current = total + current * _LARGE[word], 0
+        elif not (word == "and" and total + current >= 100 and following in _SMALL):
+            return total + current, used
+    return total + current, len(words)
+
+
+def _plain(number: Fraction) -> str:
+    return str(number) if number.denominator == 1 else str(float(number))

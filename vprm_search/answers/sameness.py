@@ -1,120 +1,155 @@
 """Decide which answers are the same.
 
-`answer_classes` sorts answers into classes for voting:
+`answer_classes` sorts answers into classes for voting. Answers with one key are the same (see
+`forms`). Shorter answers join fuller ones where all fuller ones agree:
 
-1. answers with one canonical spelling are the same (see `canonical.canonical_answer`);
-2. a number without a unit joins the same number with a unit, if all units given for that number
-   are the same: "12" = "12 cm", but it stays alone between "12 cm" and "12 m";
+1. "12" joins "12 cm", but stays alone between "12 cm" and "12 m"; "red and blue" joins "red, blue",
+   but stays alone beside "blue, red";
+2. "5" joins "x = 5", but stays alone between "x = 5" and "y = 5";
 3. a labelled choice is its letter ("B. 12 cm" = "B") if some answer is a bare letter A to J or if
-   the choices are given; given choices also turn "12 cm" into "B";
-4. expressions that math-verify proves equal are the same (extra `math`; see `algebra`).
+   the choices are given; given choices also turn "12 cm" into "B".
 
-Sameness is closed under transitivity, so the result is a partition, and it does not depend on
-the order of the answers.
+The result is a partition and does not depend on the order of the answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from vprm_search.answers.algebra import is_expression, same_expression
-from vprm_search.answers.canonical import AnswerForm, canonical_answer, read_form
-
-MAX_EXPRESSIONS = 16
-"""At most so many different expressions of one vote are compared pairwise."""
+from vprm_search.answers.forms import (
+    STRICT,
+    VOTING,
+    AnswerForm,
+    Key,
+    Sameness,
+    read_answer,
+    spelling,
+    without_label,
+)
 
 _LETTERS = "abcdefghij"
 
 
-def same_answer(a: str, b: str, *, choices: Sequence[str] = (), algebra: bool = True) -> bool:
+def same_answer(a: str, b: str, *, choices: Sequence[str] = (), rules: Sameness = VOTING) -> bool:
     """Return whether two answers mean the same, by the rules of this module.
 
     An empty answer is the same as nothing, not even another empty one.
     """
-    first, second = answer_classes([a, b], choices=choices, algebra=algebra)
+    first, second = answer_classes([a, b], choices=choices, rules=rules)
     return first is not None and first == second
 
 
 def answer_classes(
-    answers: Sequence[str | None], *, choices: Sequence[str] = (), algebra: bool = True
+    answers: Sequence[str | None], *, choices: Sequence[str] = (), rules: Sameness = VOTING
 ) -> list[int | None]:
     """Return the class of each answer: 0, 1, … in order of first appearance; None has no class.
 
     Args:
         answers: `[candidates]`; None or an empty text is no answer.
-        choices: the texts of the choices A, B, … of a multiple-choice question, if known.
-        algebra: whether expressions may be compared with math-verify.
+        choices: the texts of the choices A, B, … of a multiple-choice question, if known. Two
+            choices are never the same answer: if the rules say so, stricter ones are taken.
+        rules: what counts as the same where people differ.
     """
-    spelled = [canonical_answer(answer) if answer else "" for answer in answers]
-    classes = _Classes(set(spelled) - {""})
-    _merge_choices(classes, choices)
-    _merge_units(classes)
-    if algebra:
-        _merge_expressions(classes)
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(classes.find(text), len(numbers)) if text else None
-            for text in spelled]  # fmt: skip
+    readers: list[Callable[[str], AnswerForm | None]] = [lambda text: read_answer(text, rules)]
+    if choices:
+        readers += [lambda text: read_answer(text, STRICT), spelling]
+    spelled = {spelling(choice) for choice in choices}
+    numbers: dict[Hashable, int] = {}
+    classes: list[Hashable] = []
+    for read in readers:
+        offered = [read(without_label(choice, letter))
+                   for letter, choice in zip(_LETTERS, choices, strict=False)]  # fmt: skip
+        forms = [_choice(answer, offered, read) for answer in answers] + offered
+        classes = _classes(forms, _linked_letters(offered), bool(choices))
+        if len(set(classes[len(answers) :])) == len(spelled):
+            break
+    return [None if found is None else numbers.setdefault(found, len(numbers))
+            for found in classes[: len(answers)]]  # fmt: skip
 
 
-class _Classes:
-    """Disjoint sets of canonical answers; the smallest text names its set."""
-
-    def __init__(self, texts: set[str]) -> None:
-        self._parent: dict[str, str] = {}
-        self.forms: dict[str, AnswerForm] = {}
-        for text in sorted(texts):
-            self.add(text)
-
-    def add(self, text: str) -> None:
-        if text not in self._parent:
-            self._parent[text] = text
-            self.forms[text] = read_form(text)
-
-    def find(self, text: str) -> str:
-        while (parent := self._parent[text]) != text:
-            self._parent[text] = text = self._parent[parent]
-        return text
-
-    def union(self, a: str, b: str) -> None:
-        self.add(a)
-        self.add(b)
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parent[high] = low
+def _choice(
+    answer: str | None,
+    offered: Sequence[AnswerForm | None],
+    read: Callable[[str], AnswerForm | None],
+) -> AnswerForm | None:
+    """Read an answer; "B 12 cm" is a labelled choice if B is 12 cm."""
+    form = read(answer) if answer else None
+    labelled = re.fullmatch(r"\s*([A-Ja-j])\s+(.+)", answer or "") if offered else None
+    if labelled is not None:
+        at = _LETTERS.index(labelled[1].lower())
+        if at < len(offered) and offered[at] is not None and read(labelled[2]) == offered[at]:
+            return offered[at]
+    return form
 
 
-def _merge_choices(classes: _Classes, choices: Sequence[str]) -> None:
-    forms = list(classes.forms.values())
-    if choices or any(form.letter for form in forms):
-        for form in forms:
-            if form.labelled:
-                classes.union(form.text, form.labelled)
-    contents = [canonical_answer(choice) for choice in choices[: len(_LETTERS)]]
-    for letter, content in zip(_LETTERS, contents, strict=False):
-        # Two equal choices, or one that reads "B" itself, say nothing about the letter.
-        if content and contents.count(content) == 1 and not read_form(content).letter:
-            classes.union(content, letter)
+def _linked_letters(offered: Sequence[AnswerForm | None]) -> dict[str, AnswerForm]:
+    """Return the choice of each letter; equal choices, and one that is a letter, say nothing."""
+    return {letter: form for letter, form in zip(_LETTERS, offered, strict=False)
+            if form is not None and not form.letter and offered.count(form) == 1}  # fmt: skip
 
 
-def _merge_units(classes: _Classes) -> None:
-    same_number: dict[object, list[AnswerForm]] = {}
-    for form in classes.forms.values():
-        if form.number is not None:
-            same_number.setdefault(form.number, []).append(form)
-    for forms in same_number.values():
-        if len({form.unit for form in forms if form.unit}) == 1:
-            for form in forms[1:]:
-                classes.union(forms[0].text, form.text)
+class _Sets:
+    """Disjoint sets of keys."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Hashable, Hashable] = {}
+
+    def find(self, key: Hashable) -> Hashable:
+        while (parent := self._parent.setdefault(key, key)) != key:
+            key = parent
+        return key
+
+    def union(self, keys: Iterable[Hashable]) -> None:
+        roots = [self.find(key) for key in keys]
+        for root in roots[1:]:
+            self._parent[self.find(root)] = self.find(roots[0])
 
 
-def _merge_expressions(classes: _Classes) -> None:
-    """Compare expressions pairwise; two plain numbers are already decided exactly."""
-    texts = [text for text, form in sorted(classes.forms.items())
-             if is_expression(text) and not form.letter and not form.unit]  # fmt: skip
-    numbers = {text for text in texts if classes.forms[text].number is not None}
-    # Numbers last: when there are too many, two expressions are the more useful pair.
-    texts = sorted(texts, key=lambda text: (text in numbers, text))[:MAX_EXPRESSIONS]
-    for a, b in combinations(texts, 2):
-        decided = {a, b} <= numbers or classes.find(a) == classes.find(b)
-        if not decided and same_expression(a, b):
-            classes.union(a, b)
+def _classes(
+    forms: Sequence[AnswerForm | None], letters: dict[str, AnswerForm], labels_count: bool
+) -> list[Hashable]:
+    """Return a key per form that is equal for equal answers; None stays None."""
+    known = [form for form in forms if form is not None]
+    values = _join_values({(form.full, form.bare) for form in known})
+    names: dict[Hashable, set[str]] = defaultdict(set)
+    for form in known:
+        names[values.find(form.full)] |= {form.name} - {""}
+
+    def place(form: AnswerForm) -> Hashable:
+        value = values.find(form.full)
+        return value, form.name if len(names[value]) > 1 else ""
+
+    sets = _Sets()
+    for form in known:
+        sets.union([place(form), *([("equation", form.equation)] if form.equation else [])])
+        if form.full[0] in ("equation", "<", "≤"):
+            sets.union([place(form), ("equation", form.full)])
+        if form.letter:
+            sets.union([place(form), ("letter", form.letter)])
+    if labels_count or any(form.letter for form in known):
+        for form in known:
+            if form.label:
+                sets.union([place(form), ("letter", form.label)])
+    for letter, form in letters.items():
+        sets.union([place(form), ("letter", letter)])
+    return [None if form is None else sets.find(place(form)) for form in forms]
+
+
+def _join_values(keys: set[tuple[Key, Key]]) -> _Sets:
+    """Let bare values join the one fuller value there is; two bare ones never join through it."""
+    values = _Sets()
+    fuller: dict[Key, set[Key]] = defaultdict(set)
+    for full, bare in keys:
+        if full != bare:
+            fuller[bare].add(full)
+    claims: dict[Key, set[Key]] = defaultdict(set)
+    alone = {full for full, bare in keys if full == bare}
+    for bare in alone & set(fuller):
+        if len(fuller[bare]) == 1 and not fuller[bare] & alone:
+            claims[next(iter(fuller[bare]))].add(bare)
+    for full, bares in claims.items():
+        if len(bares) == 1:
+            values.union([full, *bares])
+    return values

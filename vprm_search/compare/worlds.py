@@ -18,7 +18,7 @@ from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from vprm_search.answers import answer_classes, extract_answer
+from vprm_search.answers import STRICT, extract_answer, same_answer
 from vprm_search.types import (
     Counts,
     ImageData,
@@ -76,11 +76,10 @@ class World(Protocol):
 
 
 def is_right(expected: str, answer: str | None) -> bool:
-    """Return whether an answer is the expected one."""
+    """Return whether an answer is the expected one, in the unit that was asked for."""
     if answer is None or answer == expected:
         return answer is not None
-    first, second = answer_classes([answer, expected])
-    return first is not None and first == second
+    return same_answer(answer, expected, rules=STRICT)
 
 
 # --- a world made of hashes ----------------------------------------------------------------------
