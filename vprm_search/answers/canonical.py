@@ -37,8 +37,8 @@ _SYMBOLS = {
     for symbol, _, names in (entry.rpartition(": ") for entry in re.split(r" ; |\n", _SYMBOL_TABLE))
     for name in names.split()
 }
-_SYMBOLS |= dict.fromkeys((r"\lor", r"\vee"), " or ") | dict.fromkeys((r"\quad", r"\qquad"), " ")
-_SYMBOLS |= dict.fromkeys((r"\land", r"\wedge", r"\And"), " and ")
+_SYMBOLS |= dict.fromkeys((r"\lor", r"\vee"), " ∨ ") | dict.fromkeys((r"\quad", r"\qquad"), " ")
+_SYMBOLS |= dict.fromkeys((r"\land", r"\wedge"), " ∧ ")
 for _size, _written in (("SMALL", str.lower), ("CAPITAL", str.capitalize)):
     for _name in _GREEK:
         _letter = _name.upper().replace("LAMBDA", "LAMDA")
@@ -65,7 +65,7 @@ _CHARACTERS = str.maketrans(
     | {"\u00b5": "μ", "\u2126": "Ω", "\u2264": "≤", "\u2265": "≥", "\u2a7d": "≤", "\u2a7e": "≥"}
     | {"\u221e": "∞", "\u2205": "∅", "\u221a": r"\sqrt", "\u2026": "…", "\u22ef": "…"}
     | {"\u211d": r"\mathbb{R}"}
-    | {"\u2228": " or ", "\u2227": " and ", "\u2192": "→", "\u2216": "∖"}
+    | {"\u2228": " ∨ ", "\u2227": " ∧ ", "\u2192": "→", "\u2216": "∖"}
     | {"\u00a2": " cent ", "\u2245": "≈"}
     | {chr(0x2074 + n): f"^{{{4 + n}}}" for n in range(6)}
 )  # fmt: skip
@@ -107,6 +107,7 @@ _GROUPED = tuple(
         r"(?P<w>[0-9]{1,3}\.[0-9]{3}),(?P<d>[0-9]{1,2}|[0-9]{4,})",  # 1.234,56
         r"(?P<w>[0-9]{1,3}(?:'[0-9]{3})+)(?P<f>\.[0-9]+)?",  # 1'234.5
         r"(?P<w>[0-9]{1,3}(?: [0-9]{3}){2,})(?P<f>\.[0-9]+)?",  # 1 234 567
+        r"(?P<w>[0-9]{1,3}(?: [0-9]{3})+),(?P<d>[0-9]{1,2}|[0-9]{4,})",  # 1 234,56
         r"(?P<w>[0-9]{1,3} 0[0-9]{2})(?P<f>\.[0-9]+)?",  # 10 080: nobody writes the number 080
     )
 )
@@ -164,6 +165,8 @@ def _one_pass(text: str) -> str:
 
 
 def _plain_characters(text: str) -> str:
+    for sign, root in (("√", r"\sqrt"), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]")):
+        text = re.sub(rf"{sign}\s?([0-9]+(?:\.[0-9]+)?)", rf"\{root}{{\1}}", text)
     text = _EMOJI.sub("", text.translate(_CHARACTERS))
     text = _SUPERSCRIPT.sub(
         lambda run: "^{" + "".join(_SUPERSCRIPTS.get(c, "") for c in run[0]) + "}", text
@@ -216,7 +219,9 @@ def _strip_dollars(text: str) -> str:
     dollars = [match.start() for match in re.finditer(r"(?<!\\)\$", text)]
     if not dollars or len(dollars) % 2:
         return text
-    amounts = re.findall(r"(?<!\\)\$\s?[0-9][0-9.,]*(?=\s*(?:$|[-,;/]|to\b|and\b|or\b))", text)
+    amounts = re.findall(
+        r"(?<!\\)\$\s?[0-9][0-9.,]*(?=\s*(?:$|[-,;/*`}_)\"'\\]|to\b|and\b|or\b))", text
+    )
     if len(amounts) == len(dollars) and not text.endswith("$"):
         return text  # "$5, $6" is two prices
     return re.sub(r"(?<!\\)\$", " ", text)
@@ -281,4 +286,6 @@ def squeezed(text: str) -> str:
     text = re.sub(
         r"\{ ?(\w) ?\}", r"\1", re.sub(r" +(?=\\)|(\\[A-Za-z]+) +(?![A-Za-z])", r"\1", text)
     )
-    return re.sub(r"\s*([-+*/=<>^_()\[\]{}|,:;&…]|\\\\)\s*", r"\1", " ".join(text.split())).strip()
+    return re.sub(
+        r"\s*([-+*/=<>^_()\[\]{}|,:;&…∪∩∈∖∨∧]|\\\\)\s*", r"\1", " ".join(text.split())
+    ).strip()

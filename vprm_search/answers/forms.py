@@ -84,8 +84,8 @@ _NAMED_SETS = {
 }  # fmt: skip
 _RELATION = re.compile(r"([=≈<>≤≥≠∈]|\\equiv(?![A-Za-z]))")
 _VARIABLE = re.compile(
-    r"(?:\\(?:angle|overline|vec|triangle) ?)?(?:[A-Za-zα-ωΑ-Ω]|\{?[A-Z]{2,3}\}?)'*"
-    r"(?:_(?:[A-Za-z0-9]|\{[^{}]{1,12}\}))?(?:\([a-z](?:, ?[a-z])*\))?"
+    r"(?:m?\\(?:angle|overline|vec|triangle) ?)?(?:[A-Za-zα-ωΑ-Ω]|\{?[A-Z]{2,3}\}?)'*"
+    r"(?:_(?:[A-Za-z0-9]|\{[^{}]{1,12}\}))?(?:\([A-Za-z](?:, ?[A-Za-z])*\))?"
 )
 _VARIABLES = re.compile(r"\(([A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+)\)")
 _WORDY = re.compile(r"[^\W\d_]{2}[^=<>\d\\]{0,60}|[^\W\d_ ]+(?: [^\W\d_ ]+){1,6}")
@@ -237,7 +237,9 @@ class _Reader:
 
     def _grouped(self, inside: str, depth: int) -> AnswerForm | None:
         form = self.read(inside, depth + 1)
-        return form if form.full[0] != "text" else None
+        if form.full[0] != "text":
+            return form
+        return self._words(inside) if inside.isalpha() else None  # (iii) is no product
 
     def _sequence(self, opening: str, items: list[AnswerForm], closing: str) -> AnswerForm:
         # An infinite end is open, however it is written.
@@ -269,7 +271,8 @@ class _Reader:
         )
 
     def _listed(self, text: str, depth: int) -> AnswerForm | None:
-        clauses = re.split(r",?\s+(?:or|and)\s+|\s*;\s*", text, flags=re.IGNORECASE)
+        joints = "or|and|∨|∧" if re.search("[=<>≤≥∈]", text) else "or|and"
+        clauses = re.split(rf",?\s+(?:{joints})\s+|\s*;\s*", text, flags=re.IGNORECASE)
         items = [item for clause in clauses for item in split_list(clause)]
         if len(items) < 2 or not all(item.strip() for item in items):
             return None
@@ -283,7 +286,7 @@ class _Reader:
         if many.full[0] == "set" and all(
             form.full[0] == "sequence" and form.name for form in forms
         ):
-            either = re.search(r"\sor\s", text) is not None  # x < -1 or x > 1
+            either = re.search(r"\s(?:or|∨)\s", text) is not None  # x < -1 or x > 1
             return replace(many, full=("∪" if either else "∩", *many.full[1:]),
                            bare=("∪" if either else "∩", *many.bare[1:]))  # fmt: skip
         if len(clauses) == 1 and all(form.full[0] == "text" for form in forms):
@@ -401,7 +404,7 @@ class _Reader:
             return ()
 
     def _name(self, text: str) -> str:
-        name = re.sub(r"\([^()]*\)$|[{} ]", "", text)
+        name = re.sub(r"[{} ]", "", text)
         return name.lower() if self._fold else name
 
     # --- values ----------------------------------------------------------------------------------

@@ -239,6 +239,8 @@ def digits_for_words(text: str) -> str:
         if words[1] in _SMALL and sign:
             return sign + digits_for_words(" ".join(words[1:]))
         words = ["one", *words[1:]] if not sign and words[1] in (*_LARGE, *_PARTS) else words
+    if words[0] == "half" and words[1:2] in (["a"], ["an"]):
+        return " ".join(["1/2", *words[2:]])
     if text.casefold() == "half":
         return "1/2"
     if len(text) == 1 and not text.isascii() and unicodedata.category(text) == "Lo":
