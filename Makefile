@@ -15,12 +15,13 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 OLDEST := $(VENV)-oldest
+CLIENTS := $(VENV)-clients
 
 # Small models on few cores: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-random test-serving coverage lint format docs bench-engine bench-gpu clean
+.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-random test-serving coverage lint format docs bench-engine bench-gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -48,12 +49,13 @@ serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers
 test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: test test-slow test-oldest test-random  ## Run all of it, as CI does
+test-all: test test-slow test-oldest test-clients test-random  ## Run all of it, as CI does
 
 # One process for the servers: each worker would start some of its own, 3 GB each.
 test-slow: $(STAMP)  ## Run the slow tests, those against a real vLLM server among them
 	$(BIN)/python -m pytest -n 0 -m slow tests/serving $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m slow --ignore=tests/serving $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow --ignore=tests/serving \
+		--ignore=tests/clients $(PYTEST_ARGS)
 
 # Over $(VENV): only what tests/oldest.txt names is installed anew, everything else is found there.
 test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest versions of them
@@ -64,6 +66,14 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" \
 		tests/chat tests/graph tests/policy tests/corpus tests/testing tests/tiny/test_chat_model.py \
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
+
+# Over $(VENV) like the oldest versions, with the chat clients of many providers.
+test-clients: $(STAMP)  ## Run every common chat client against a double of its provider
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/clients/requirements.txt
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
+	$(CLIENTS)/bin/python -m pytest -n auto --dist worksteal tests/clients $(PYTEST_ARGS)
 
 test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test draws the same ones)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n auto --dist worksteal \
@@ -99,4 +109,4 @@ bench-gpu: $(STAMP)  ## Measure it at the 8B shape on a GPU, in ten minutes
 	$(BIN)/python -m tests.benchmarks.gpu --out gpu.json
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(OLDEST) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(CLIENTS) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -140,15 +140,18 @@ class Budget(BaseModel):
 class Prices(BaseModel):
     """What the models cost, in `currency`: per million tokens, per image and per request.
 
-    `prompt` and `generated` are the policy's tokens. `scored` is for the reward model's, counted
-    as `scored_as` says: "scored_tokens" (as if every shared prefix were computed once, the same
-    for every scorer), "tokens_sent" (a server that bills whole prompts) or "tokens_computed" (one
-    that bills what its cache did not hold). `image` is for images the scorer encodes.
+    `prompt` and `generated` are the policy's tokens; `cached` is for tokens of its prompts that the
+    provider had remembered, in place of `prompt` (None: the same price). `scored` is for the
+    reward model's, counted as `scored_as` says: "scored_tokens" (as if every shared prefix were
+    computed once, the same for every scorer), "tokens_sent" (a server that bills whole prompts) or
+    "tokens_computed" (one that bills what its cache did not hold). `image` is for images the
+    scorer encodes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per_million_prompt_tokens: float = Field(default=0.0, ge=0)
+    per_million_cached_tokens: float | None = Field(default=None, ge=0)
     per_million_generated_tokens: float = Field(default=0.0, ge=0)
     per_million_scored_tokens: float = Field(default=0.0, ge=0)
     per_image: float = Field(default=0.0, ge=0)
@@ -158,8 +161,10 @@ class Prices(BaseModel):
 
     def cost_of(self, usage: Usage) -> float:
         """Return what `usage` costs, in `currency`."""
+        cached, price = usage.cached_tokens, self.per_million_cached_tokens
         tokens = (
-            self.per_million_prompt_tokens * usage.prompt_tokens
+            self.per_million_prompt_tokens * (usage.prompt_tokens - cached)
+            + (self.per_million_prompt_tokens if price is None else price) * cached
             + self.per_million_generated_tokens * usage.generated_tokens
             + self.per_million_scored_tokens * int(getattr(usage, self.scored_as))
         )

@@ -70,7 +70,8 @@ _stored = with_config(ConfigDict(extra="forbid"))
 class Counts:
     """What something cost, wherever it is counted: one call, one score, one node, one search.
 
-    `generated_tokens`, `prompt_tokens` and `requests` are the policy's. `scored_tokens` counts
+    `generated_tokens`, `prompt_tokens` and `requests` are the policy's; `cached_tokens` are those
+    of its prompts that the provider had remembered. `scored_tokens` counts
     what was scored as if every shared prefix were computed once. The others are the scorer's work
     as far as it can tell: `tokens_sent` is what one forward pass over every path asked for would
     compute, `tokens_computed` what was computed. What several requests share counts for one of
@@ -80,6 +81,7 @@ class Counts:
 
     generated_tokens: _Count = 0
     prompt_tokens: _Count = 0
+    cached_tokens: _Count = 0
     scored_tokens: _Count = 0
     requests: _Count = 0
     tokens_sent: _Count = 0

@@ -12,6 +12,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
@@ -231,3 +232,26 @@ def test_ordinary_texts_are_kept_on_one_line_and_short() -> None:
 def test_a_models_secret_fields_are_known() -> None:
     model = ChatOpenAI(model="m", api_key=SecretStr(KEY), base_url="http://127.0.0.1/v1")
     assert secrets_of(model) == (KEY,)
+
+
+@pytest.mark.parametrize(("own", "of_run", "most"), [(4, 2, 2), (2, 9, 2), (4, None, 4), (4, 0, 1)])
+async def test_the_concurrency_of_a_runs_config_holds(
+    own: int, of_run: int | None, most: int
+) -> None:
+    running, seen = 0, 0
+
+    async def attempt() -> None:
+        nonlocal running, seen
+        running += 1
+        seen = max(seen, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    bounded = BoundedCalls(RetryRules(), own)
+
+    async def run(_: Any) -> None:
+        await asyncio.gather(*(bounded(attempt) for _ in range(12)))
+
+    config: Any = {} if of_run is None else {"max_concurrency": of_run}
+    await RunnableLambda(lambda _: None, afunc=run).ainvoke(None, config)
+    assert seen == most

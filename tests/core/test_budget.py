@@ -141,3 +141,10 @@ BAD_PRICES += [json.dumps({"currency": "€ "}), json.dumps({"scored_as": "token
 def test_a_bad_price_list_is_told_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^prices\.json"):
         Prices.loads(text, "prices.json")
+
+
+def test_remembered_tokens_have_a_price_of_their_own() -> None:
+    spent = Usage(prompt_tokens=3_000_000, cached_tokens=2_000_000)
+    assert spent.cost(Prices(per_million_prompt_tokens=5)) == 15
+    prices = Prices(per_million_prompt_tokens=5, per_million_cached_tokens=0.5)
+    assert spent.cost(prices) == 6

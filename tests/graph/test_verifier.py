@@ -377,3 +377,43 @@ def test_a_scorer_that_miscounts_is_named() -> None:
     node = create_verifier_node(Short(), image_store=MemoryImageStore())
     with pytest.raises(ScorerError, match="2 steps"):
         node.invoke({"messages": [ASKED, AIMessage(GOOD)]})
+
+
+def test_the_picture_a_tool_has_shown_is_judged_by() -> None:
+    chart = ToolMessage([{"type": "text", "text": "chart"}, PICTURE], tool_call_id="1")
+    call: Any = {"name": "plot", "args": {}, "id": "1"}
+    asked = [HumanMessage("What does the chart show?"), AIMessage("", tool_calls=[call]), chart]
+    scorer = WordScorer()
+    node = create_verifier_node(scorer, image_store=MemoryImageStore())
+    verdict = node.invoke({"messages": [*asked, AIMessage(GOOD)]})["vprm"]
+    assert verdict["outcome"] == "passed"
+    assert [image.digest for image in scorer.requests[0].images] == [DIGEST]
+
+
+INPUT_TEXT = {"type": "input_text", "text": "How many?"}
+
+
+def test_blocks_of_the_responses_api_are_read() -> None:
+    data = f"data:image/png;base64,{PICTURE['base64']}"
+    asked = HumanMessage([INPUT_TEXT, {"type": "input_image", "image_url": data}])
+    scorer = WordScorer()
+    create_verifier_node(scorer).invoke({"messages": [asked, AIMessage(GOOD)]})
+    (seen,) = scorer.requests
+    assert (seen.problem.question, len(seen.images)) == ("How many?", 1)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+        {"type": "input_file", "file_id": "f"},
+        {"type": "video_url", "video_url": {"url": "https://127.0.0.1/v"}},
+        {"type": "input_image", "file_id": "f"},
+        {"type": "hologram"},
+    ],
+)
+def test_what_the_scorer_cannot_see_leaves_the_message_unscored(block: dict[str, Any]) -> None:
+    asked = HumanMessage([INPUT_TEXT, block])
+    state = {"messages": [asked, AIMessage(GOOD)]}
+    verdict = create_verifier_node(WordScorer()).invoke(state)["vprm"]
+    assert verdict["outcome"] == "unscored"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -98,3 +99,20 @@ def test_the_step_table_says_why_a_step_has_no_score() -> None:
     shown = rendered(step_table(["a", "b"], [StepScore(0.25), StepScore(None, "too_long: 9")]))
     assert "0.25" in shown
     assert "no score: too_long: 9" in shown
+
+
+def test_equal_failures_are_one_line_with_their_number() -> None:
+    tree, result = written_by(["a step"])
+    view = view_of(tree, result)
+    (node, *_) = view.nodes
+    reasons = [f"HTTP 401: bad key, request req_{number:08}ab" for number in range(32)]
+    reasons += ["the model wrote nothing new"]
+    failed = [
+        replace(node, id=f"f{i}", parent=None, text="", status="failed", reason=reason, copies=1)
+        for i, reason in enumerate(reasons)
+    ]
+    shown = rendered(tree_view(replace(view, nodes=(*view.nodes, *failed))))
+    assert shown.count("bad key") == 1
+    assert "×32" in shown
+    assert shown.count("wrote nothing new") == 1
+    assert "a step" in shown

@@ -44,7 +44,8 @@ class ModelCapabilities:
     no reason to limit them. `max_temperature`: the highest one it takes. `context_tokens`: what
     prompt and answer may have together, if known. `keep_stop_key`: the field by which a "server"
     leaves the stop string in its answer. `cache_marks`: how the end of a prompt's shared part is
-    marked, where a provider remembers prompts only up to a mark.
+    marked, where a provider remembers prompts only up to a mark. `image_urls`: pictures have to be
+    OpenAI's blocks, because the client does not translate LangChain's own.
     """
 
     prefill: Prefill = "none"
@@ -60,6 +61,7 @@ class ModelCapabilities:
     keep_stop_key: str = "include_stop_str_in_output"
     seed_key: str = "seed"
     cache_marks: CacheMarks = "none"
+    image_urls: bool = False
 
 
 UNKNOWN_MODEL = ModelCapabilities()
@@ -81,8 +83,10 @@ _BY_PACKAGE: dict[str, ModelCapabilities] = {
     "langchain_xai": OPENAI,
     "langchain_openrouter": replace(HOSTED, seeds="call"),
     "langchain_nvidia_ai_endpoints": replace(HOSTED, seeds="call", max_temperature=1.0),
-    "langchain_cohere": replace(HOSTED, max_temperature=1.0),
-    "langchain_perplexity": replace(HOSTED, stop="none"),
+    "langchain_cohere": replace(HOSTED, max_temperature=1.0, image_urls=True),
+    "langchain_perplexity": replace(HOSTED, stop="none", image_urls=True),
+    "langchain_huggingface": replace(HOSTED, image_urls=True),
+    "langchain_community": replace(HOSTED, image_urls=True),
 }
 
 _OPENAI_HOSTS = ("openai.com", "azure.com")
@@ -121,6 +125,11 @@ _GROK_REASONING = re.compile(r"grok-(?:3-mini|[4-9]|code)", re.IGNORECASE)
 # The last family that accepts a trailing assistant message; later models refuse it with a 400.
 _CLAUDE_WITH_PREFILL = re.compile(
     r"claude-(?:instant|v?2|3|(?:opus|sonnet|haiku)-4(?:-[0-5])?(?:-\d{8}|@|$))"
+)
+
+# Bedrock refuses marks for earlier ones.
+_CLAUDE_WITH_CACHE = re.compile(
+    r"claude-(?:3-7|3-5-haiku|3-5-sonnet-20241022|(?:opus|sonnet|haiku)-\d)"
 )
 
 
@@ -193,7 +202,7 @@ def _of_bedrock(model: BaseChatModel, name: str) -> ModelCapabilities:
     known = replace(BEDROCK, stop="non_blank") if claude else BEDROCK
     if not converse:
         return known
-    if claude or "nova" in name:
+    if _CLAUDE_WITH_CACHE.search(name):
         known = replace(known, cache_marks="cachePoint")
     if _CLAUDE_WITH_PREFILL.search(name) and not thinking_of(model):
         return replace(known, prefill="message", prefill_whitespace=False)
@@ -250,7 +259,8 @@ def _openai_compatible(model: Any, name: str) -> ModelCapabilities:
     host = _host(model)
     if _responses_api(model):
         return OPENAI_REASONING
-    if _within(host, _OPENAI_HOSTS) or not host:
+    azure = any("Azure" in kind.__name__ for kind in type(model).__mro__)
+    if azure or _within(host, _OPENAI_HOSTS) or not host:
         return OPENAI_REASONING if _REASONING.match(name) else OPENAI
     return HOSTED if _within(host, _HOSTED) else OPEN_SERVER
 

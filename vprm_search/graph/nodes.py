@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
 from langgraph.config import get_stream_writer
@@ -197,6 +197,7 @@ def answer_message(
             input_tokens=spent.prompt_tokens,
             output_tokens=spent.generated_tokens,
             total_tokens=spent.prompt_tokens + spent.generated_tokens,
+            input_token_details=InputTokenDetails(cache_read=spent.cached_tokens),
         ),
     )
 

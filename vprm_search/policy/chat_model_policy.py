@@ -10,14 +10,12 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import LLMResult
-from langchain_core.runnables.config import ensure_config
 
 from vprm_search.chat.arguments import CallSettings
 from vprm_search.chat.calls import (
     DEFAULT_RETRY,
-    HIDDEN,
     BoundedCalls,
     Outcome,
     RetryRules,
@@ -26,6 +24,7 @@ from vprm_search.chat.calls import (
 from vprm_search.chat.capabilities import ModelCapabilities, capabilities_of, recognised
 from vprm_search.chat.context_window import ContextWindow, read_overrun
 from vprm_search.chat.failures import explain, is_retryable, remedy, secrets_of
+from vprm_search.chat.outgoing import outgoing
 from vprm_search.errors import ConfigError
 from vprm_search.images.messages import content_blocks, is_image
 from vprm_search.policy.manner import Client, Manner
@@ -243,16 +242,27 @@ class ChatModelPolicy:
         return [[p for task in row for p in task.result()] for row in tasks]
 
     def _calls(self, request: ProposeRequest) -> list[_Call]:
-        messages = build_messages(request, self._style)
+        messages = self._messages(request)
         size = self._per_call
         starts = range(0, len(request.seeds), size)
         return [_Call(request, request.seeds[s : s + size], messages, self._manner) for s in starts]
+
+    def _messages(self, request: ProposeRequest) -> list[BaseMessage]:
+        messages = build_messages(request, self._style)
+        shared = request.problem.question
+        if request.messages:
+            shared = str(request.messages[-1].text)
+        if self._style.prefill != "none":  # the steps are a message of their own
+            asked = [message for message in messages if isinstance(message, HumanMessage)]
+            content = asked[-1].content if asked else ""
+            shared = str(asked[-1].text) if isinstance(content, str) else _last_text(content)
+        return outgoing(messages, self.capabilities, shared)
 
     def _afresh(self, call: _Call) -> _Call:
         """Return a call as it is made by what is known of the client by now."""
         if call.manner is self._manner:
             return call
-        messages = build_messages(call.request, self._style)
+        messages = self._messages(call.request)
         return replace(call, messages=messages, manner=self._manner)
 
     async def _answer(self, call: _Call) -> list[Proposal]:
@@ -338,17 +348,8 @@ class ChatModelPolicy:
             tokens, refusals = fewer, refusals + 1
 
     async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int) -> LLMResult:
-        """Ask the model once; the run is nested under the caller's (tracing)."""
-        known = call.manner.known
         settings = self._settings(call, stop, tokens)
-        return await self._client.configured(settings, known).agenerate(
-            [call.messages],
-            stop=self._client.stop(stop),
-            callbacks=ensure_config().get("callbacks"),
-            tags=[HIDDEN],
-            run_name="propose",
-            **settings.arguments,
-        )
+        return await self._client.generate(call.messages, settings, call.manner.known, stop)
 
     def _settings(self, call: _Call, stop: tuple[str, ...], tokens: int) -> CallSettings:
         return self._client.settings(
@@ -401,8 +402,14 @@ def _charged(proposal: Proposal, *asked: Proposal, requests: int = 0) -> Proposa
         proposal,
         requests=requests + sum(one.requests for one in asked),
         prompt_tokens=sum(one.prompt_tokens for one in asked),
+        cached_tokens=sum(one.cached_tokens for one in asked),
         generated_tokens=sum(one.generated_tokens for one in asked),
     )
+
+
+def _last_text(content: Sequence[Any]) -> str:
+    last = content[-1] if content else ""
+    return str(last.get("text", "")) if isinstance(last, dict) else str(last)
 
 
 def _blocks(message: BaseMessage) -> list[dict[str, Any]]:

@@ -7,13 +7,18 @@ it, or without it, and so are all later ones; one warning says so.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import LLMResult
+from langchain_core.runnables.config import ensure_config
 
 from vprm_search.chat.arguments import (
     LIMITS,
@@ -25,7 +30,7 @@ from vprm_search.chat.arguments import (
     settings_for,
     takes_anything,
 )
-from vprm_search.chat.calls import without_cache
+from vprm_search.chat.calls import HIDDEN, without_cache
 from vprm_search.chat.capabilities import ModelCapabilities, Prefill, thinking_of
 from vprm_search.errors import ClientWarning
 from vprm_search.policy.replies import Reply
@@ -33,6 +38,7 @@ from vprm_search.types import ProposeRequest
 
 _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 _CONTINUE = ("continue_final_message", "add_generation_prompt", "extra_body")
+_MARKS = ("cache_control", "cachePoint")
 _LIMITS_TRIED = LIMITS[:4]
 _WITHOUT = {
     "n": "answers are asked for one by one",
@@ -52,6 +58,8 @@ class Manner:
     def without(self, name: str, sent: CallSettings, client: Client, text: str) -> Manner | None:
         """Return the manner without an argument that was refused, None if that is no way on."""
         known, refused = self.known, self.refused | {name}
+        if name in _MARKS:
+            return Manner(replace(known, cache_marks="none"), refused)
         if name in _CONTINUE:
             if client.continuation == "prefill":
                 return None
@@ -87,6 +95,8 @@ class Client:
 
     def __init__(self, model: BaseChatModel, bound: dict[str, Any], continuation: str) -> None:
         self.model, self.bound, self.continuation = model, bound, continuation
+        # Google's REST client awaits what it did at once, so its asynchronous calls always fail.
+        self._synchronous = getattr(model, "transport", None) == "rest"
         self._said: set[str] = set()
         own = getattr(model, "policy_capabilities", None)
         self._declares = isinstance(own, ModelCapabilities)
@@ -191,16 +201,39 @@ class Client:
             body[keep] = True
         return body
 
-    def configured(self, settings: CallSettings, known: ModelCapabilities) -> BaseChatModel:
-        """Return the model to call: itself, or a copy with the fields of `settings`."""
+    async def generate(
+        self,
+        messages: list[BaseMessage],
+        settings: CallSettings,
+        known: ModelCapabilities,
+        stop: Sequence[str],
+    ) -> LLMResult:
+        """Ask the model once; the run is nested under the caller's (tracing).
+
+        A client that has only synchronous calls makes them in a thread.
+        """
         model = settings.configured(self.model)
-        return without_cache(model) if known.seeds == "none" else model
+        if known.seeds == "none":
+            model = without_cache(model)
+        told: dict[str, Any] = {
+            "stop": self.stop(stop),
+            "callbacks": ensure_config().get("callbacks"),
+            "tags": [HIDDEN],
+            "run_name": "propose",
+            **settings.arguments,
+        }
+        if not self._synchronous:
+            try:
+                return await model.agenerate([messages], **told)
+            except NotImplementedError:
+                self._synchronous = True
+        return await asyncio.to_thread(model.generate, [messages], **_in_a_thread(told))
 
     def refused(self, error: Exception, settings: CallSettings, stop: Sequence[str]) -> str | None:
         """Return which argument of a call an error refuses, or None."""
         body = settings.arguments.get("extra_body") or {}
-        names: Iterable[str] = (*settings.names, *body, *(("stop",) if stop else ()))
-        return refused_argument(error, [name for name in names if name not in self.bound])
+        names = [name for name in (*settings.names, *body) if name not in self.bound]
+        return refused_argument(error, [*names, *_MARKS, *(["stop"] if stop else [])])
 
     def note_ends(self, replies: Iterable[Reply]) -> None:
         """Warn once of every reason for an end that nobody knows."""
@@ -226,3 +259,12 @@ class Client:
             instead = "paths are continued by asking for the next step"
         message = f"{type(self.model).__name__} does not take {name!r}: {instead} ({text})"
         warnings.warn(message, ClientWarning, stacklevel=2)
+
+
+def _in_a_thread(told: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a synchronous call: its callbacks are those that need no loop."""
+    callbacks = told["callbacks"]
+    if not isinstance(callbacks, AsyncCallbackManager):
+        return told
+    handlers = callbacks.inheritable_handlers
+    return {**told, "callbacks": [h for h in handlers if not isinstance(h, AsyncCallbackHandler)]}

@@ -34,6 +34,7 @@ from vprm_search.steps.splitters import split_paragraphs
 from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import Finish, Proposal, ProposeRequest
 
+_USAGE_NAMES = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
 _EXPLICIT = AnswerFormat(order=("boxed", "marker"))
 
 
@@ -82,6 +83,7 @@ class CallUsage:
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    cached_tokens: int = 0
 
 
 def read_replies(result: LLMResult) -> list[Reply]:
@@ -127,16 +129,27 @@ def read_usage(result: LLMResult) -> CallUsage:
     OpenAI-compatible clients write the call's total on every answer, others the answer's own
     share: equal figures are taken for one total and counted once, different ones are added.
     """
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, int, int]] = []
     for generation in result.generations[0] if result.generations else []:
         message = generation.message if isinstance(generation, ChatGeneration) else None
         usage = message.usage_metadata if isinstance(message, AIMessage) else None
         if usage is not None:
-            found.append((usage["input_tokens"], usage["output_tokens"]))
+            inputs, outputs = int(usage["input_tokens"] or 0), int(usage["output_tokens"] or 0)
+            cached = (usage.get("input_token_details") or {}).get("cache_read") or 0
+            found.append((inputs, outputs, min(int(cached), inputs)))
     if not found:
+        return _usage_of_output(result.llm_output)
+    outputs = found[0][1] if len(set(found)) == 1 else sum(output for _, output, _ in found)
+    return CallUsage(max(i for i, _, _ in found), outputs, max(cached for _, _, cached in found))
+
+
+def _usage_of_output(output: Mapping[str, Any] | None) -> CallUsage:
+    """Return the usage that clients without `usage_metadata` put into the output of a call."""
+    told = (output or {}).get("token_usage") or (output or {}).get("usage")
+    if not isinstance(told, Mapping):
         return CallUsage()
-    outputs = found[0][1] if len(set(found)) == 1 else sum(output for _, output in found)
-    return CallUsage(max(inputs for inputs, _ in found), outputs)
+    counts = [told.get(new) or told.get(old) or 0 for new, old in _USAGE_NAMES]
+    return CallUsage(*(count if isinstance(count, int) and count > 0 else 0 for count in counts))
 
 
 def share_tokens(replies: Sequence[Reply], total: int) -> list[int]:
@@ -273,6 +286,7 @@ def as_proposals(
             finish=finish,
             generated_tokens=spent,
             prompt_tokens=usage.prompt_tokens if place == 0 else 0,
+            cached_tokens=usage.cached_tokens if place == 0 else 0,
             requests=requests if place == 0 else 0,
             error=error,
             unusable=bool(error),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -280,15 +281,30 @@ def score_text(score: float | None) -> Text:
 
 
 def tree_view(view: SearchView, *, width: int = 100) -> Tree:
-    """Return a search as a rich tree; `width` is the characters shown of a step."""
+    """Return a search as a rich tree; `width` is the characters shown of a step.
+
+    Equal failures are one line, where the first of them happened, with their number.
+    """
     root = Tree(Text(shortened(view.question, 1000), style="bold"), guide_style="dim")
+    failures = Counter(map(_failure, view.nodes))
     branches: dict[NodeId, Tree] = {}
     for node in view.nodes:
+        if failure := _failure(node):
+            node = replace(node, copies=failures.pop(failure, 0))
+            if not node.copies:
+                continue
         above = root if node.parent is None else branches[node.parent]
         branches[node.id] = above.add(_line(node, width))
     if view.hidden:
         root.add(Text(f"{view.hidden} more steps are not shown", style="dim italic"))
     return root
+
+
+def _failure(node: NodeView) -> str:
+    """Return why a step failed that has no text, without the numbers of one call; "" for others."""
+    if node.status != "failed" or node.text:
+        return ""
+    return re.sub(r"\b(?=\w*\d)[\w-]{8,}|\d+", "#", node.reason) or "failed"
 
 
 def _line(node: NodeView, width: int) -> Text:
@@ -323,6 +339,7 @@ def answer_line(view: SearchView) -> Text:
     line.append(
         f"  [{printable(view.ended_by)}; {spent.rounds} rounds, {spent.candidates} candidates, "
         f"{spent.generated_tokens} tokens generated, {spent.scored_tokens} scored"
+        + (f", {spent.cached_tokens} of the prompts' remembered" if spent.cached_tokens else "")
         + (f"; {spent.work()}]" if spent.work() else "]"),
         style="dim",
     )

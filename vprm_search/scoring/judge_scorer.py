@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Literal
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel, Field
 
 from vprm_search.chat.calls import (
@@ -30,7 +30,10 @@ from vprm_search.chat.calls import (
     unwrap_model,
     without_cache,
 )
+from vprm_search.chat.capabilities import capabilities_of
 from vprm_search.chat.failures import explain, is_retryable, secrets_of, status_of
+from vprm_search.chat.finish_reasons import end_of
+from vprm_search.chat.outgoing import outgoing
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.images.messages import image_block
@@ -120,6 +123,7 @@ class JudgeScorer:
         self.samples, self.words, self.orm = samples, words, orm
         self.meter = JudgeMeter()
         self.identity = identity or _identity(self._model, self._bound, mode, samples, words, orm)
+        self._known = capabilities_of(self._model)
         self._bounded = BoundedCalls(retry, max_concurrency)
         self._remembered: OrderedDict[str, StepScore] = OrderedDict()
         self._lock = threading.Lock()  # of the memory: searches may run in several threads
@@ -205,7 +209,10 @@ class JudgeScorer:
     ) -> tuple[float | str, BaseMessage | None]:
         """Return an answer in `mode` as `_sample` does; once read, the mode is the judge's."""
         if value is None:
-            return f"{BAD_REPLY}: the answer cannot be read as one of {self.words}", message
+            told = {} if message is None else message.response_metadata
+            end = end_of(told, message if isinstance(message, AIMessage) else None)
+            why = f": {end.reason}" if end.ending in ("length", "failed") else ""
+            return f"{BAD_REPLY}: the answer cannot be read as one of {self.words}{why}", message
         if _MODES.index(mode) > _MODES.index(self.mode):
             self.mode = mode  # the earlier ones are not for this model
         return value, message
@@ -214,6 +221,7 @@ class JudgeScorer:
         self, mode: str, request: ScoreRequest, number: int
     ) -> tuple[float | None, BaseMessage | None]:
         messages = judge_messages(request, number, _STYLES[mode], self.words)
+        messages = outgoing(messages, self._known)
         runnable = self._runnable(mode)
         self.meter.calls += 1
         try:
