@@ -33,6 +33,8 @@ GOOD: list[dict[str, Any]] = [
     {"inline_data": {"mime_type": "image/png", "data": B64}},
     {"inlineData": {"mimeType": "image/png", "data": B64}},
     {"type": "input_image", "image_url": URI, "detail": "auto"},
+    {"type": "image", "image": B64},
+    {"type": "image", "image": URI},
     {"type": "file", "base64": B64, "mime_type": "image/png"},
 ]
 BAD: list[dict[str, Any]] = [
@@ -51,6 +53,8 @@ BAD: list[dict[str, Any]] = [
     {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x"}},
     {"type": "image", "source": {"type": "file", "file_id": "1"}},
     {"type": "input_image", "image_url": "http://127.0.0.1/x"},
+    {"type": "image", "image": "http://127.0.0.1/x"},
+    {"type": "image", "image": "photo.png"},
     {"type": "image"},
 ]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableLambda
 from pydantic import Field
 
 from tests.policy.models import request
@@ -152,6 +155,11 @@ REFUSALS = {
         TypeError("create() got an unexpected keyword argument 'n'"),
         Status(400, "'n' : number must be at most 1"),
         Status(422, '{"detail":[{"type":"extra_forbidden","loc":["body","n"]}]}'),
+        httpx.HTTPStatusError(
+            "Client error '422 Unprocessable Entity'",
+            request=httpx.Request("POST", "http://127.0.0.1"),
+            response=httpx.Response(422, json={"detail": [{"msg": "Extra inputs: 'n'"}]}),
+        ),
     ],
     "seed": [
         TypeError("chat() got an unexpected keyword argument 'seed'"),
@@ -256,3 +264,39 @@ async def test_an_end_nobody_knows_is_said_once_and_is_no_end() -> None:
         (row,) = await policy.propose([request(n=2, until="end")])
     assert len(told) == 1
     assert [(p.text, p.finish) for p in row] == [("The red bar", "length")] * 2
+
+
+async def test_a_client_that_keeps_its_place_in_a_field_is_not_copied() -> None:
+    model = FakeListChatModel(responses=["A step.", "B step.", "C step."])
+    assert sorted(await ask(model, 3)) == ["A step.", "B step.", "C step."]
+
+
+async def test_a_client_that_refuses_stream_is_asked_through_a_copy() -> None:
+    class Strict(Client):
+        def _stream(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("it was asked to stream")
+            yield ChatGenerationChunk(message=AIMessage(""))
+
+    model = Strict(problems={"stream": TypeError("unexpected keyword argument 'stream'")})
+    with pytest.warns(ClientWarning, match="'stream'"):
+        await ask(model)
+    assert [call["disable_streaming"] for call in model.seen] == [False, True]
+
+
+async def test_a_client_with_synchronous_calls_alone_is_asked_in_a_thread() -> None:
+    class Synchronous(Client):
+        async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
+            raise NotImplementedError
+
+    events = RunnableLambda(lambda _: None, afunc=lambda _: ask(Synchronous(), 2))
+    found = [e async for e in events.astream_events(None, version="v2")]
+    assert found[-1]["data"]["output"] == ["A step."] * 2
+
+
+async def test_tokens_for_thinking_come_on_top_of_the_limit() -> None:
+    class Thinking(Ours):
+        thinking: dict[str, Any]
+
+    model = Thinking(thinking={"type": "enabled", "budget_tokens": 1024})
+    await ask(model)
+    assert model.seen[0]["max_completion_tokens"] == 64 + 1024

@@ -84,8 +84,11 @@ def of_provider(model: BaseChatModel) -> bool:
 
 
 def is_provider(package: str) -> bool:
-    """Tell whether a package of this name holds the clients of a provider."""
-    return package.startswith("langchain_") and package != "langchain_core"
+    """Tell whether a package of this name holds clients that read their own fields at a call.
+
+    IBM's reads them once, when it is made.
+    """
+    return package.startswith("langchain_") and package not in ("langchain_core", "langchain_ibm")
 
 
 def packages_of(model: BaseChatModel) -> list[str]:
@@ -132,7 +135,7 @@ def refused_argument(error: BaseException, sent: Iterable[str]) -> str | None:
         status is None and any(isinstance(c, TypeError | ValueError) for c in causes)
     ):
         return None
-    text = " ".join(str(cause) for cause in causes)
+    text = " ".join(f"{cause} {_answered(cause)}" for cause in causes)
     if not _NOT_TAKEN.search(text):
         return None
     named = {str(getattr(cause, "param", None)) for cause in causes}
@@ -141,6 +144,14 @@ def refused_argument(error: BaseException, sent: Iterable[str]) -> str | None:
             if alias in named or re.search(_mention(alias), text):
                 return name
     return None
+
+
+def _answered(error: BaseException) -> str:
+    """Return what the server wrote, which httpx's own errors do not say."""
+    try:
+        return str(error.response.text)[:10_000]  # type: ignore[attr-defined]
+    except Exception:  # no response, or one whose body was never read
+        return ""
 
 
 def _mention(name: str) -> str:

@@ -211,7 +211,7 @@ def _picture(block: Mapping[str, Any]) -> ImageData:
     source = block.get("source")
     if isinstance(source, Mapping):  # Anthropic's, in a model's reply
         block = {**block, **source}
-    data = block.get("base64") or block.get("data")
+    data = block.get("base64") or block.get("data") or _inline(block.get("image"))
     if isinstance(data, bytes):
         return normalise_image(data)
     if isinstance(data, str) and data:
@@ -224,8 +224,14 @@ def _picture(block: Mapping[str, Any]) -> ImageData:
     raise ImageError(f"an image block has no data; {_NEVER_FETCHED}")
 
 
+def _inline(value: Any) -> Any:
+    """Return the data in Hugging Face's `image`, None for an address or a path."""
+    address = isinstance(value, str) and (":" in value[:64] or "." in value[:512])
+    return None if address else value
+
+
 def _url(block: Mapping[str, Any]) -> str | None:
-    for name in ("image_url", "url"):
+    for name in ("image_url", "url", "image"):
         value = block.get(name)
         if isinstance(value, Mapping):
             value = value.get("url")

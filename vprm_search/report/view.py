@@ -312,7 +312,8 @@ def _line(node: NodeView, width: int) -> Text:
     copies = f" ×{node.copies}" if node.copies > 1 else ""
     style = "dim" if node.status in ("pruned", "failed") else "bold" if node.chosen else ""
     line.append(f" {_MARKS[node.status]} ", style=style)
-    line.append(shortened(node.text, width) or "(end)", style=style)
+    nothing = "(no step)" if node.status == "failed" else "(end)"
+    line.append(shortened(node.text, width) or nothing, style=style)
     line.append(copies, style="dim")
     if node.status == "finished" and node.path_score is not None:
         line.append(f"  path {node.path_score:.2f}", style="dim")
