@@ -189,16 +189,18 @@ def answer_message(
     A message is stored with every later checkpoint of its conversation, so it has to be small.
     """
     spent = result.usage
+    usage = UsageMetadata(
+        input_tokens=spent.prompt_tokens,
+        output_tokens=spent.generated_tokens,
+        total_tokens=spent.prompt_tokens + spent.generated_tokens,
+    )
+    if spent.cached_tokens:
+        usage["input_token_details"] = InputTokenDetails(cache_read=spent.cached_tokens)
     return AIMessage(
         content=str(result),
         id=message_id,
         response_metadata={"vprm": {k: v for k, v in metadata.items() if k != "text"}},
-        usage_metadata=UsageMetadata(
-            input_tokens=spent.prompt_tokens,
-            output_tokens=spent.generated_tokens,
-            total_tokens=spent.prompt_tokens + spent.generated_tokens,
-            input_token_details=InputTokenDetails(cache_read=spent.cached_tokens),
-        ),
+        usage_metadata=usage,
     )
 
 
