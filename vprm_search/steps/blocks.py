@@ -19,6 +19,8 @@ _MARK = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
+_DEEPEST = 20  # blocks inside blocks
+
 Span = tuple[int, int]
 """The first and the last line of a block."""
 
@@ -82,6 +84,7 @@ def _mark(match: re.Match[str], opened: list[tuple[str, int]], number: int) -> i
     if kind == "[" and place is not None:  # it does not nest: the one before was never closed
         del opened[place:]
     opened.append((kind, number))
+    del opened[:-_DEEPEST]
     return None
 
 

@@ -7,6 +7,8 @@ a number nor mathematics, so that nothing that was computed is ever taken for on
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 NOT_SEEN = "\u00ad\u180e\u200b-\u200d\u2060\ufeff"
 """Characters that take no room and are no white space for Python, as in a class of a pattern."""
@@ -68,27 +70,36 @@ def is_rule(paragraph: str) -> bool:
     return _RULE.fullmatch(paragraph.strip()) is not None
 
 
-def goes_on(paragraph: str, following: str) -> bool:
-    """Tell whether `following` belongs to the list or the table that `paragraph` ends with.
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a step: its last line, and the last one that is not indented."""
 
-    A bulleted list and a table are one thing, and what is indented under an item is part of it.
-    Numbered items are steps and not parts of one.
-    """
-    first = following.lstrip("\r\n").splitlines()[0] if following.strip() else ""
-    lines = [line for line in paragraph.strip().splitlines() if line.strip()]
-    if not lines or not first:
-        return False
-    if _ROW.fullmatch(lines[-1]) and _ROW.fullmatch(first):
-        return True
-    outer = [line for line in lines if not line.startswith((" ", "\t"))]
-    if not outer:
-        return False
-    if first.startswith(("  ", "\t")):
-        return _ITEM.match(outer[-1]) is not None
-    bullet, other = _BULLET.match(outer[-1]), _BULLET.match(first)
-    if bullet is None or other is None or is_rule(first):
-        return False
-    return re.match(LABEL, first[other.end() :].lstrip("*_ "), re.IGNORECASE) is None
+    last: str = ""
+    outer: str = ""
+
+    def after(self, lines: Iterable[str]) -> Tail:
+        """Return the end of the step with these lines behind it."""
+        last, outer = self.last, self.outer
+        for line in lines:
+            if line.strip():
+                last = line.rstrip()
+                outer = outer if line.startswith((" ", "\t")) else last
+        return Tail(last, outer)
+
+    def goes_on(self, line: str) -> bool:
+        """Tell whether `line` belongs to the list or the table that a step ends with.
+
+        A bulleted list and a table are one thing, and what is indented under an item is part of it.
+        Numbered items are steps and not parts of one.
+        """
+        if _ROW.fullmatch(self.last) and _ROW.fullmatch(line.rstrip()):
+            return True
+        if line.startswith(("  ", "\t")):
+            return _ITEM.match(self.outer) is not None
+        bullet, other = _BULLET.match(self.outer), _BULLET.match(line)
+        if bullet is None or other is None or is_rule(line):
+            return False
+        return re.match(LABEL, line[other.end() :].lstrip("*_ "), re.IGNORECASE) is None
 
 
 # --- greetings ------------------------------------------------------------------------------------

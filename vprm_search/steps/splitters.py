@@ -7,6 +7,7 @@ empty one, and cut no block (`blocks`). "auto" looks at the text (`choose_splitt
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from vprm_search.steps.blocks import block_spans
 from vprm_search.steps.paragraphs import (
     LABEL,
     NOT_SEEN,
-    goes_on,
+    Tail,
     heading_level,
     is_greeting,
     is_rule,
@@ -43,22 +44,25 @@ def split_paragraphs(text: str) -> list[str]:
     U+2028, …), and U+2029 ends a paragraph by itself. Lists and tables stay whole, a heading
     belongs to the paragraph after it, and rules across the page are left out.
     """
-    steps: list[str] = []
-    levels: list[int] = []  # of the headings that a step ends with
+    steps: list[list[str]] = []
+    heads, tail = 0, Tail()  # the level of the heading that the last step ends with, and its end
     for paragraph in _paragraphs(text):
         bare = paragraph.strip()
         if is_rule(bare):
             continue
         level = heading_level(bare)
-        heads = levels[-1] if levels else 0
-        below = heads and (not level or level > heads)
-        if below or (steps and not level and goes_on(steps[-1], paragraph)):
-            steps[-1] += STEP_SEPARATOR + (bare if below else paragraph.rstrip())
-            levels[-1] = level
+        first, *others = paragraph.splitlines()
+        if heads and (not level or level > heads):
+            steps[-1].append(bare)
+            tail = Tail().after([first.lstrip(), *others])
+        elif steps and not level and tail.goes_on(first):
+            steps[-1].append(paragraph.rstrip())
+            tail = tail.after([first, *others])
         else:
-            steps.append(bare)
-            levels.append(level)
-    return steps
+            steps.append([bare])
+            tail = Tail().after([first.lstrip(), *others])
+        heads = level
+    return [STEP_SEPARATOR.join(parts) for parts in steps]
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -198,23 +202,23 @@ def split_lines(text: str) -> list[str]:
     steps: list[str] = []
     for paragraph in split_paragraphs(text):
         lines = paragraph.splitlines(keepends=True)
-        held = ""
-        for line, within in zip(lines, _within(lines), strict=True):
-            ends = "" if within else line.strip()
-            begins = ends and held and not within and not goes_on(held, line)
-            if begins and not heading_level(held):
-                steps.append(held.strip())
-                held = ""
-            held += line
-        steps.append(held.strip())
-    return [step for step in steps if step]
+        held, tail = [lines[0]], Tail().after(lines[:1])
+        for line, within in zip(lines[1:], _within(lines)[1:], strict=True):
+            begins = not within and line.strip() and not tail.goes_on(line)
+            if begins and not (len(held) < 4 and heading_level("".join(held))):
+                steps.append("".join(held).strip())
+                held, tail = [], Tail()
+            held.append(line)
+            tail = tail.after([line])
+        steps.append("".join(held).strip())
+    return steps
 
 
 # --- by length ------------------------------------------------------------------------------------
 
 _ASIDE = re.compile(
-    r"\$\$.*?\$\$|\$[^$\n]{1,200}\$|\\\(.*?\\\)|\\\[.*?\\\]|```.*?```|`[^`\n]+`"
-    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}",
+    r"\$\$.{1,1000}?\$\$|\$[^$\n]{1,200}\$|\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|```.{1,1000}?```"
+    r"|`[^`\n]{1,200}`|\\begin\{(\w{1,20}\*?)\}.{1,1000}?\\end\{\1\}",
     re.DOTALL,
 )
 _SENTENCE_END = re.compile(
@@ -232,16 +236,21 @@ def split_sentences(text: str) -> list[str]:
     return [step for paragraph in split_lines(text) for step in _sentences(paragraph)]
 
 
+_NOWHERE = (sys.maxsize, sys.maxsize)
+
+
 def _sentences(paragraph: str) -> Iterator[str]:
     if heading_level(paragraph.partition("\n")[0]) and "\n" in paragraph:
         yield paragraph
         return
-    aside = [match.span() for match in _ASIDE.finditer(paragraph)]
-    start = 0
+    asides = (match.span() for match in _ASIDE.finditer(paragraph))
+    aside, start = next(asides, _NOWHERE), 0
     for match in _SENTENCE_END.finditer(paragraph):
-        before = paragraph[start : match.start() + 1]
-        if any(a < match.start() < b for a, b in aside) or not paragraph[match.end() :]:
+        while aside[1] <= match.start():
+            aside = next(asides, _NOWHERE)
+        if aside[0] < match.start() or match.end() == len(paragraph):
             continue
+        before = paragraph[max(start, match.start() - 20) : match.start() + 1]
         lower = paragraph[match.end()].islower()
         short = _ABBREVIATION.search(before) and match.group().startswith(".")
         if lower or short or re.fullmatch(r"[\W_]*(?:\d{1,3}|[a-z])[.)]", before, re.IGNORECASE):

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import re
 
-_NAMES = r"think|thinking|thought|reasoning|reflection|scratchpad"
-_CLOSED = re.compile(rf"<({_NAMES})>.*?</\1>|\[THINK\].*?\[/THINK\]|◁think▷.*?◁/think▷", re.DOTALL)
-_ENDED = re.compile(rf".*(?:</(?:{_NAMES})>|\[/THINK\]|◁/think▷)", re.DOTALL)
-_BEGUN = re.compile(rf"(?:<(?:{_NAMES})>|\[THINK\]|◁think▷).*", re.DOTALL)
+_MARK = re.compile(
+    r"<(/?)(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[(/?)THINK\]|◁(/?)think▷"
+)
 
 
 def put_thinking_aside(text: str) -> str:
-    """Return `text` without its thinking; a text that has none is returned as it is."""
-    if ">" not in text and "[" not in text and "▷" not in text:
+    """Return `text` without its thinking; a text that has none is returned as it is.
+
+    Thinking that is not closed goes to the end of the text, and one that was not opened (some chat
+    templates open it in the prompt) from its beginning.
+    """
+    kept: list[str] = []
+    begin: int | None = 0  # of what is no thinking; None within thinking
+    for mark in _MARK.finditer(text):
+        closes = any(mark.groups())
+        if closes and begin is not None:
+            kept = []
+        elif not closes and begin is not None:
+            kept.append(text[begin : mark.start()])
+        begin = mark.end() if closes else None
+    if begin == 0:
         return text
-    rest = _BEGUN.sub("", _ENDED.sub("", _CLOSED.sub("", text)))
-    return text if rest == text else rest.strip()
+    return "".join([*kept, "" if begin is None else text[begin:]]).strip()
