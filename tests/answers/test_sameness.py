@@ -93,6 +93,7 @@ answers = fragments | any_text | st.sampled_from(ANSWERS)
 
 @given(answers)
 @example("\u0345\u0301")
+@example(":=" * 99 + "$" + ":=" * 99)
 @settings(max_examples=400)
 def test_the_tidy_spelling_is_a_fixed_point_storable_and_the_same_answer(text: str) -> None:
     tidy = tidy_answer(text)

@@ -161,7 +161,9 @@ def _one_pass(text: str) -> str:
     text = _unwrap(" ".join(text.split()))
     for pattern in _GROUPED:
         text = pattern.sub(_ungroup, text)
-    return _PREFIX.sub("", text, count=1) if _PREFIX.match(text) else text
+    while (prefix := _PREFIX.match(text)) is not None:
+        text = text[prefix.end() :]
+    return text
 
 
 def _plain_characters(text: str) -> str:
