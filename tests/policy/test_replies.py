@@ -31,10 +31,8 @@ def reply(text: str, **metadata: Any) -> Script:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case["id"], marks=pytest.mark.xfail if case["id"] == "46a" else ())
-        for case in CASES
-    ],
+    CASES,
+    ids=lambda case: case["id"],
 )
 async def test_our_reduced_cases(case: dict[str, Any]) -> None:
     model = reply(case["reply"], **case["response_metadata"])

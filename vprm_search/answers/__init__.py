@@ -1,8 +1,26 @@
 """Read answers out of solutions, and decide which of them are the same."""
 
 from vprm_search.answers.forms import STRICT, VOTING, Sameness
-from vprm_search.answers.reading import DEFAULT_FORMAT, AnswerFormat, extract_answer
+from vprm_search.answers.reading import (
+    DEFAULT_FORMAT,
+    AnswerFormat,
+    AnswerReading,
+    extract_answer,
+    has_final_answer,
+    read_answer,
+)
 from vprm_search.answers.sameness import answer_classes, same_answer
 
-__all__ = ["DEFAULT_FORMAT", "STRICT", "VOTING", "AnswerFormat", "Sameness", "answer_classes",
-           "extract_answer", "same_answer"]  # fmt: skip
+__all__ = [
+    "DEFAULT_FORMAT",
+    "STRICT",
+    "VOTING",
+    "AnswerFormat",
+    "AnswerReading",
+    "Sameness",
+    "answer_classes",
+    "extract_answer",
+    "has_final_answer",
+    "read_answer",
+    "same_answer",
+]

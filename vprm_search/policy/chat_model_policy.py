@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import LLMResult
 
+from vprm_search.answers import has_final_answer
 from vprm_search.chat.arguments import CallSettings
 from vprm_search.chat.calls import (
     DEFAULT_RETRY,
@@ -40,7 +41,6 @@ from vprm_search.policy.replies import (
     as_proposals,
     cut_too_early,
     failed_proposals,
-    has_final_answer,
     read_proposal,
     read_replies,
     read_usage,

@@ -23,7 +23,6 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
-from vprm_search.answers import AnswerFormat, extract_answer
 from vprm_search.chat.finish_reasons import End, Ending, end_of
 from vprm_search.images.messages import written_text
 from vprm_search.policy.first_step import FirstStep, first_step
@@ -35,12 +34,6 @@ from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import Finish, Proposal, ProposeRequest
 
 _USAGE_NAMES = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
-_EXPLICIT = AnswerFormat(order=("boxed", "marker"))
-
-
-def has_final_answer(text: str) -> bool:
-    """Tell whether `text` states a final answer ("Answer: …" or a box)."""
-    return extract_answer(text, _EXPLICIT) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from vprm_search.answers import has_final_answer
 from vprm_search.chat.failures import explain
-from vprm_search.policy.replies import has_final_answer
 from vprm_search.testing.script import Script, words_in
 from vprm_search.types import Finish, Proposal, ProposeRequest
 

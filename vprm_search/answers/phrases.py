@@ -1,0 +1,305 @@
+"""How people and models say what their final answer is, in the languages large models write.
+
+A statement is a noun ("answer") with a link ("is", a colon) and the answer behind it. In a heading
+or in front of a colon the noun may have company ("Final Answer", "Réponse finale").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ASIDE = r"[ \t*_`\"'\u2019]{0,6}"
+"""What may stand between the words of a statement besides letters: white space and markup."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrases:
+    """The final-answer phrases of one language.
+
+    `nouns` stand before a link or a colon, `company` beside a noun in a heading, `links` between
+    noun and answer, `endings` behind an answer, to be cut off.
+    """
+
+    language: str
+    nouns: tuple[str, ...]
+    links: tuple[str, ...]
+    company: tuple[str, ...] = ()
+    endings: tuple[str, ...] = ()
+
+
+LANGUAGES = (
+    Phrases(
+        "English",
+        ("answer choice", "answers", "answer", "ans", "final result", "final solution",
+         "final choice", "correct option", "correct choice", "right option", "right choice",
+         "best option", "best choice", "final option", "correct letter"),
+        ("would be", "should be", "must be", "will be", "has to be", "comes out to be",
+         "comes out to", "comes out as", "turns out to be", "works out to be", "works out to",
+         "is equal to", "amounts to", "equals", "becomes", "is", "are"),
+        ("the", "my", "our", "final", "correct", "right", "short", "complete", "simplified",
+         "exact", "numerical", "conclusion and"),
+        ("in total", "altogether", "in all", "overall"),
+    ),
+    Phrases(
+        "Chinese",
+        ("答案", "正确选项", "正確選項", "正确的选项", "故选", "故選", "应选", "應選",
+         "所以选", "因此选", "答"),
+        ("应该是", "應該是", "应该为", "应为", "應為", "就是", "等于", "等於",
+         "选择", "是", "为", "為", "选", "選"),
+        ("最终", "最終", "最后", "最後", "正确", "正確", "的"),
+    ),
+    Phrases(
+        "Japanese",
+        ("答え", "答案", "解答", "回答", "正解", "正解の選択肢"),
+        ("は", "が"),
+        ("最終的な", "最終", "正しい"),
+        ("となります", "になります", "であります", "である", "でした",
+         "です", "だ", "となる", "になる"),
+    ),
+    Phrases(
+        "Korean",
+        ("정답", "해답", "답변", "답안", "답"),
+        ("은", "는", "이"),
+        ("최종", "올바른", "최종적인"),
+        ("이 됩니다", "가 됩니다", "입니다", "이에요", "예요", "이다", "임"),
+    ),
+    Phrases(
+        "Spanish",
+        ("respuestas", "respuesta", "opción correcta", "alternativa correcta", "resultado final"),
+        ("sería", "debe ser", "es igual a", "es", "son"),
+        ("la", "final", "correcta", "definitiva"),
+        ("en total",),
+    ),
+    Phrases(
+        "French",
+        ("réponses", "réponse", "bonne option", "option correcte", "résultat final"),
+        ("serait", "doit être", "est donc", "est égale à", "est", "sont"),
+        ("la", "finale", "correcte", "définitive", "bonne"),
+        ("au total", "en tout"),
+    ),
+    Phrases(
+        "German",
+        ("antworten", "antwort", "endergebnis", "richtige option", "korrekte option", "lösung"),
+        ("lautet daher", "lautet also", "lautet somit", "lautet", "ist daher", "ist also",
+         "ist somit", "wäre", "ist", "sind", "beträgt"),
+        ("die", "endgültige", "finale", "richtige", "korrekte", "abschließende"),
+        ("insgesamt",),
+    ),
+    Phrases(
+        "Portuguese",
+        ("respostas", "resposta", "alternativa correta", "opção correta", "resultado final"),
+        ("seria", "deve ser", "é igual a", "é", "são"),
+        ("a", "final", "correta", "definitiva"),
+        ("no total", "ao todo"),
+    ),
+    Phrases(
+        "Italian",
+        ("risposte", "risposta", "opzione corretta", "risultato finale"),
+        ("sarebbe", "deve essere", "è", "sono"),
+        ("la", "finale", "corretta", "esatta", "definitiva"),
+        ("in totale",),
+    ),
+    Phrases(
+        "Dutch",
+        ("antwoorden", "antwoord", "juiste optie", "eindresultaat"),
+        ("is dus", "is", "zijn", "luidt"),
+        ("het", "definitieve", "juiste", "uiteindelijke"),
+        ("in totaal",),
+    ),
+    Phrases(
+        "Russian",
+        ("ответы", "ответ", "ответом", "правильный вариант", "верный вариант"),
+        ("является", "будет", "равен", "это"),
+        ("окончательный", "итоговый", "правильный", "верный", "финальный"),
+        ("всего",),
+    ),
+    Phrases(
+        "Ukrainian",
+        ("відповідь", "відповіддю", "правильний варіант"),
+        ("є", "буде", "це"),
+        ("остаточна", "правильна", "кінцева"),
+    ),
+    Phrases(
+        "Polish",
+        ("odpowiedź", "odpowiedzią", "poprawna opcja"),
+        ("wynosi", "brzmi", "jest", "to"),
+        ("ostateczna", "poprawna", "prawidłowa", "końcowa"),
+    ),
+    Phrases(
+        "Turkish",
+        ("cevap", "cevabı", "yanıt", "doğru seçenek"),
+        ("şudur",),
+        ("nihai", "doğru", "son"),
+    ),
+    Phrases(
+        "Vietnamese",
+        ("đáp án", "đáp số", "câu trả lời", "trả lời"),
+        ("sẽ là", "là"),
+        ("cuối cùng", "đúng", "chính xác"),
+    ),
+    Phrases(
+        "Indonesian",
+        ("jawabannya", "jawaban", "pilihan yang benar"),
+        ("adalah", "ialah"),
+        ("akhir", "akhirnya", "benar", "yang benar"),
+    ),
+    Phrases(
+        "Arabic",
+        ("الإجابة", "الاجابة", "الجواب", "إجابة", "جواب", "الخيار الصحيح", "الاختيار الصحيح"),
+        ("هو", "هي", "تساوي", "يساوي"),
+        ("النهائية", "النهائي", "الصحيحة", "الصحيح"),
+    ),
+    Phrases(
+        "Persian",
+        ("پاسخ", "جواب", "گزینه صحیح"),
+        ("برابر است با", "عبارت است از"),
+        ("نهایی", "صحیح", "درست"),
+        ("است",),
+    ),
+    Phrases(
+        "Hindi",
+        ("उत्तर", "जवाब", "सही विकल्प"),
+        ("होगा", "है", "हैं"),
+        ("अंतिम", "सही", "का"),
+        ("होगा", "हैं", "है"),
+    ),
+    Phrases(
+        "Bengali",
+        ("উত্তর",),
+        ("হলো", "হল", "হচ্ছে"),
+        ("চূড়ান্ত", "সঠিক"),
+    ),
+    Phrases(
+        "Thai",
+        ("คำตอบ",),
+        ("ที่ถูกต้องคือ", "สุดท้ายคือ", "คือ"),
+        ("สุดท้าย", "ที่ถูกต้อง"),
+    ),
+    Phrases(
+        "Hebrew",
+        ("התשובה", "תשובה"),
+        ("היא", "הוא"),
+        ("הסופית", "סופית", "הנכונה"),
+    ),
+)  # fmt: skip
+
+_SPACED = re.compile(r"[\u3040-ヿ\u3400-鿿\uac00-\ud7af\u0e00-\u0e7f]")
+_FILLER = (
+    r"(?:[ \t]{1,4}(?:then|thus|therefore|hence|indeed|also|really|simply|clearly|finally),?)?"
+)
+_THEN = (
+    r"(?:[ \t,]{1,4}(?:therefore|thus|hence|then|indeed|simply|just|clearly|definitely|probably"
+    r"|likely|obviously|actually|finally|only|donc|daher|also|somit|entonces|por tanto|portanto"
+    r"|dunque|quindi|dus)\b,?){0,2}"
+)
+_ABOUT = (
+    r"(?:[ \t]{1,4}(?:to|for|of|in|on|from|we|i|you|that|which|here|choice|option|letter)\b"
+    r"[^.:\n!?]{0,80}?)?"
+)
+_DASH = (
+    r"(?:[ \t]{1,4}[\u2013\u2014]{1,2}(?=\s)|[ \t]-[ \t](?=[*$\\(]{0,4}(?:\d|[A-J]\b))"
+    r"|\u3011[:\uff1a]?)"
+)
+_SIGN = r"(?::|\uff1a|={1,2}>?|->|\u2192|\u21d2|\u2248|\\approx\b)"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a phrase says that an answer follows: from the noun to the link or the line's end.
+
+    It is `firm` if it can hardly be anything else ("Answer:"), a `heading` if it stands alone on
+    its line, and says that a `letter` follows if the noun is a choice ("correct option").
+    """
+
+    start: int
+    end: int
+    firm: bool
+    heading: bool = False
+    letter: bool = False
+
+
+def _any(words: tuple[str, ...]) -> str:
+    ordered = sorted(words, key=len, reverse=True)
+    return "|".join(re.escape(word).replace("\\ ", r"[ \t]{1,4}") for word in ordered)
+
+
+def _edge(words: str) -> str:
+    """Return the words as a pattern that ends where a word ends, in scripts that have spaces."""
+    return rf"(?:{words})" if _SPACED.search(words) else rf"(?:{words})(?!\w)"
+
+
+def _behind_noun(language: Phrases) -> re.Pattern[str]:
+    """Return what follows a noun that marks an answer."""
+    english = language.language == "English"
+    company = rf"(?:[ \t]{{0,4}}{_edge(_any(language.company))}){{0,2}}" if language.company else ""
+    middle = f"{_FILLER}{_ABOUT}" if english else ""
+    link = ("" if _SPACED.search(language.nouns[0]) else r"(?<!\w)") + _edge(_any(language.links))
+    if language.language == "Chinese":
+        link += r"|(?<=[选選])(?=[ \t*$\\(]{0,5}[A-J])"
+    sign = rf"(?P<sign>{_ASIDE}(?:\([^()\n]{{0,30}}\)[ \t]{{0,2}})?{_SIGN}|{_DASH})"
+    return re.compile(
+        rf"{company}(?:{sign}|{middle}{_ASIDE}(?P<link>{link}){_THEN})", re.IGNORECASE
+    )
+
+
+def _heading(language: Phrases) -> re.Pattern[str]:
+    company = rf"(?:{_edge(_any(language.company))}[ \t]{{0,4}}){{0,3}}" if language.company else ""
+    noun = rf"(?:{_any(language.nouns)})"
+    after = rf"(?:[ \t]{{0,4}}{_edge(_any(language.company))}){{0,2}}" if language.company else ""
+    return re.compile(
+        rf"[^\w\n]{{0,12}}(?:\d[.)][ \t])?{company}{noun}{after}"
+        rf"(?:[^\w\n]{{0,8}}$|(?<=\w)(?:[ \t*]{{1,4}}(?=[-$\d(])|[ \t*]{{0,4}}(?=\\)))",
+        re.IGNORECASE | re.MULTILINE,
+    )
+
+
+_NOUNS = re.compile(
+    _any(tuple({noun for language in LANGUAGES for noun in language.nouns})), re.IGNORECASE
+)
+_BEHIND = tuple(_behind_noun(language) for language in LANGUAGES)
+_HEADINGS = tuple(_heading(language) for language in LANGUAGES)
+_LETTER_NOUN = re.compile(
+    "option|choice|letter|opci|opç|alternativa|opzione|optie|вариант|варіант|opcja|seçenek|pilihan"
+    "|选|選|الخيار|الاختيار|گزینه|विकल्प"
+)
+_HEADING_LINE = re.compile(r"[ \t]*(?:[#>]|\*\*|__|[^\w\s]{1,3}[ \t])")
+_DIRECT = frozenset({"Hindi", "Persian", "Bengali"})
+_DIRECT_VALUE = re.compile(
+    r"[ \t]{1,4}(?=[*$\\(]{0,4}[-\d(A-J\u0660-\u0669\u06f0-\u06f9\u0966-\u096f])"
+)
+
+
+def marks_in(text: str) -> list[Mark]:
+    """Return the phrases of `text` that may mark an answer, in order."""
+    marks: list[Mark] = []
+    for noun in _NOUNS.finditer(text):
+        mark = _mark_at(text, noun)
+        if mark is not None:
+            marks.append(mark)
+    return marks
+
+
+def _mark_at(text: str, noun: re.Match[str]) -> Mark | None:
+    start, word = noun.start(), " ".join(noun[0].lower().split())
+    before = text[max(0, start - 1) : start]
+    if not _SPACED.match(word) and before and (before.isalnum()) and before not in "فول":
+        return None
+    for place, language in enumerate(LANGUAGES):
+        if word not in language.nouns:
+            continue
+        behind = _BEHIND[place].match(text, noun.end())
+        if behind is not None:
+            firm = behind["sign"] is not None
+            return Mark(start, behind.end(), firm, letter=bool(_LETTER_NOUN.search(word)))
+        line = text.rfind("\n", max(0, start - 80), start) + 1 or (0 if start < 80 else start)
+        head = _HEADINGS[place].match(text, line)
+        alone = head is not None and "\n" not in head[0] and head.end() >= noun.end()
+        if head is not None and alone:
+            bare = not text[head.end() :].lstrip(" \t").startswith("\n")
+            marked = bool(_HEADING_LINE.match(text, line))
+            if marked or not bare:
+                return Mark(line, head.end(), firm=True, heading=True)
+        if language.language in _DIRECT and (value := _DIRECT_VALUE.match(text, noun.end())):
+            return Mark(start, value.end(), firm=False)
+    return None
