@@ -308,7 +308,9 @@ async def test_the_adapter_proposes_what_the_direct_policy_does(checkpoint: str)
                 text = one.text.strip() if request.until == "step" else one.text
                 assert (two.text, two.finish) == (text, one.finish)
             else:
-                assert two.finish in ("error", "stop")
+                # A reply that begins with blank lines is not empty: the adapter reads on.
+                assert two.text or two.finish in ("error", "stop")
+                continue
             assert two.generated_tokens == one.generated_tokens
             assert (two.prompt_tokens, two.requests) == (one.prompt_tokens, one.requests)
 
