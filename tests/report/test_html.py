@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.report.payloads import PAYLOADS
 from tests.report.searches import child, ended, large_search, small_search, written_by
+from vprm_search.answers import extract_answer
 from vprm_search.images import normalise_image
 from vprm_search.report.html import escaped_json, html_page, page_data
 from vprm_search.report.view import printable, view_of
@@ -337,3 +339,26 @@ def test_in_a_browser_everything_is_drawn_and_nothing_runs(tmp_path: Path) -> No
         assert not [name for name in attributes if name.startswith("on")]
     for word in ("Content Security Policy", "Uncaught", "CONSOLE"):
         assert word not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "source"),
+    [
+        ("So \U0001f600\n\\boxed{7}", ["So \U0001f600\n\\boxed{", "7", "}"], "boxed"),
+        ("Answer: **12 cm**.", ["Answer: **", "12 cm", "**."], "marker"),
+        ("I think it is 7.", None, None),
+    ],
+)
+def test_the_page_marks_what_an_answer_was_read_from(
+    text: str, parts: list[str] | None, source: str | None
+) -> None:
+    answer = extract_answer(text) or "7"
+    tree, result = written_by(["a", text])
+    nodes = [replace(node, answer=answer) for node in view_of(tree, result).nodes]
+    view = replace(view_of(tree, result), nodes=tuple(nodes))
+    found = [node["reading"] for node in page_data(view)["nodes"] if node["text"] == text]
+    assert found
+    assert all(
+        reading == (None if parts is None else {"parts": parts, "source": source})
+        for reading in found
+    )

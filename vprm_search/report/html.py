@@ -16,6 +16,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
+from vprm_search.answers import read_answer
 from vprm_search.report.view import UNKNOWN, SearchView, css, printable, score_rgb
 from vprm_search.types import ImageData, NodeId
 
@@ -79,6 +80,7 @@ def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, A
     for shown, node in zip(data["nodes"], view.nodes, strict=True):
         shown["colour"] = css(score_rgb(node.score))
         shown["fold"] = folds.get(node.id)
+        shown["reading"] = _reading(shown["text"], shown["answer"])
     for row, candidate in zip(data["candidates"], view.candidates, strict=True):
         row["said"] = printable(candidate.said, lines=True)
     data["images"] = [_data_uri(image) for image in images]
@@ -86,6 +88,18 @@ def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, A
     scale = [(f"{value:.1f}", css(score_rgb(value))) for value in (0.0, 0.5, 1.0)]
     data["scale"] = [*scale, ("unknown", css(UNKNOWN))]
     return data
+
+
+def _reading(text: str, answer: str | None) -> dict[str, Any] | None:
+    """Return a step in three parts, the answer in the middle, and what its reading stood on.
+
+    None where the step does not hold the answer, or the search read it by a rule of its own.
+    """
+    reading = read_answer(text) if answer else None
+    if reading is None or reading.text != answer:
+        return None
+    start, end = reading.span
+    return {"parts": [text[:start], text[start:end], text[end:]], "source": reading.source}
 
 
 def folded(view: SearchView) -> dict[NodeId, NodeId]:

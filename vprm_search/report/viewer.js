@@ -66,7 +66,14 @@
       item.style.borderLeftColor = step.colour;
       const score = html("span", "score", number(step.score));
       score.style.color = step.colour;
-      item.append(score, html("span", "text", step.text || "(end)"));
+      const text = html("span", "text", step.reading ? "" : step.text || "(end)");
+      if (step.reading) {
+        const [before, read, after] = step.reading.parts;
+        const mark = html("mark", "", read);
+        mark.title = `the answer was read here (${step.reading.source})`;
+        text.append(before, mark, after);
+      }
+      item.append(score, text);
       const why = step.reason || step.score_reason;
       const merged = step.copies > 1 ? `proposed ${step.copies} times` : "";
       const state = step.status === "open" && !why ? "" : step.status + (why ? ": " + why : "");

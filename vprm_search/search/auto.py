@@ -147,7 +147,7 @@ class AutoSearch(BaseModel):
         """Return the plan that samples whole solutions, if the policy hardly ever differs."""
         begun = any(record.role == "completion" for record in tree.children(tree.root_id))
         enough = begun or self._payable(tree) >= _WORTH_SAMPLING
-        expand = self._whole(tree) if enough and _agreement(tree, self.same_step) else ()
+        expand = self._whole(tree) if enough and _says_the_same(tree, self.same_step) else ()
         if not expand:
             return None
         gone = {close.node for close in merged}
@@ -226,7 +226,7 @@ def _newest(tree: SearchTree) -> _Level:
     return newest
 
 
-def _agreement(tree: SearchTree, same_step: StepKey) -> bool:
+def _says_the_same(tree: SearchTree, same_step: StepKey) -> bool:
     """Tell whether most siblings say what the most frequent one beside them says."""
     same = pairs = 0
     for parent in {record.parent for record in tree if record.parent and not record.role}:
