@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from vprm_search.answers import STRICT, Sameness, answer_classes, same_answer
 from vprm_search.answers.algebra import evaluate
 from vprm_search.answers.canonical import MAX_ANSWER_CHARS, tidy_answer
-from vprm_search.answers.forms import read_answer
+from vprm_search.answers.forms import form_of
 from vprm_search.answers.quantities import digits_for_words, read_unit
 from vprm_search.answers.values import MAX_BITS, Unreadable, key
 
@@ -139,7 +139,7 @@ def test_classes_are_a_partition_that_ignores_order_and_repetition(
 def test_transitive(three: list[str]) -> None:
     a, b, c = (answer_classes(three)[i] for i in range(3))
     assert not (a == b and b == c) or a == c
-    exact = [read_answer(answer) for answer in three]
+    exact = [form_of(answer) for answer in three]
     for (i, first), (j, second) in itertools.combinations(enumerate(exact), 2):
         if first and second and (first.full, first.name) == (second.full, second.name):
             assert answer_classes(three)[i] == answer_classes(three)[j]

@@ -17,7 +17,7 @@ from random import Random
 
 from vprm_search.answers import answer_classes, same_answer
 from vprm_search.answers.canonical import tidy_answer
-from vprm_search.answers.forms import read_answer
+from vprm_search.answers.forms import form_of
 
 VOTES = 64
 PAIRS = Path(__file__).parents[1] / "answers" / "pairs.txt"
@@ -60,7 +60,7 @@ def votes() -> None:
 
         def vote(answers: list[str] = answers) -> None:
             tidy_answer.cache_clear()
-            read_answer.cache_clear()
+            form_of.cache_clear()
             answer_classes(answers)
 
         example = answers[0] if len(answers[0]) < 60 else answers[0][:57] + "…"

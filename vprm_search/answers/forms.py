@@ -1,6 +1,6 @@
 r"""What an answer says: a number with a unit, an expression, a set, a tuple, an interval, words.
 
-`read_answer` gives an `AnswerForm` of hashable keys; equal keys are equal answers. Keys are made so
+`form_of` gives an `AnswerForm` of hashable keys; equal keys are equal answers. Keys are made so
 that a false merge is the harder error: what cannot be read for certain is its own text.
 """
 
@@ -104,7 +104,7 @@ _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([^\W\d_]+\.?)(?:,? and |, | |$)
 
 
 @lru_cache(maxsize=8192)
-def read_answer(text: str, rules: Sameness = VOTING) -> AnswerForm | None:
+def form_of(text: str, rules: Sameness = VOTING) -> AnswerForm | None:
     """Take an answer apart; None if it is empty.
 
     Args:

@@ -78,7 +78,6 @@ unit = : unit
 pm = :
 am = :
 """
-_DOUBLES = "square sq cubic"  # prefixes that raise the unit behind them
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "squared": 2, "cubed": 3, "平方": 2, "立方": 3}
 # Words behind a number that change it or make it an expression: not units.
 _NOT_UNITS_NAMES = (

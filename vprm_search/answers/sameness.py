@@ -24,7 +24,7 @@ from vprm_search.answers.forms import (
     AnswerForm,
     Key,
     Sameness,
-    read_answer,
+    form_of,
     spelling,
     without_label,
 )
@@ -52,9 +52,9 @@ def answer_classes(
             choices are never the same answer: if the rules say so, stricter ones are taken.
         rules: what counts as the same where people differ.
     """
-    readers: list[Callable[[str], AnswerForm | None]] = [lambda text: read_answer(text, rules)]
+    readers: list[Callable[[str], AnswerForm | None]] = [lambda text: form_of(text, rules)]
     if choices:
-        readers += [lambda text: read_answer(text, STRICT), spelling]
+        readers += [lambda text: form_of(text, STRICT), spelling]
     spelled = {spelling(choice) for choice in choices}
     numbers: dict[Hashable, int] = {}
     classes: list[Hashable] = []

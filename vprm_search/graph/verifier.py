@@ -239,9 +239,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         return HumanMessage(self.feedback(verdict), name=FEEDBACK_NAME)
 
     def _answer(self, state: Any) -> _Answer:
-        return read_answer(
-            _get(state, self._messages_key) or [], _get(state, "structured_response")
-        )
+        return _answer_of(_get(state, self._messages_key) or [], _get(state, "structured_response"))
 
     async def _judge(self, state: Any, config: RunnableConfig | None) -> dict[str, Any]:
         self._check_declared(config)
@@ -327,7 +325,7 @@ class _Answer:
     digest: str = ""
 
 
-def read_answer(given: Sequence[Any], response: Any = None) -> _Answer:
+def _answer_of(given: Sequence[Any], response: Any = None) -> _Answer:
     """Return what there is to judge at the end of a conversation.
 
     Args:
