@@ -192,6 +192,7 @@ def usage_of(tree: SearchTree, seconds: float = 0.0) -> Usage:
 # --- what a candidate costs ----------------------------------------------------------------------
 
 _FEW = 8
+_LEAST_MARGIN = 0.5  # where costs differ: the last step, not yet seen, is often the longest
 
 
 @dataclass(slots=True)
@@ -216,17 +217,19 @@ class Spending:
         """Return how many of `wanted` further candidates fit into the tokens that are left.
 
         Each is taken to cost as much as the dearest so far, and the more of them are asked for at
-        once, and the more the costs differ, the more is kept as a margin. While none has been paid
-        for it is one, or one for every two that failed.
+        once, and the more the costs differ, the more is kept as a margin: half as much again at
+        the least, unless all cost the same. While none has been paid for it is one, or one for
+        every two that failed.
         """
         if not self.seen:
             return min(wanted, max(1, self.failed // 2))
         if not self.dearest:
             return wanted  # the policy, or the scorer, does not say what it spends
         spread = 1.0 if self.seen < _FEW else min(1.0, self.dearest / self.mean - 1)
+        least = _LEAST_MARGIN if spread else 0.0
         count = max(0, min(wanted, left // self.dearest))
         while count > 1 and left < count * self.dearest * (
-            1 + spread * math.sqrt(count / self.seen)
+            1 + max(least, spread * math.sqrt(count / self.seen))
         ):
             count -= 1
         return count

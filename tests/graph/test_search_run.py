@@ -302,8 +302,13 @@ def test_a_caller_that_is_interrupted_leaves_no_work_behind() -> None:
         finally:
             ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        run_blocking(work())
+    # A shell starts what it puts into the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_blocking(work())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.wait(30)
 
 

@@ -26,6 +26,7 @@ from vprm_search.search import (
     DVTS,
     MCTS,
     REBASE,
+    AutoSearch,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -83,6 +84,50 @@ def searched(
     (found,) = asyncio.run(run_jobs([job], policy, SyntheticScorer(world), rules))
     found.tree.check()
     return found
+
+
+@dataclass
+class LongEnd:
+    """Paths whose steps cost 4 to 9 tokens, and the last, which holds the answer, 13."""
+
+    depth: int
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        """Write a step or the rest for each seed, cut at the tokens that it may have."""
+        return [[self._written(r) for _ in r.seeds] for r in requests]
+
+    def _written(self, request: ProposeRequest) -> Proposal:
+        first = len(request.steps) + 1
+        until = self.depth if request.until == "end" else first
+        text = "\n\n".join(f"Step {place}" for place in range(first, until + 1))
+        cost = sum(map(self.cost, range(first, until + 1)))
+        if request.max_tokens is not None and request.max_tokens < cost:
+            return Proposal(text, "length", generated_tokens=request.max_tokens)
+        if until < self.depth:
+            return Proposal(text, "step", generated_tokens=cost)
+        return Proposal(f"{text}. Answer: 7", "stop", generated_tokens=cost)
+
+    def cost(self, place: int) -> int:
+        """Return what a step costs."""
+        return 13 if place == self.depth else 4 + 5 * (place % 2)
+
+
+@pytest.mark.parametrize("name", ["particles", "rebase", "beam", "dvts", "auto"])
+@given(depth=st.integers(3, 12), paths=st.integers(8, 64))
+@settings(max_examples=12, deadline=None)
+def test_a_last_step_that_is_longer_than_those_before_is_not_cut_in_all_paths(
+    name: str, depth: int, paths: int
+) -> None:
+    policy = LongEnd(depth)
+    cost = sum(map(policy.cost, range(1, depth + 1)))
+    strategy = AutoSearch(n=paths) if name == "auto" else WIDE[name]()
+    if name == "particles":
+        strategy = ParticleFilter(particles=paths)
+    job = Job(SearchTree(PROBLEM))
+    rules = SearchRules(strategy, WeightedVote(), Budget(generated_tokens=paths * cost - 1))
+    (found,) = asyncio.run(run_jobs([job], policy, World(), rules))
+    assert found.tree.finished()
+    assert found.tree.totals.generated_tokens < paths * cost
 
 
 @pytest.mark.parametrize("name", WIDE)
