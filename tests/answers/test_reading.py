@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -145,6 +145,8 @@ def test_markup_changes_nothing(value: str, markup: str) -> None:
 
 
 @given(st.sampled_from([text for text, _ in SOLUTIONS]) | pieces | any_text)
+@example('<ANSWER>ANSWER"IS')
+@example("<answer>The answer is</answer>")
 def test_an_answer_reads_itself_as_itself(text: str) -> None:
     answer = extract_answer(text)
     assume(answer is not None and not answer.endswith("!"))  # a box may hold a factorial

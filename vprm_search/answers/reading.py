@@ -270,8 +270,9 @@ _BLANK = re.compile(
 
 
 def _is_placeholder(answer: str) -> bool:
-    """Tell the words of an instruction ("Answer: [your answer]") from an answer."""
-    return bool(_PLACEHOLDER.fullmatch(answer) or _BLANK.match(answer))
+    """Tell the words of an instruction ("Answer: [your answer]") and a bare mark from an answer."""
+    bare = any(mark.end == len(answer) for mark in marks_in(answer))
+    return bare or bool(_PLACEHOLDER.fullmatch(answer) or _BLANK.match(answer))
 
 
 _SUPPOSED = re.compile(

@@ -42,6 +42,7 @@ from vprm_search.search.reserve import (
     leave_enough,
     longest_path,
     refill_or_go_on,
+    was_completed,
     without_refills,
 )
 from vprm_search.tree import SearchTree
@@ -292,7 +293,7 @@ def ended(
 
     With `cut_short` a limit ended the search, and open paths are "cut by budget". Otherwise the
     strategy was content: they are pruned if there is an answer without them, and else stay open,
-    for the fallback.
+    for the fallback. So do those whose whole rests were asked for: paths go on below them.
     """
     # A draft that nothing will replace is not put aside.
     own = [c for c in plan.close if not (cut_short and c.cause == "redone")]
@@ -308,7 +309,10 @@ def ended(
         Close(node, f"{CUT_BY_BUDGET}: {reason.removeprefix('budget: ')}", "open", cause="budget")
         if cut_short
         else Close(
-            node, f"{NOT_NEEDED}: {reason}", "pruned" if answered else "open", cause="not_needed"
+            node,
+            f"{NOT_NEEDED}: {reason}",
+            "pruned" if answered and not was_completed(tree, node) else "open",
+            cause="not_needed",
         )
         for node in waiting
     )

@@ -60,7 +60,8 @@ class BestFirst(StepwiseSearch):
     along a path, be it that early steps are scored high. So every second expansion goes to the path
     that is best for its depth: by the logit of its path score, less what the best continuations of
     the paths so far have gained or lost on the way to that depth. If all expansions are made and no
-    path has finished, the whole rests of the best `batch` are asked for, one each.
+    path has finished, the whole rests of the best `batch` are asked for, one each. They may go
+    beyond `max_depth`.
 
     The options not listed are those of `StepwiseSearch`.
 
