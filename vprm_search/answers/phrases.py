@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _ASIDE = r"[ \t*_`\"'\u2019]{0,6}"
 """What may stand between the words of a statement besides letters: white space and markup."""
@@ -254,9 +255,11 @@ def _heading(language: Phrases) -> re.Pattern[str]:
     )
 
 
-_NOUNS = re.compile(
-    _any(tuple({noun for language in LANGUAGES for noun in language.nouns})), re.IGNORECASE
-)
+_NOUNS = {
+    noun: noun.split()[0].casefold()
+    for noun in sorted({noun for language in LANGUAGES for noun in language.nouns})
+}
+"""Each noun with its first word, by which a text is searched before any pattern is."""
 _BEHIND = tuple(_behind_noun(language) for language in LANGUAGES)
 _HEADINGS = tuple(_heading(language) for language in LANGUAGES)
 _LETTER_NOUN = re.compile(
@@ -273,11 +276,18 @@ _DIRECT_VALUE = re.compile(
 def marks_in(text: str) -> list[Mark]:
     """Return the phrases of `text` that may mark an answer, in order."""
     marks: list[Mark] = []
-    for noun in _NOUNS.finditer(text):
+    folded = text.casefold()
+    there = tuple(noun for noun, word in _NOUNS.items() if word in folded)
+    for noun in _pattern(there).finditer(text) if there else ():
         mark = _mark_at(text, noun)
         if mark is not None:
             marks.append(mark)
     return marks
+
+
+@lru_cache(maxsize=256)
+def _pattern(nouns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(_any(nouns), re.IGNORECASE)
 
 
 def _mark_at(text: str, noun: re.Match[str]) -> Mark | None:

@@ -140,11 +140,14 @@ _HASHES = re.compile(
     r"|(?:yes|no|true|false)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
+_IS_THE_ANSWER = (
+    r"[ \t]is[ \t](?:therefore[ \t]|thus[ \t])?(?:the|our|my)[ \t]"
+    r"(?:(?:final|correct|right|best)[ \t]){0,2}(?:answer|option|choice)\b"
+)
+_TURNED_ROUND = re.compile(_IS_THE_ANSWER)
 _REVERSED = re.compile(
     r"(\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|\*\*[^*\n]{1,60}\*\*|\([A-J]\)|\b[A-J]"
-    r"|(?<![\w.])[-$\u20ac\u00a3]?\d[\d.,/]{0,20}(?:\s?[\w%\u00b0]{1,12})?)"
-    r"[ \t]is[ \t](?:therefore[ \t]|thus[ \t])?(?:the|our|my)[ \t]"
-    r"(?:(?:final|correct|right|best)[ \t]){0,2}(?:answer|option|choice)\b",
+    r"|(?<![\w.])[-$\u20ac\u00a3]?\d[\d.,/]{0,20}(?:\s?[\w%\u00b0]{1,12})?)" + _IS_THE_ANSWER,
 )
 _RUN_ON = re.compile(
     r"^[^\w\n<]{0,6}(?:(?:next|new|second|another|follow-up|sample)\s)?(?:question|problem|exercise|q"
@@ -174,7 +177,7 @@ def _statements(text: str, fmt: AnswerFormat) -> Iterator[_Statement]:
         source: AnswerSource = "heading" if mark.heading else "marker"
         if source in fmt.sources:
             yield _Statement(mark.start, mark.end, source, mark.firm, letter=mark.letter)
-    if "marker" in fmt.sources:
+    if "marker" in fmt.sources and _TURNED_ROUND.search(text):
         yield from (_Statement(m.start(), m.end(), "marker", inside=(m.span(1),), letter=True)
                     for m in _REVERSED.finditer(text))  # fmt: skip
 
@@ -222,6 +225,8 @@ def _box_statement(boxes: Sequence[tuple[int, int, int]]) -> _Statement:
 
 def _tags(text: str) -> Iterator[_Statement]:
     """Return the tagged answers; one that is not closed goes to the end of the text."""
+    if "<" not in text:
+        return
     opened: re.Match[str] | None = None
     for tag in _TAG.finditer(text):
         if tag[1] or tag[3]:
