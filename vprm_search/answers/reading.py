@@ -336,6 +336,12 @@ def _read(text: str, statement: _Statement, stop: int, fmt: AnswerFormat) -> Ans
     answer = ", ".join(said)
     if not answer or len(answer) > fmt.max_chars or _is_placeholder(answer):
         return None
+    alone = f"\\boxed{{{answer}}}" if statement.source == "boxed" else f"Answer: {answer}"
+    if text != alone:
+        again = read_answer(alone)  # a statement within a statement
+        if again is None:
+            return None
+        answer = again.text
     return AnswerReading(answer, statement.source, _span(text, places, answer))
 
 
