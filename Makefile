@@ -68,12 +68,13 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
 
 # Over $(VENV) like the oldest versions, with the chat clients of many providers.
-test-clients: $(STAMP)  ## Run every common chat client against a double of its provider
+test-clients: $(STAMP)  ## Run every common chat client against a double of its provider; the other MCP SDK
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/clients/requirements.txt
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(CLIENTS)/bin/python -m pytest -n auto --dist worksteal tests/clients $(PYTEST_ARGS)
+	$(CLIENTS)/bin/python -m pytest -n 0 -m "not slow" tests/servers/test_mcp.py
 
 test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test draws the same ones)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n auto --dist worksteal \

@@ -22,6 +22,7 @@ from vprm_search.cli.compare import compare
 from vprm_search.cli.convert import convert
 from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
+from vprm_search.cli.mcp import mcp
 from vprm_search.cli.preflight import preflight
 from vprm_search.cli.score import score
 from vprm_search.cli.serve import serve
@@ -47,6 +48,7 @@ app.command()(score)
 app.command()(preflight)
 app.command()(compare)
 app.command()(serve)
+app.command()(mcp)
 app.command()(convert)
 app.command()(check)
 app.command()(doctor)

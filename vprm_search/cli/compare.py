@@ -53,19 +53,11 @@ def compare(
     difficulty: Annotated[
         str, typer.Option(rich_help_panel=_ON, help="synthetic: easy, medium or hard.")
     ] = "hard",
-    policy: Annotated[
-        str,
-        typer.Option(metavar="tiny|openai:MODEL|PROVIDER:MODEL", rich_help_panel=_ON),
-    ] = "tiny",
-    base_url: Annotated[
-        str | None, typer.Option(rich_help_panel=_ON, help="OpenAI-compatible server.")
-    ] = None,
-    continuation: Annotated[
-        options.ContinuationName,
-        typer.Option(rich_help_panel=_ON, help="How a partial answer goes on."),
-    ] = options.ContinuationName.auto,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7,
-    step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512,
+    policy: options.PolicyName = "tiny",
+    base_url: options.BaseUrl = None,
+    continuation: options.HowToContinue = options.ContinuationName.auto,
+    temperature: options.Temperature = 0.7,
+    step_tokens: options.StepTokens = 512,
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,

@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "openai": (("langchain-openai",), "OpenAI and OpenAI-compatible servers"),
     "sqlite": (("langgraph-checkpoint-sqlite",), "searches that survive a restart"),
     "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
+    "mcp": (("mcp",), "vprm-search mcp: tools for MCP clients"),
     "vllm": (("vllm",), "vprm-search serve: a reward model as a vLLM server"),
     "gpu": (("accelerate", "bitsandbytes"), "models over several GPUs, or in 4 or 8 bits"),
     "calibration": (("numpy", "scipy", "scikit-learn"), "vprm-search calibrate"),

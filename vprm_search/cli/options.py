@@ -98,6 +98,16 @@ Images = Annotated[
     ),
 ]
 Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy", metavar="tiny|openai:MODEL|PROVIDER:MODEL", help="What proposes steps."
+    ),
+]
+BaseUrl = Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")]
+HowToContinue = Annotated[ContinuationName, typer.Option(help="How a partial answer goes on.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Of the policy.")]
+StepTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one step.")]
 Scorer = Annotated[
     str,
     typer.Option(

@@ -92,18 +92,11 @@ def solve(
     question: options.Question,
     image: options.Images = None,
     system: Annotated[str, typer.Option(help="System prompt for the policy.")] = "",
-    policy: Annotated[
-        str,
-        typer.Option(metavar="tiny|openai:MODEL|PROVIDER:MODEL", help="What proposes steps."),
-    ] = "tiny",
-    base_url: Annotated[
-        str | None, typer.Option(help="Address of an OpenAI-compatible server.")
-    ] = None,
-    continuation: Annotated[
-        options.ContinuationName, typer.Option(help="How a partial answer goes on.")
-    ] = options.ContinuationName.auto,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7,
-    step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512,
+    policy: options.PolicyName = "tiny",
+    base_url: options.BaseUrl = None,
+    continuation: options.HowToContinue = options.ContinuationName.auto,
+    temperature: options.Temperature = 0.7,
+    step_tokens: options.StepTokens = 512,
     split: options.Split = "exact",
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
