@@ -36,6 +36,8 @@ def root_id(problem: Problem, run_seed: int) -> NodeId:
     parts = (problem.system, problem.question, *problem.images)
     if problem.context:
         parts += ("in", problem.context)
+    if problem.choices:
+        parts += ("choices", *problem.choices)
     return digest("root", run_seed, *parts)[:_ID_BYTES].hex()
 
 

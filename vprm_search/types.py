@@ -116,19 +116,23 @@ class Problem:
     `images` holds content digests ("sha256-<64 hex>"), never bytes; an image store turns a digest
     into pixels. They stand where the question says `<image>`, in this order, or else before it.
     `context` is the digest of the conversation in which it was asked, "" for a question that
-    stands alone: the same question in two conversations is two problems.
+    stands alone: the same question in two conversations is two problems. `choices` are the texts of
+    the choices A, B, … of a multiple-choice question: a letter, its text and both are one answer.
+    They are shown to nobody, so the question holds them, too; what they are in a question that
+    says so (`answers.choices_in`) need not be given.
     """
 
     question: str
     images: tuple[str, ...] = ()
     system: str = ""
     context: str = ""
+    choices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Return the problem as plain JSON."""
-        context = {"context": self.context} if self.context else {}
-        images = list(self.images)
-        return {"question": self.question, "images": images, "system": self.system, **context}
+        data = {"question": self.question, "images": list(self.images), "system": self.system}
+        more = {"context": self.context, "choices": list(self.choices)}
+        return data | {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Problem:

@@ -13,6 +13,7 @@ from tests.cli.conftest import Run
 from vprm_search.cli.compare import FileProblems, TinyProblems
 from vprm_search.errors import ImageError, RecordError
 from vprm_search.tiny.world import generate, render
+from vprm_search.types import Problem
 
 QUICK = ("--world", "synthetic", "--problems", "6", "--n", "4", "--strategy", "beam")
 
@@ -111,6 +112,8 @@ def test_a_file_without_marks_and_a_missing_matplotlib_are_said(
         '{"question": "?", "answer": true}',
         '{"question": "?", "answer": "4", "image": 3}',
         '{"question": "?", "answer": "4", "images": "a.png"}',
+        '{"question": "?", "answer": "4", "choices": "34"}',
+        '{"question": "?", "answer": "4", "choices": ["", "4"]}',
     ],
 )
 def test_a_bad_line_is_named_before_anything_is_measured(tmp_path: Path, line: str) -> None:
@@ -121,6 +124,13 @@ def test_a_bad_line_is_named_before_anything_is_measured(tmp_path: Path, line: s
     file.write_text("\n\n")
     with pytest.raises(RecordError, match="holds no problems"):
         FileProblems.read(file, {}, {})
+
+
+def test_the_choices_of_a_line_are_shown_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text('{"question": "How long?", "answer": "B", "choices": ["3 m", "4 m"]}\n')
+    (task,) = FileProblems.read(file, {"name": "tiny"}, {"name": "tiny"}).load(0, 1).tasks
+    assert task.problem == Problem("How long?\n(A) 3 m\n(B) 4 m", choices=("3 m", "4 m"))
 
 
 def test_images_of_a_file_are_never_fetched(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Read answers out of solutions, and decide which of them are the same."""
 
+from vprm_search.answers.choices import choices_in, choices_of, with_choices
 from vprm_search.answers.forms import STRICT, VOTING, Sameness
 from vprm_search.answers.reading import (
     DEFAULT_FORMAT,
@@ -19,8 +20,11 @@ __all__ = [
     "AnswerReading",
     "Sameness",
     "answer_classes",
+    "choices_in",
+    "choices_of",
     "extract_answer",
     "has_final_answer",
     "read_answer",
     "same_answer",
+    "with_choices",
 ]

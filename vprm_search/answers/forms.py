@@ -22,6 +22,7 @@ from vprm_search.answers.canonical import (
     squeezed,
     tidy_answer,
 )
+from vprm_search.answers.choices import label_of, letter_of
 from vprm_search.answers.quantities import SUFFIX, Unit, digits_for_words, read_unit
 from vprm_search.answers.values import Number, Unreadable, differences, proportion, scaled
 from vprm_search.answers.values import key as value_key
@@ -70,13 +71,6 @@ class AnswerForm:
     label: str = ""
 
 
-_LETTER = re.compile(
-    r"(?:(?:option|choice|answer) ?)?[(\[]?([a-j])(?:[).:\]]|\)\.)?", re.IGNORECASE
-)
-_LABELLED = re.compile(
-    r"(?:(?:option|choice) )?(?:[(\[]([a-j])[)\]][.:]?|([a-j])[).]|([a-j]): ) ?(.+)",
-    re.IGNORECASE | re.DOTALL,
-)
 _OPENING, _CLOSING = "([{", ")]}"
 _NAMED_SETS = {
     r"\mathbb{R}": "(-∞,∞)", "all real numbers": "(-∞,∞)", "all reals": "(-∞,∞)",
@@ -116,36 +110,13 @@ def form_of(text: str, rules: Sameness = VOTING) -> AnswerForm | None:
         return None
     if len(tidy) > MAX_ANSWER_CHARS:
         return _of(("text", fold(tidy)))
-    letter = _LETTER.fullmatch(tidy)
-    if letter is not None:
-        name = letter[1].lower()
-        return replace(_of(("text", name)), letter=name)
-    labelled = _LABELLED.fullmatch(tidy)
-    if labelled is not None and not labelled[4].startswith(("^", "*", "/", "=", "+", "-")):
-        label = (labelled[1] or labelled[2] or labelled[3]).lower()
-        inner = labelled[4].strip()
-        form = _Reader(tidy, rules).read(inner)
-        if "," not in labelled[0][: labelled.start(4)]:
-            return replace(_labelled(form, label), label=label)
-    return _Reader(tidy, rules).read(tidy)
-
-
-def without_label(choice: str, letter: str) -> str:
-    """Return the text of a choice without its own letter: "A. 12 cm" → "12 cm"."""
-    labelled = _LABELLED.fullmatch(tidy_answer(choice))
-    if labelled is None or (labelled[1] or labelled[2] or labelled[3]).lower() != letter:
-        return choice
-    return labelled[4]
-
-
-def spelling(text: str) -> AnswerForm | None:
-    """Return the form of an answer as nothing but its letters."""
-    tidy = tidy_answer(text)
-    return _of(("text", squeezed(tidy))) if tidy else None
-
-
-def _labelled(form: AnswerForm, label: str) -> AnswerForm:
-    return AnswerForm(("labelled", label, form.full), ("labelled", label, form.bare))
+    if letter := letter_of(tidy):
+        return replace(_of(("text", letter)), letter=letter)
+    label, inner = label_of(tidy)
+    form = _Reader(tidy, rules).read(inner or tidy)
+    if not label:
+        return form
+    return AnswerForm(("labelled", label, form.full), ("labelled", label, form.bare), label=label)
 
 
 def _of(key: Key) -> AnswerForm:

@@ -13,14 +13,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.answers.canonical import MAX_ANSWER_CHARS
+from vprm_search.answers.choices import written_choice
 from vprm_search.answers.phrases import marks_in
-from vprm_search.answers.trimming import answer_in, content_behind
+from vprm_search.answers.trimming import answer_in, content_behind, pieces
 from vprm_search.steps.thinking import thinking_spans
 
 AnswerSource = Literal["boxed", "tag", "marker", "heading", "hashes", "choice"]
@@ -66,9 +67,11 @@ class AnswerReading:
     span: tuple[int, int]
 
 
-def extract_answer(text: str, fmt: AnswerFormat = DEFAULT_FORMAT) -> str | None:
-    """Return the final answer that `text` gives, or None if there is none."""
-    reading = read_answer(text, fmt)
+def extract_answer(
+    text: str, fmt: AnswerFormat = DEFAULT_FORMAT, *, choices: Sequence[str] = ()
+) -> str | None:
+    """Return the final answer that `text` gives, or None if there is none (`read_answer`)."""
+    reading = read_answer(text, fmt, choices=choices)
     return reading.text if reading else None
 
 
@@ -78,20 +81,30 @@ def has_final_answer(text: str) -> bool:
     return reading is not None and reading.source != "choice"
 
 
-def read_answer(text: str, fmt: AnswerFormat = DEFAULT_FORMAT) -> AnswerReading | None:
+def read_answer(
+    text: str, fmt: AnswerFormat = DEFAULT_FORMAT, *, choices: Sequence[str] = ()
+) -> AnswerReading | None:
     """Return the final answer that `text` gives and where it stands, or None if there is none.
 
     Thinking is not read. The time it takes grows with the length of the text, whatever that says.
+
+    Args:
+        text: a solution, or the end of one.
+        fmt: what counts as a final answer.
+        choices: the texts of the choices A, B, … of a multiple-choice question, if known. One that
+            is stated is read whole, whatever it says ("It is 5, because 2 + 3 = 5"), and the last
+            line may be one instead of its letter.
     """
     text = _without_thinking(text)
     statements = _with_stops(text, sorted(_statements(text, fmt), key=lambda s: (s.start, s.end)))
-    readings = (_read(text, *statement, fmt) for statement in statements[:_MOST_TRIED])
+    read = partial(_read, text, fmt=fmt, choices=choices)
+    readings = (read(*statement) for statement in statements[:_MOST_TRIED])
     first = next((reading for reading in readings if reading is not None), None)
     end = len(text) if first is None else _run_on(text, first.span[0])
     told = [pair for pair in statements if pair[0].start < end][-_MOST_TRIED:]
-    readings = (_read(text, *statement, fmt) for statement in reversed(told))
+    readings = (read(*statement) for statement in reversed(told))
     last = next((reading for reading in readings if reading is not None), first)
-    return last or (_chosen_letter(text) if "choice" in fmt.sources else None)
+    return last or (_chosen(text, choices) if "choice" in fmt.sources else None)
 
 
 def _without_thinking(text: str) -> str:
@@ -317,7 +330,9 @@ _DENIED = re.compile(
 )
 
 
-def _read(text: str, statement: _Statement, stop: int, fmt: AnswerFormat) -> AnswerReading | None:
+def _read(
+    text: str, statement: _Statement, stop: int, *, fmt: AnswerFormat, choices: Sequence[str]
+) -> AnswerReading | None:
     """Return what a statement says, None if it is none after all."""
     if statement.source in ("boxed", "tag") or statement.inside:
         places = statement.inside
@@ -330,7 +345,7 @@ def _read(text: str, statement: _Statement, stop: int, fmt: AnswerFormat) -> Ans
             return None
         if statement.firm and _is_supposed(text, statement.start):
             return None
-    said = [_said(text[begin:end], statement) for begin, end in places
+    said = [_said(text[begin:end], statement, choices) for begin, end in places
             if end - begin <= 4 * fmt.max_chars]  # fmt: skip
     said = list(dict.fromkeys(answer for answer in said if answer))
     answer = ", ".join(said)
@@ -338,7 +353,7 @@ def _read(text: str, statement: _Statement, stop: int, fmt: AnswerFormat) -> Ans
         return None
     alone = f"\\boxed{{{answer}}}" if statement.source == "boxed" else f"Answer: {answer}"
     if text != alone:
-        again = read_answer(alone)  # a statement within a statement
+        again = read_answer(alone, choices=choices)  # a statement within a statement
         if again is None:
             return None
         answer = again.text
@@ -350,11 +365,19 @@ _LETTER_FIRST = re.compile(
 )
 
 
-def _said(raw: str, statement: _Statement) -> str:
+def _said(raw: str, statement: _Statement, choices: Sequence[str]) -> str:
+    if choice := _written_choice(raw, choices):
+        return choice
     letter = _LETTER_FIRST.match(raw) if statement.letter else None
     if letter is not None:
         return letter[1] if letter[1].isupper() or raw.strip(" *_:")[:1] == "(" else ""
     return answer_in(raw, prose=statement.source != "boxed")
+
+
+def _written_choice(raw: str, choices: Sequence[str]) -> str:
+    """Return all of a text, or its first sentence, if that is a choice; else ""."""
+    found = (piece for piece in pieces(raw) if written_choice(piece, choices) is not None)
+    return next(found, "") if choices else ""
 
 
 def _span(text: str, places: Sequence[tuple[int, int]], answer: str) -> tuple[int, int]:
@@ -399,13 +422,15 @@ _CHOICE_SENTENCE = re.compile(
 _CHOICE_LINE = re.compile(r"[\W_]{0,8}([A-J])[\W_]{0,8}")
 
 
-def _chosen_letter(text: str) -> AnswerReading | None:
-    """Return the letter that is all of the last line, or that the last "option B" names."""
+def _chosen(text: str, choices: Sequence[str]) -> AnswerReading | None:
+    """Return the choice that is all of the last line, or the letter that "option B" names last."""
     body = text.rstrip()
-    begin = max(len(body) - 40, body.rfind("\n") + 1)
-    line = _CHOICE_LINE.fullmatch(body, begin)
+    begin = body.rfind("\n") + 1
+    line = _CHOICE_LINE.fullmatch(body, max(len(body) - 40, begin))
     if line is not None:
         return AnswerReading(line[1], "choice", line.span(1))
+    if choice := _written_choice(body[begin:], choices):
+        return AnswerReading(choice, "choice", _span(text, [(begin, len(body))], choice))
     last: AnswerReading | None = None
     for match in _CHOICE_SENTENCE.finditer(text):
         group = 1 if match[1] else 2

@@ -6,30 +6,30 @@
 1. "12" joins "12 cm", but stays alone between "12 cm" and "12 m"; "red and blue" joins "red, blue",
    but stays alone beside "blue, red";
 2. "5" joins "x = 5", but stays alone between "x = 5" and "y = 5";
-3. a labelled choice is its letter ("B. 12 cm" = "B") if some answer is a bare letter A to J or if
-   the choices are given; given choices also turn "12 cm" into "B".
+3. a labelled choice is its letter ("B. 12 cm" = "B") if some answer is a bare letter A to J.
+
+Where the choices are given, an answer that is one of them, by letter, text or both, is that choice,
+and the others are compared among themselves.
 
 The result is a partition and does not depend on the order of the answers.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 
-from vprm_search.answers.forms import (
-    STRICT,
-    VOTING,
-    AnswerForm,
-    Key,
-    Sameness,
-    form_of,
-    spelling,
-    without_label,
+from vprm_search.answers.canonical import tidy_answer
+from vprm_search.answers.choices import (
+    LETTERS,
+    choice_texts,
+    label_of,
+    labelled_as,
+    letter_of,
+    written_choice,
 )
-
-_LETTERS = "abcdefghij"
+from vprm_search.answers.forms import STRICT, VOTING, AnswerForm, Key, Sameness, form_of
 
 
 def same_answer(a: str, b: str, *, choices: Sequence[str] = (), rules: Sameness = VOTING) -> bool:
@@ -49,45 +49,45 @@ def answer_classes(
     Args:
         answers: `[candidates]`; None or an empty text is no answer.
         choices: the texts of the choices A, B, … of a multiple-choice question, if known. Two
-            choices are never the same answer: if the rules say so, stricter ones are taken.
+            choices are never the same answer: what means two of them by the rules is what it is by
+            stricter ones, or neither.
         rules: what counts as the same where people differ.
     """
-    readers: list[Callable[[str], AnswerForm | None]] = [lambda text: form_of(text, rules)]
-    if choices:
-        readers += [lambda text: form_of(text, STRICT), spelling]
-    spelled = {spelling(choice) for choice in choices}
+    offered = tuple(choices)
+    places = [_choice_of(answer, offered, rules) if answer else None for answer in answers]
+    forms = [form_of(answer, rules) if answer and place is None else None
+             for answer, place in zip(answers, places, strict=True)]  # fmt: skip
+    classes = _classes(forms, bool(choices))
+    found = [other if place is None else ("choice", place)
+             for place, other in zip(places, classes, strict=True)]  # fmt: skip
     numbers: dict[Hashable, int] = {}
-    classes: list[Hashable] = []
-    for read in readers:
-        offered = [read(without_label(choice, letter))
-                   for letter, choice in zip(_LETTERS, choices, strict=False)]  # fmt: skip
-        forms = [_choice(answer, offered, read) for answer in answers] + offered
-        classes = _classes(forms, _linked_letters(offered), bool(choices))
-        if len(set(classes[len(answers) :])) == len(spelled):
-            break
-    return [None if found is None else numbers.setdefault(found, len(numbers))
-            for found in classes[: len(answers)]]  # fmt: skip
+    return [None if key is None else numbers.setdefault(key, len(numbers)) for key in found]
 
 
-def _choice(
-    answer: str | None,
-    offered: Sequence[AnswerForm | None],
-    read: Callable[[str], AnswerForm | None],
-) -> AnswerForm | None:
-    """Read an answer; "B 12 cm" is a labelled choice if B is 12 cm."""
-    form = read(answer) if answer else None
-    labelled = re.fullmatch(r"\s*([A-Ja-j])\s+(.+)", answer or "") if offered else None
-    if labelled is not None:
-        at = _LETTERS.index(labelled[1].lower())
-        if at < len(offered) and offered[at] is not None and read(labelled[2]) == offered[at]:
-            return offered[at]
-    return form
+@lru_cache(maxsize=4096)
+def _choice_of(answer: str, choices: tuple[str, ...], rules: Sameness) -> int | None:
+    """Return the place of the choice that an answer is, None if it is none or may be several.
 
-
-def _linked_letters(offered: Sequence[AnswerForm | None]) -> dict[str, AnswerForm]:
-    """Return the choice of each letter; equal choices, and one that is a letter, say nothing."""
-    return {letter: form for letter, form in zip(_LETTERS, offered, strict=False)
-            if form is not None and not form.letter and offered.count(form) == 1}  # fmt: skip
+    It is that of its letter, else that whose text it is to the letter, else that of its label, else
+    the only one that means the same.
+    """
+    if not choices:
+        return None
+    tidy, texts = tidy_answer(answer), choice_texts(choices)
+    if letter := letter_of(tidy):
+        at = LETTERS.index(letter)
+        return at if at < len(texts) else None
+    if (written := written_choice(answer, choices)) is not None:
+        return written
+    label, inner = labelled_as(tidy)
+    at = LETTERS.index(label) if label else len(texts)
+    if at < len(texts) and (label_of(tidy)[0] or _choice_of(inner, choices, rules) == at):
+        return at
+    for each in (rules, STRICT):
+        first, *others = _classes([form_of(text, each) for text in (answer, *texts)], False)
+        if first is not None and others.count(first) == 1:
+            return others.index(first)
+    return None
 
 
 class _Sets:
@@ -107,9 +107,7 @@ class _Sets:
             self._parent[self.find(root)] = self.find(roots[0])
 
 
-def _classes(
-    forms: Sequence[AnswerForm | None], letters: dict[str, AnswerForm], labels_count: bool
-) -> list[Hashable]:
+def _classes(forms: Sequence[AnswerForm | None], labels_count: bool) -> list[Hashable]:
     """Return a key per form that is equal for equal answers; None stays None."""
     known = [form for form in forms if form is not None]
     values = _join_values({(form.full, form.bare) for form in known})
@@ -132,8 +130,6 @@ def _classes(
         for form in known:
             if form.label:
                 sets.union([place(form), ("letter", form.label)])
-    for letter, form in letters.items():
-        sets.union([place(form), ("letter", letter)])
     return [None if form is None else sets.find(place(form)) for form in forms]
 
 

@@ -6,6 +6,7 @@ Everything here only makes a text shorter, so that an answer reads itself as its
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from vprm_search.answers.phrases import LANGUAGES
 
@@ -160,6 +161,13 @@ def answer_in(raw: str, *, prose: bool = True) -> str:
             break
         text = shorter
     return text
+
+
+def pieces(raw: str) -> Iterator[str]:
+    """Yield what may be a whole choice: all of a text, and its first sentence; without markup."""
+    text = _trimmed(raw)
+    yield text
+    yield text[: _sentence_end(text)]
 
 
 def _trimmed(text: str) -> str:

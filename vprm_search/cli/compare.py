@@ -16,6 +16,7 @@ import typer
 from pydantic import SecretStr
 from rich.text import Text
 
+from vprm_search.answers import with_choices
 from vprm_search.cli import console, options
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.errors import ConfigError, RecordError, SearchError
@@ -325,7 +326,8 @@ class FileProblems:
     """Problems of a JSONL file with a policy and a scorer of one's own.
 
     A line is `{"question": …, "answer": …, "image": FILE or "images": [FILE, …]}`; a relative
-    image path is taken from the file's folder.
+    image path is taken from the file's folder. `"choices": [TEXT, …]` are those of a
+    multiple-choice question; they are written below it, unless it holds them.
     """
 
     path: Path
@@ -399,12 +401,14 @@ class FileProblems:
     def _task(self, line: str, where: str) -> Task:
         from vprm_search.images.normalise import normalise_image
 
-        question, answer, names = self._parts(line, where)
+        question, answer, names, choices = self._parts(line, where)
         images: tuple[ImageData, ...] = tuple(map(normalise_image, self._images(names)))
-        problem = Problem(normalise_text(question).strip(), tuple(image.digest for image in images))
-        return Task(problem, images, answer)
+        digests = tuple(image.digest for image in images)
+        choices = tuple(map(normalise_text, choices))
+        text = with_choices(normalise_text(question).strip(), choices)
+        return Task(Problem(text, digests, choices=choices), images, answer)
 
-    def _parts(self, line: str, where: str) -> tuple[str, str, list[str]]:
+    def _parts(self, line: str, where: str) -> tuple[str, str, list[str], tuple[str, ...]]:
         return _parsed(line, where, self.labelled)
 
     def _images(self, names: Sequence[str]) -> Iterator[bytes]:
@@ -416,8 +420,13 @@ class FileProblems:
             yield read_image_file(str(self.path.parent / name), max_bytes=100_000_000)
 
 
-def _parsed(line: str, where: str, labelled: bool = True) -> tuple[str, str, list[str]]:
-    """Return question, answer ("" if none is needed) and image paths. Raises `RecordError`."""
+def _parsed(
+    line: str, where: str, labelled: bool = True
+) -> tuple[str, str, list[str], tuple[str, ...]]:
+    """Return question, answer ("" if none is needed), image paths, choices.
+
+    Raises `RecordError`.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -430,10 +439,13 @@ def _parsed(line: str, where: str, labelled: bool = True) -> tuple[str, str, lis
     if not labelled:
         answer = "unknown"
     images = record.get("images", [record["image"]] if "image" in record else [])
+    choices = record.get("choices") or []
     texts = isinstance(question, str) and isinstance(answer, str) and bool(question and answer)
-    if not texts or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+    listed = (isinstance(a, list) and all(isinstance(i, str) and i.strip() for i in a)
+              for a in (images, choices))  # fmt: skip
+    if not texts or not all(listed):
         raise RecordError(
-            f"{where}: expected 'question' and 'answer' as text, and 'image' as a path or 'images' "
-            "as a list of paths"
+            f"{where}: expected 'question' and 'answer' as text, 'image' as a path or 'images' "
+            "as a list of paths, and 'choices', if there are any, as a list of texts"
         )
-    return str(question), str(answer) if labelled else "", images
+    return str(question), str(answer) if labelled else "", images, tuple(choices)

@@ -144,12 +144,13 @@ def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:
     )
 
     def solve_one(problem: TinyProblem) -> Solved:
+        from vprm_search.images.messages import image_message
         from vprm_search.images.normalise import normalise_image
         from vprm_search.tiny.world import render
 
         images = (normalise_image(render(problem)),)
-        question = problem.question
-        return Solved(problem, images, ask(sample, question, images), ask(search, question, images))
+        asked = image_message(problem.question, *images)
+        return Solved(problem, images, ask(sample, asked), ask(search, asked))
 
     return solve_one
 

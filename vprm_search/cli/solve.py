@@ -17,6 +17,8 @@ from vprm_search.report.view import printable
 from vprm_search.types import SearchResult, Usage
 
 if TYPE_CHECKING:
+    from langchain_core.messages import HumanMessage
+
     from vprm_search.graph.run import SearchRun
     from vprm_search.search import Advice
     from vprm_search.types import ImageData, StepScorer
@@ -91,6 +93,10 @@ _SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
 def solve(
     question: options.Question,
     image: options.Images = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="Text of a choice of the question, A first; repeatable."),
+    ] = None,
     system: Annotated[str, typer.Option(help="System prompt for the policy.")] = "",
     policy: options.PolicyName = "tiny",
     base_url: options.BaseUrl = None,
@@ -235,6 +241,7 @@ def solve(
         split=split,
     )
     from vprm_search.graph import create_search_graph
+    from vprm_search.images.messages import image_message
 
     graph = create_search_graph(
         policy=load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
@@ -264,7 +271,8 @@ def solve(
                 children = sum(item["count"] for item in event["expand"])
                 status.update(f"round {event['round']}: {children} steps")
 
-        searched = ask(graph.compile(), question, images, system=system, on_event=tell)
+        asked = image_message(question, *images, choices=choice or ())
+        searched = ask(graph.compile(), asked, system=system, on_event=tell)
     if searched.result.warning:
         warning = f"warning: {printable(searched.result.warning)}"
         console.ERR.print(warning, markup=False, soft_wrap=True)
@@ -296,8 +304,7 @@ def _advice(
 
 def ask(
     graph: Any,
-    question: str,
-    images: Sequence[ImageData],
+    question: HumanMessage,
     *,
     system: str = "",
     on_event: Callable[[dict[str, Any]], None] | None = None,
@@ -307,11 +314,10 @@ def ask(
 
     from vprm_search.graph import tree_of_state
     from vprm_search.graph.run import SearchRun
-    from vprm_search.images.messages import image_message
 
     messages = [SystemMessage(system)] if system else []
     state: dict[str, Any] = {}
-    asked = {"messages": [*messages, image_message(question, *images)]}
+    asked = {"messages": [*messages, question]}
     for mode, chunk in graph.stream(asked, stream_mode=["custom", "values"]):
         if mode == "values":
             state = chunk

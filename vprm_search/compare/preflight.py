@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vprm_search import ids
-from vprm_search.answers import answer_classes, extract_answer
+from vprm_search.answers import answer_classes, choices_of, extract_answer
 from vprm_search.calibration.maps import logit
 from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError, VprmError
 from vprm_search.graph.loop import Job
@@ -549,7 +549,8 @@ def _read_solutions(tree: SearchTree) -> _Read:
     leaves = [_end_of(tree, child) for child in tree.children(tree.root_id)]
     failures = [leaf.reason for leaf in leaves if leaf.status == "failed"]
     kept = [leaf for leaf in leaves if leaf.status != "failed"]
-    classes = answer_classes([leaf.answer if leaf.status == "finished" else None for leaf in kept])
+    answers = [leaf.answer if leaf.status == "finished" else None for leaf in kept]
+    classes = answer_classes(answers, choices=choices_of(tree.problem))
     unscored = []
     known: dict[tuple[str, ...], ScoredSolution] = {}
     for leaf, answer in zip(kept, classes, strict=True):

@@ -23,6 +23,7 @@ from typing import Any, Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from vprm_search import ids
+from vprm_search.answers import choices_of
 from vprm_search.compare.cell import CELL_COUNTS, read_cell
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.worlds import is_right
@@ -187,7 +188,7 @@ def chosen(tree: SearchTree, choice: str, expected: str) -> Choice:
         return Choice(right=False)
     answer = tree[node].answer
     score = tree.path_score(node, selector.aggregate)
-    return Choice(is_right(expected, answer), node, answer, score)
+    return Choice(is_right(expected, answer, choices_of(tree.problem)), node, answer, score)
 
 
 class RecordFile:

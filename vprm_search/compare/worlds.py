@@ -75,11 +75,14 @@ class World(Protocol):
         ...
 
 
-def is_right(expected: str, answer: str | None) -> bool:
-    """Return whether an answer is the expected one, in the unit that was asked for."""
+def is_right(expected: str, answer: str | None, choices: Sequence[str] = ()) -> bool:
+    """Return whether an answer is the expected one, in the unit that was asked for.
+
+    Of a multiple-choice question both may be the letter or the text of one of `choices`.
+    """
     if answer is None or answer == expected:
         return answer is not None
-    return same_answer(answer, expected, rules=STRICT)
+    return same_answer(answer, expected, choices=choices, rules=STRICT)
 
 
 # --- a world made of hashes ----------------------------------------------------------------------

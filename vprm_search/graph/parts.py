@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vprm_search.answers import extract_answer
+from vprm_search.answers import choices_of, extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
 from vprm_search.search.auto import Advice, AutoSearch
@@ -23,6 +23,7 @@ from vprm_search.steps import (
 )
 from vprm_search.types import (
     Policy,
+    Problem,
     Proposal,
     ProposeRequest,
     ScoreRequest,
@@ -60,6 +61,12 @@ class SearchRules:
         object.__setattr__(self, "strategy", fitted(self.strategy, self.budget))
         if isinstance(self.split, str):
             splitter_of(self.split)
+
+    def answer_of(self, solution: str, problem: Problem) -> str | None:
+        """Return the final answer of a whole solution, by the choices of its problem if any."""
+        if self.extract is extract_answer:
+            return extract_answer(solution, choices=choices_of(problem))
+        return self.extract(solution)
 
     def steps_of(self, solution: str) -> list[str]:
         """Return the steps of a whole solution. Raises `InputError` if it is too long."""

@@ -21,9 +21,10 @@ from langchain_core.messages import (
 )
 
 from vprm_search import ids
-from vprm_search.answers import extract_answer
+from vprm_search.answers import choices_in, extract_answer
 from vprm_search.errors import ImageError, InputError, SearchError
 from vprm_search.images.messages import (
+    CHOICES,
     HoldsImages,
     NameImage,
     check_blocks,
@@ -111,8 +112,10 @@ def read_problem(
     or, if it has none, those of the nearest message that has any, up to 16; and those of the
     messages before, one by one, while all are at most 8. A question that says where its pictures
     stand (`<image>`) has none of the latter. What tools have shown since the question comes last.
-    All system messages make the system prompt. Raises `InputError` when there is nothing to ask,
-    and for a human message with anything but text and pictures.
+    All system messages make the system prompt. The choices are those under "choices" of the
+    question (`image_message`), else those that its own text states. Raises `InputError` when there
+    is nothing to ask, for a human message with anything but text and pictures, and for choices that
+    are no texts.
     """
     asked = asked_message(messages)
     text = normalise_text(question_of(messages)).strip()
@@ -144,7 +147,22 @@ def read_problem(
         tuple(digests),
         normalise_text("\n\n".join(system)).strip(),
         _digest(conversation(messages), name_image),
+        _choices(asked, text),
     )
+
+
+def _choices(asked: BaseMessage, text: str) -> tuple[str, ...]:
+    """Return the choices given with a question; or its own, if `text` holds more than itself."""
+    given = asked.additional_kwargs.get(CHOICES) or ()
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(choice, str) and choice.strip() for choice in given
+    ):
+        raise InputError(
+            "the choices of a question are a list of texts, such as ['10 cm', '12 cm']; this one "
+            f"has {str(given)[:80]!r}"
+        )
+    own = normalise_text(message_text(asked)).strip()
+    return tuple(map(normalise_text, given)) or (choices_in(own) if own != text else ())
 
 
 def read_problem_and_images(

@@ -78,7 +78,8 @@ def proposed_nodes(
         return [_child(expand.node, index, "", **first, **failure)]
     end: dict[str, Any] = {"status": _STATUS[proposal.finish]}
     if proposal.finish != "step":
-        end["answer"] = rules.extract(join_steps([*tree.steps(expand.node), *texts]))
+        solution = join_steps([*tree.steps(expand.node), *texts])
+        end["answer"] = rules.answer_of(solution, tree.problem)
     if not texts:  # the answer ended at the step before
         return [_child(expand.node, index, "", **first, **end)]
     chain: list[NodeRecord] = []

@@ -17,7 +17,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from langchain_core.messages import (
@@ -28,6 +28,7 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 
+from vprm_search.answers import with_choices
 from vprm_search.errors import ImageError, InputError
 from vprm_search.images.normalise import (
     image_from_base64,
@@ -46,6 +47,8 @@ REFERENCE_SCHEME = "vprm-image://"
 NameImage = Callable[[Mapping[str, Any]], str]
 """Gives the digest of the picture in one content block."""
 MAX_IMAGES = 16
+CHOICES = "choices"
+"""Key of a message (`additional_kwargs`) that holds the choices of its question."""
 
 _NEVER_FETCHED = (
     "remote images are never fetched: download it yourself and pass the bytes as "
@@ -65,7 +68,7 @@ _KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not
 # --- written -------------------------------------------------------------------------------------
 
 
-def image_message(question: str, *images: ImageSource) -> HumanMessage:
+def image_message(question: str, *images: ImageSource, choices: Sequence[str] = ()) -> HumanMessage:
     """Return a human message that shows `images` and then asks `question`.
 
     Args:
@@ -73,17 +76,21 @@ def image_message(question: str, *images: ImageSource) -> HumanMessage:
         images: paths of PNG, JPEG or WEBP files, the bytes of such files, PIL images, or images
             that are normalised already; each becomes a standard base64 block, in this order.
             Without images the message is plain text.
+        choices: the texts of the choices A, B, … of a multiple-choice question. They are written
+            below the question, unless it holds them, and kept with the message under "choices":
+            a letter, its text and both together are then one answer (`Problem.choices`).
 
     Raises:
         ImageError: an image is damaged, outside the default `ImageLimits`, or given as a URL.
     """
+    text, told = with_choices(question, choices), {CHOICES: list(choices)} if choices else {}
     if not images:
-        return HumanMessage(question)
+        return HumanMessage(text, additional_kwargs=told)
     blocks = [
         image_block(image if isinstance(image, ImageData) else normalise_image(image))
         for image in images
     ]
-    return HumanMessage(content=[*blocks, {"type": "text", "text": question}])
+    return HumanMessage([*blocks, {"type": "text", "text": text}], additional_kwargs=told)
 
 
 def image_block(image: ImageData) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vprm_search.aggregate import aggregation
-from vprm_search.answers import answer_classes
+from vprm_search.answers import answer_classes, choices_of
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree
 
@@ -92,7 +92,7 @@ class BestOfN(BaseModel):
     def _stopped(self, tree: SearchTree) -> str:
         finished = tree.finished()
         if self.confidence is not None:
-            sure = agreement([record.answer for record in finished])
+            sure = agreement([r.answer for r in finished], choices_of(tree.problem))
             if sure > self.confidence:
                 return f"confidence: {sure:.4f} > {self.confidence}"
         if self.good_enough is not None:
@@ -103,12 +103,13 @@ class BestOfN(BaseModel):
         return ""
 
 
-def agreement(answers: Sequence[str | None]) -> float:
+def agreement(answers: Sequence[str | None], choices: Sequence[str] = ()) -> float:
     """Return P(Beta(v₁ + 1, v₂ + 1) > ½) for the votes of the two most frequent answers.
 
     Exact: for whole v it is the chance that of v₁ + v₂ + 1 fair coins at most v₁ show heads.
     """
-    votes = Counter(group for group in answer_classes(answers) if group is not None)
+    classes = answer_classes(answers, choices=choices)
+    votes = Counter(group for group in classes if group is not None)
     first, second = ([count for _, count in votes.most_common(2)] + [0, 0])[:2]
     coins = first + second + 1
     return sum(math.comb(coins, heads) for heads in range(first + 1)) / float(2**coins)

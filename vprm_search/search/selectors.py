@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.aggregate import aggregation
-from vprm_search.answers import answer_classes
+from vprm_search.answers import answer_classes, choices_of
 from vprm_search.search.stepwise import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
@@ -71,7 +71,7 @@ def read_ballots(
 ) -> list[Ballot]:
     """Return the candidates as ballots, by node id, so that their order never matters."""
     ordered = sorted(candidates, key=lambda record: record.id)
-    classes = answer_classes([record.answer for record in ordered])
+    classes = answer_classes([r.answer for r in ordered], choices=choices_of(tree.problem))
     ballots = []
     for record, group in zip(ordered, classes, strict=True):
         samples = [record.id, *merged_into(tree, record)]
