@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from tests.report.payloads import PAYLOADS
-from tests.report.searches import small_search, written_by
+from tests.report.searches import child, ended, small_search, written_by
 from vprm_search.report.view import (
     answer_line,
     printable,
@@ -22,7 +22,8 @@ from vprm_search.report.view import (
     view_of,
 )
 from vprm_search.steps import normalise_text
-from vprm_search.types import StepScore
+from vprm_search.tree import SearchTree
+from vprm_search.types import Problem, StepScore
 
 ALLOWED_FORMAT = {"\u200c", "\u200d"}
 
@@ -84,10 +85,26 @@ def test_the_tree_shows_scores_copies_reasons_and_the_answer() -> None:
     shown = rendered(tree_view(view), answer_line(view))
     assert "0.95 · red = 2. ×2" in shown
     assert '0.04 ✂ red = 7.  pruned: after "red = 2."' in shown
-    assert "0.90 ● 2 + 3 = 5. Answer: 5" in shown
+    assert "0.90 ● 2 + 3 = 5. Answer: ‹5›" in shown
     assert "← answer" in shown
     assert "failed: timed out" in shown
     assert "Answer: 5 (right)" in shown
+
+
+@given(st.text(max_size=200), st.sampled_from(["5", "12 cm", "7" * 60]), st.integers(20, 120),
+       st.sampled_from(["finished", "truncated"]))  # fmt: skip
+def test_the_place_of_the_answer_is_marked_however_long_the_step(
+    text: str, answer: str, width: int, status: str
+) -> None:
+    tree = SearchTree(Problem("How many?"))
+    said = normalise_text(f"{text}\nAnswer: {answer}")
+    step = child(tree, tree.root_id, 0, said, status=status, score=0.5, answer=answer)
+    tree.merge([step])
+    shown = rendered(tree_view(view_of(tree, ended(tree)), width=width), width=500)
+    check_harmless(shown)
+    assert f"‹{shortened(answer, width)}›" in shown
+    assert ("[unfinished]" in shown) == (status == "truncated")
+    assert max(map(len, shown.splitlines())) < 2 * width + 100
 
 
 def test_a_wrong_answer_is_called_wrong() -> None:

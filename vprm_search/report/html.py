@@ -16,7 +16,6 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from vprm_search.answers import read_answer
 from vprm_search.report.view import UNKNOWN, SearchView, css, printable, score_rgb
 from vprm_search.types import ImageData, NodeId
 
@@ -80,7 +79,9 @@ def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, A
     for shown, node in zip(data["nodes"], view.nodes, strict=True):
         shown["colour"] = css(score_rgb(node.score))
         shown["fold"] = folds.get(node.id)
-        shown["reading"] = _reading(shown["text"], shown["answer"])
+        if node.reading is not None:
+            told = {"parts": list(map(_part, node.parts)), "source": node.reading.source}
+            shown["reading"] = told
     for row, candidate in zip(data["candidates"], view.candidates, strict=True):
         row["said"] = printable(candidate.said, lines=True)
     data["images"] = [_data_uri(image) for image in images]
@@ -90,16 +91,12 @@ def page_data(view: SearchView, images: Sequence[ImageData] = ()) -> dict[str, A
     return data
 
 
-def _reading(text: str, answer: str | None) -> dict[str, Any] | None:
-    """Return a step in three parts, the answer in the middle, and what its reading stood on.
-
-    None where the step does not hold the answer, or the search read it by a rule of its own.
-    """
-    reading = read_answer(text) if answer else None
-    if reading is None or reading.text != answer:
-        return None
-    start, end = reading.span
-    return {"parts": [text[:start], text[start:end], text[end:]], "source": reading.source}
+def _part(text: str) -> str:
+    """Return a part of a text made printable, with one sign of the white space at its ends."""
+    shown = printable(text, lines=True)
+    ends = [text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if shown else ""]
+    first, last = ("\n" if "\n" in end else " " * bool(end) for end in ends)
+    return first + shown.strip() + last
 
 
 def folded(view: SearchView) -> dict[NodeId, NodeId]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from vprm_search.answers import AnswerReading, choices_of, read_answer
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
     Candidate,
@@ -95,8 +96,9 @@ class NodeView:
     """One step as drawn: `column` is its depth (0: first step), `row` its vertical place.
 
     `copies` counts the identical siblings merged into this one, itself included; `chosen` marks
-    the path of the answer, and `said` names its end so (`shown_answer`). Ids in `reason` are
-    replaced by the text of their step.
+    the path of the answer, and `said` names its end so (`shown_answer`). `reading` says where in
+    the text the path's answer was read; None where the step does not hold it, or the search read
+    it by a rule of its own. Ids in `reason` are replaced by the text of their step.
     """
 
     id: NodeId
@@ -114,6 +116,13 @@ class NodeView:
     chosen: bool
     said: str = ""
     copies: int = 1
+    reading: AnswerReading | None = None
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """The text before the answer that was read in it, the answer, and the text behind it."""
+        start, end = (0, 0) if self.reading is None else self.reading.span
+        return self.text[:start], self.text[start:end], self.text[end:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +257,8 @@ def _rows(order: Sequence[NodeView]) -> dict[NodeId, float]:
 def _node(
     tree: SearchTree, record: NodeRecord, column: int, chosen: bool, aggregate: str
 ) -> NodeView:
+    choices = choices_of(tree.problem)
+    reading = None if record.answer is None else read_answer(record.text, choices=choices)
     return NodeView(
         id=record.id,
         parent=None if record.parent == tree.root_id else record.parent,
@@ -262,6 +273,7 @@ def _node(
         answer=record.answer,
         round=record.round,
         chosen=chosen,
+        reading=reading if reading is not None and reading.text == record.answer else None,
     )
 
 
@@ -313,7 +325,10 @@ def _line(node: NodeView, width: int) -> Text:
     style = "dim" if node.status in ("pruned", "failed") else "bold" if node.chosen else ""
     line.append(f" {_MARKS[node.status]} ", style=style)
     nothing = "(no step)" if node.status == "failed" else "(end)"
-    line.append(shortened(node.text, width) or nothing, style=style)
+    if node.reading is None:
+        line.append(shortened(node.text, width) or nothing, style=style)
+    else:
+        line.append_text(_read_text(node, width, style))
     line.append(copies, style="dim")
     if node.status == "finished" and node.path_score is not None:
         line.append(f"  path {node.path_score:.2f}", style="dim")
@@ -323,6 +338,22 @@ def _line(node: NodeView, width: int) -> Text:
         line.append(f"  no score: {shortened(node.score_reason, width)}", style="dim italic")
     if node.said:
         line.append(f"  ← {node.said}", style="bold")
+    return line
+
+
+def _read_text(node: NodeView, width: int, style: str) -> Text:
+    """Return the text of a step, shortened in front of ‹the answer› that was read in it."""
+    before, read, after = node.parts
+    read, rest = shortened(read, width), shortened(after, width)
+    room = max(width - len(printable(before + read + after)) + len(printable(before)), width // 3)
+    head = shortened(before, room)
+    if room < width:
+        rest = shortened(after, max(1, width - len(head) - len(read))) if after.strip() else ""
+    line = Text(head + " " * before[-1:].isspace(), style=style)
+    line.append(f"‹{read}›", style=f"{style} underline")
+    line.append(" " * after[:1].isspace() + rest, style=style)
+    if node.status == "truncated":
+        line.append("  [unfinished]", style="dim")
     return line
 
 

@@ -70,7 +70,8 @@
       if (step.reading) {
         const [before, read, after] = step.reading.parts;
         const mark = html("mark", "", read);
-        mark.title = `the answer was read here (${step.reading.source})`;
+        const unfinished = step.status === "truncated" ? "; the path is unfinished" : "";
+        mark.title = `the answer was read here (${step.reading.source})${unfinished}`;
         text.append(before, mark, after);
       }
       item.append(score, text);
