@@ -16,12 +16,13 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 OLDEST := $(VENV)-oldest
 CLIENTS := $(VENV)-clients
+SERVERS := $(VENV)-servers
 
 # Small models on few cores: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-random test-serving coverage lint format docs bench-engine bench-gpu clean
+.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving coverage lint format docs bench-engine bench-gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -49,7 +50,7 @@ serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers
 test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: test test-slow test-oldest test-clients test-random  ## Run all of it, as CI does
+test-all: test test-slow test-oldest test-clients test-servers test-random  ## Run all of it, as CI does
 
 # One process for the servers: each worker would start some of its own, 3 GB each.
 test-slow: $(STAMP)  ## Run the slow tests, those against a real vLLM server among them
@@ -68,13 +69,20 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
 
 # Over $(VENV) like the oldest versions, with the chat clients of many providers.
-test-clients: $(STAMP)  ## Run every common chat client against a double of its provider; the other MCP SDK
+test-clients: $(STAMP)  ## Run every common chat client against a double of its provider
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/clients/requirements.txt
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(CLIENTS)/bin/python -m pytest -n auto --dist worksteal tests/clients $(PYTEST_ARGS)
-	$(CLIENTS)/bin/python -m pytest -n 0 -m "not slow" tests/servers/test_mcp.py
+
+# Over $(VENV), with LangGraph's server and the newer line of MCP's SDK.
+test-servers: $(STAMP)  ## Run the servers for other protocols against their real clients
+	test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/servers/requirements.txt
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(SERVERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
+	$(SERVERS)/bin/python -m pytest -n 0 tests/servers $(PYTEST_ARGS)
 
 test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test draws the same ones)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n auto --dist worksteal \

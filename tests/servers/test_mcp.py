@@ -193,9 +193,11 @@ async def test_the_command_serves_the_packaged_models_over_stdio() -> None:
 
 @pytest.mark.slow
 async def test_langchain_agents_get_the_tools() -> None:
-    adapters = pytest.importorskip("langchain_mcp_adapters.client")
+    pytest.importorskip("mcp.server.fastmcp", reason="langchain-mcp-adapters needs SDK 1.x")
+    from langchain_mcp_adapters.client import MultiServerMCPClient
+
     arguments = ["-c", RUN, "mcp"]
-    client = adapters.MultiServerMCPClient(
+    client = MultiServerMCPClient(
         {"vprm": {"transport": "stdio", "command": sys.executable, "args": arguments}}
     )
     tools = {tool.name: tool for tool in await client.get_tools()}

@@ -1,0 +1,174 @@
+"""`integrations/langgraph_server` under `langgraph dev`, called through LangGraph's own SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]: make test-clients")
+
+from langgraph_sdk import get_client
+
+from vprm_search.tiny.world import generate, render
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "vprm_search"
+PROBLEM = generate("tiles", "test", 3)
+
+
+def asked() -> dict[str, Any]:
+    data = io.BytesIO()
+    render(PROBLEM).save(data, "PNG")
+    image = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return {"question": PROBLEM.question, "images": [image]}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("app")
+    for name in ("langgraph.json", "graph.py"):
+        shutil.copy(ROOT / "integrations" / "langgraph_server" / name, folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (folder / "log").open("wb")
+    command = [sys.executable, "-c", "from langgraph_cli.cli import cli; cli()", "dev"]
+    command += ["--no-browser", "--no-reload", "--port", str(port), "--config", "langgraph.json"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VPRM_SEARCH_CACHE": str(folder / "cache"),
+    }
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "log").read_text()[-3000:]
+            try:
+                if httpx.get(f"{url}/ok", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+async def test_studio_sees_a_form(server: str) -> None:
+    client = get_client(url=server)
+    (assistant,) = await client.assistants.search(graph_id=NAME)
+    schemas = await client.assistants.get_schemas(assistant["assistant_id"])
+    assert set(schemas["input_schema"]["properties"]) == {"question", "images", "messages"}
+    assert set(schemas["output_schema"]["properties"]) == {"answer", "solution", "score", "warning"}
+    form = schemas["context_schema"]["properties"]
+    assert form["n"]["maximum"] == 64
+    assert "auto" in form["strategy"]["enum"]
+    drawn = await client.assistants.get_graph(assistant["assistant_id"], xray=True)
+    assert {"intake", "search", "review"} <= {node["id"] for node in drawn["nodes"]}
+
+
+async def test_a_run_answers(server: str) -> None:
+    client = get_client(url=server)
+    found: Any = await client.runs.wait(None, NAME, input=asked(), context={"n": 4})
+    assert set(found) == {"answer", "solution", "score", "warning"}
+    assert found["answer"] in found["solution"]
+    assert 0 <= found["score"] <= 1
+
+
+async def test_search_events_are_streamed_from_the_subgraph(server: str) -> None:
+    client = get_client(url=server)
+    modes: Any = ["custom", "updates"]
+    context = {"n": 4, "strategy": "beam"}
+    told = [
+        part.data["event"]
+        async for part in client.runs.stream(
+            None, NAME, input=asked(), context=context, stream_mode=modes, stream_subgraphs=True
+        )
+        if part.event.startswith("custom|search:")
+    ]
+    assert told[0] == "round"
+    assert {"expanded", "scored", "finished"} <= set(told)
+    assert told[-1] == "answer"
+
+
+async def test_a_bad_setting_and_a_bad_picture_are_said(server: str) -> None:
+    client = get_client(url=server)
+    for given, said in (
+        ({"input": asked(), "context": {"n": 65}}, "less than or equal to 64"),
+        ({"input": {"question": "x", "images": ["http://localhost/a.png"]}}, "nothing is fetched"),
+        ({"input": {}}, "nothing is asked"),
+    ):
+        thread = await client.threads.create()
+        reply: Any = await client.runs.wait(thread["thread_id"], NAME, raise_error=False, **given)
+        assert said in str(reply)
+
+
+async def test_a_person_is_asked_and_the_run_goes_on(server: str) -> None:
+    client = get_client(url=server)
+    thread = (await client.threads.create())["thread_id"]
+    context = {"n": 4, "ask_below": 1.0}
+    await client.runs.wait(thread, NAME, input=asked(), context=context)
+    state: Any = await client.threads.get_state(thread)
+    (task,) = state["tasks"]
+    assert task["interrupts"][0]["value"]["answer"] is not None
+    found: Any = await client.runs.wait(thread, NAME, command={"resume": "seven"}, context=context)
+    assert found["answer"] == "seven"
+
+
+async def test_a_run_stops_before_the_search_resumes_and_forks(server: str) -> None:
+    client = get_client(url=server)
+    thread = (await client.threads.create())["thread_id"]
+    context = {"n": 4}
+    await client.runs.wait(
+        thread, NAME, input=asked(), context=context, interrupt_before=["search"]
+    )
+    paused: Any = await client.threads.get_state(thread)
+    assert paused["next"] == ["search"]
+    assert "base64" not in str(paused["values"]["messages"])
+    found: Any = await client.runs.wait(thread, NAME, input=None, context=context)
+    fork: Any = await client.runs.wait(
+        thread, NAME, input=None, context=context, checkpoint=paused["checkpoint"]
+    )
+    assert found["answer"] is not None
+    assert fork["solution"] == found["solution"]  # equal searches draw equally
+
+
+async def test_a_cancelled_run_ends(server: str) -> None:
+    client = get_client(url=server)
+    thread = (await client.threads.create())["thread_id"]
+    context = {"n": 64, "strategy": "best-of-n"}
+    run = await client.runs.create(thread, NAME, input=asked(), context=context)
+    await asyncio.sleep(0.3)
+    await client.runs.cancel(thread, run["run_id"], wait=True)
+    ended: Any = await client.runs.get(thread, run["run_id"])
+    assert ended["status"] in ("interrupted", "success")  # a fast machine may have been quicker
+
+
+async def test_the_graph_is_an_mcp_tool_of_few_arguments(server: str) -> None:
+    async with httpx.AsyncClient(timeout=30) as client:
+        reply = await client.post(
+            f"{server}/mcp",
+            json={"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}},
+            headers={"accept": "application/json, text/event-stream"},
+        )
+    (tool,) = reply.json()["result"]["tools"]
+    assert len(tool["inputSchema"]["properties"]) <= 4
