@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vprm_search.agents import ProcessRewardMiddleware
     from vprm_search.budget import Budget
     from vprm_search.compare.preflight import PreflightReport, preflight
     from vprm_search.errors import VprmError
@@ -62,6 +63,8 @@ __all__ = [
     "arun_search",
     "tree_of_state",
     "VerifierState",
+    # agents
+    "ProcessRewardMiddleware",
     # how to search
     "AutoSearch",
     "BeamSearch",
@@ -116,6 +119,7 @@ _HOMES = {
     "arun_search": "vprm_search.graph",
     "tree_of_state": "vprm_search.graph",
     "VerifierState": "vprm_search.graph",
+    "ProcessRewardMiddleware": "vprm_search.agents",
     "AutoSearch": "vprm_search.search",
     "BeamSearch": "vprm_search.search",
     "BestFirst": "vprm_search.search",
@@ -156,6 +160,7 @@ _HOMES = {
 }
 
 _EXTRAS = dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "numpy"), "local")
+_EXTRAS["langchain"] = "agents"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,26 @@
+"""Agents: a reward model inside `create_agent`, and searches over trajectories of any agent."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vprm_search.agents.middleware import ProcessRewardMiddleware
+    from vprm_search.agents.turns import StepOf, turn_as_step
+
+_HOMES = {
+    "ProcessRewardMiddleware": "middleware",
+    "StepOf": "turns",
+    "turn_as_step": "turns",
+}
+
+__all__ = ["ProcessRewardMiddleware", "StepOf", "turn_as_step"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on first use: the middleware needs LangChain's agents, the search does not."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
