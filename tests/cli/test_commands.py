@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_solve_as_json_gives_a_tree_that_can_be_read_back(run: Run, asked: Asked
     assert json.loads(second.out)["tree"] == data["tree"]
     other = run("solve", *asked.arguments, *BEAM, "--json", "--seed", "5")
     assert json.loads(other.out)["tree"] != data["tree"]
+
+
+def test_without_a_scorer_the_most_frequent_answer_counts(run: Run, asked: Asked) -> None:
+    alone = ("solve", *asked.arguments, "--scorer", "none", "--n", "6", "--json")
+    ran = run(*alone)
+    assert ran.code == 0, ran.err
+    data = json.loads(ran.out)
+    tree = SearchTree.from_json(data["tree"])
+    answers = Counter(record.answer for record in tree.finished() if record.answer is not None)
+    assert answers[data["result"]["answer"]] == max(answers.values())
+    assert {record.score for record in tree} == {None}
+    refused = run(*alone, "--calibration", "map.json")
+    assert refused.code == 1
+    assert "--scorer none gives none" in refused.err
 
 
 def test_best_of_n_with_a_budget_ends_with_what_it_has(run: Run, asked: Asked) -> None:

@@ -83,6 +83,10 @@ _VARIABLE = re.compile(
 )
 _VARIABLES = re.compile(r"\(([A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+)\)")
 _WORDY = re.compile(r"[^\W\d_]{2}[^=<>\d\\]{0,60}|[^\W\d_ ]+(?: [^\W\d_ ]+){1,6}")
+_COMPUTATION = re.compile(
+    r"[$€£(]*[0-9][0-9.,]*%?\)?(?: ?[^\W\d_]{2,}\.?)?(?: ?(?:[-+*/×÷·x]|\\times|\\cdot|\\div|of) ?"
+    r"[$€£(]*[0-9][0-9.,]*%?\)?(?: ?[^\W\d_]{2,}\.?)?){1,12}"
+)
 _MATRIX = re.compile(
     r"\\begin\{([bpvBV]?)(?:small)?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1?(?:small)?(?:matrix|array)\}"
 )
@@ -319,6 +323,10 @@ class _Reader:
             return replace(form, name=self._name(first), equation=self._equated(first, last))
         if _WORDY.fullmatch(first) and not re.search(r"[*/^+]", first):
             return self.read(last, depth + 1)  # "total cost = 5"
+        if all(_COMPUTATION.fullmatch(side) for side in sides[:-1]):
+            form = self.read(last, depth + 1)  # 12 × 7 pencils = 84 pencils
+            if form.full[0] in ("number", "quantity", "value"):
+                return form
         try:
             values = [value_key(self._values(side)) for side in sides]
             if all(value == values[0] and len(value) == 1 for value in values):

@@ -88,6 +88,7 @@ def cost_line(usage: Usage, prices: Prices) -> str:
 
 
 _SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
+_NO_SCORER = "none"
 
 
 def solve(
@@ -104,7 +105,14 @@ def solve(
     temperature: options.Temperature = 0.7,
     step_tokens: options.StepTokens = 512,
     split: options.Split = "exact",
-    scorer: options.Scorer = "tiny",
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar="tiny|PATH|vllm:URL|none",
+            help="Reward model: the packaged one, a folder, a vLLM server (vllm:http://HOST:PORT), "
+            "or none: the most frequent answer.",
+        ),
+    ] = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
     device: options.Device = "auto",
@@ -231,7 +239,14 @@ def solve(
         scored=price_scored,
         image=price_image,
     )
-    judge = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    raw = judge = None
+    if scorer != _NO_SCORER:
+        raw = options.load_scorer(
+            scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer
+        )
+        judge = options.calibrated(raw, calibration, calibration_policy)
+    elif calibration is not None:
+        raise ConfigError("--calibration maps scores, and --scorer none gives none")
     load = partial(
         options.load_policy,
         base_url=base_url,
@@ -245,7 +260,7 @@ def solve(
 
     graph = create_search_graph(
         policy=load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
-        scorer=options.calibrated(judge, calibration, calibration_policy),
+        scorer=judge,
         strategy=options.strategy_of(
             strategy,
             {"n": n, **beam},
@@ -255,7 +270,7 @@ def solve(
             threshold=None if strong is None else threshold,
         ),
         selector=options.selector_of(selector, aggregate),
-        advice=_advice(advice, preflight, judge),
+        advice=_advice(advice, preflight, raw),
         budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
         run_seed=seed,
         split=split,
@@ -283,7 +298,7 @@ def solve(
 
 
 def _advice(
-    given: options.AdviceName | None, report: Path | None, scorer: StepScorer
+    given: options.AdviceName | None, report: Path | None, scorer: StepScorer | None
 ) -> Advice | None:
     """Return the advice given, or that of a report. Raises `ConfigError` if they do not fit."""
     if report is None:
