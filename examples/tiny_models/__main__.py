@@ -120,6 +120,23 @@ def evaluate(
     print(run_evaluation(config, out, jobs=jobs, report=_report, readme=readme, details=details))
 
 
+@app.command()
+def problems(
+    out: Annotated[Path, typer.Option(help="The file: .tsv, .jsonl or .parquet.")],
+    count: Annotated[
+        int, typer.Option("--problems", min=1, help="How many, of all families.")
+    ] = 300,
+    first: FirstIndex = 0,
+    split: Split = "test",
+    choices: Annotated[bool, typer.Option(help="As multiple choice.")] = False,
+) -> None:
+    """Write problems of the world as published problem sets come: for vprm-search datasets."""
+    from examples.tiny_models.problem_files import draw, write_problems
+
+    write_problems(out, draw(count, split=split, first=first), choices=choices)
+    _report(f"wrote {out}")
+
+
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

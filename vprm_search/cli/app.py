@@ -20,6 +20,7 @@ from vprm_search.cli.calibrate import calibrate
 from vprm_search.cli.check import check
 from vprm_search.cli.compare import compare
 from vprm_search.cli.convert import convert
+from vprm_search.cli.datasets import datasets
 from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
 from vprm_search.cli.mcp import mcp
@@ -53,6 +54,7 @@ app.command()(convert)
 app.command()(check)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
+app.add_typer(datasets, name="datasets")
 
 
 @app.callback()

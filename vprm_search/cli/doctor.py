@@ -34,6 +34,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "agents": (("langchain",), "chat models by provider (--policy PROVIDER:MODEL), agents"),
     "openai": (("langchain-openai",), "OpenAI and OpenAI-compatible servers"),
     "sqlite": (("langgraph-checkpoint-sqlite",), "searches that survive a restart"),
+    "parquet": (("pyarrow",), "problem sets in parquet or arrow files"),
     "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
     "mcp": (("mcp",), "vprm-search mcp: tools for MCP clients"),
     "vllm": (("vllm",), "vprm-search serve: a reward model as a vLLM server"),

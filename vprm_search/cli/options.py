@@ -322,13 +322,17 @@ def load_policy(
     """
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
 
-    model = _chat_model(name, base_url, temperature)
+    model = chat_model(name, base_url, temperature)
     return ChatModelPolicy(
         model, max_tokens_per_step=max_tokens_per_step, continuation=continuation, split=split
     )
 
 
-def _chat_model(name: str, base_url: str | None, temperature: float) -> Any:
+def chat_model(name: str, base_url: str | None, temperature: float) -> Any:
+    """Return the chat model `name`: "tiny", "openai:MODEL", or another "PROVIDER:MODEL".
+
+    Raises as `load_policy`.
+    """
     if name == TINY:
         if base_url:
             raise ConfigError("--base-url is for a model on a server, not for --policy tiny")

@@ -310,7 +310,7 @@ def judge_messages(
     `words` are how the judge says yes and no.
     """
     question, *steps = [
-        _harmless(text) for text in (request.problem.question, *request.steps[:number])
+        harmless(text) for text in (request.problem.question, *request.steps[:number])
     ]
     key = fence_key((question, *steps))
     parts = [f"FENCE {key} problem\n{question}\nFENCE {key} end"]
@@ -330,7 +330,7 @@ def fence_key(texts: Sequence[str]) -> str:
     return key
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Break up names of control tokens by a visible dot."""
     return _CONTROL.sub(lambda match: f"{match[0]}\N{MIDDLE DOT}", without_surrogates(text))
 

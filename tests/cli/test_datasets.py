@@ -1,0 +1,80 @@
+"""`vprm-search datasets …`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from examples.tiny_models.problem_files import choices_for, draw, write_problems
+from tests.cli.conftest import Run
+
+WORLD = draw(6)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    write_problems(tmp_path / "world.tsv", WORLD, choices=True)
+    return tmp_path / "world.tsv"
+
+
+def test_inspect_tells_what_was_understood(run: Run, world: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    ran = run("datasets", "inspect", str(world), "--html", str(page))
+    assert ran.code == 0
+    assert "problems: 6" in ran.out
+    assert "answer types: choice: 6" in ran.out
+    assert WORLD[0].question in ran.out
+    html = page.read_text()
+    assert html.count("<img") == 3
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+    told = json.loads(run("datasets", "inspect", str(world), "--json").out)
+    assert told["choices"] == {"4": 6}
+    assert len(told["examples"]) == 3
+
+
+def test_a_page_shows_hostile_text_as_text(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"question": "<script>alert(1)</script>", "answer": "<b>"}) + "\n")
+    page = tmp_path / "page.html"
+    assert run("datasets", "inspect", str(file), "--html", str(page)).code == 0
+    assert "<script" not in page.read_text()
+    assert "&lt;script&gt;" in page.read_text()
+
+
+def test_inspect_counts_missing_pictures(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": "1", "image": "a.png"}) + "\n")
+    ran = run("datasets", "inspect", str(file), "--html", str(tmp_path / "page.html"))
+    assert ran.code == 0
+    assert "missing pictures: 1" in ran.out
+    assert "cannot be read" in (tmp_path / "page.html").read_text()
+
+
+def test_grade(run: Run, world: Path, tmp_path: Path) -> None:
+    said = tmp_path / "said.jsonl"
+    letters = ["ABCD"[choices_for(p).index(p.answer)] for p in WORLD]
+    rows = [
+        {"index": n, "prediction": f"So.\n\nAnswer: {right}"} for n, right in enumerate(letters)
+    ]
+    rows[0]["prediction"] = f"The answer is {WORLD[0].answer}."  # the text of the choice
+    rows[1]["prediction"] = "no idea\n\nat all"
+    said.write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    told = json.loads(run("datasets", "grade", str(world), str(said), "--json").out)
+    assert told["without a prediction"] == 1
+    assert told["scores"]["sameness"]["accuracy"] == pytest.approx(4 / 6)
+    named = run("datasets", "grade", str(world), str(said), "--set", "mathvision")
+    assert "mathvision  accuracy 66.7 %" in named.out
+    assert "tiles: " in named.out
+
+
+def test_grade_refuses_strays(run: Run, world: Path, tmp_path: Path) -> None:
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"index": 77, "prediction": "A"}\n')
+    assert "'77' is no problem of" in run("datasets", "grade", str(world), str(said)).err
+    said.write_text('{"index": 1}\n')
+    assert "no column 'prediction'" in run("datasets", "grade", str(world), str(said)).err
+    bad = run("datasets", "grade", str(world), str(said), "--record", "x.jsonl")
+    assert "--record is for --judge" in bad.err
