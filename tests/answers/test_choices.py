@@ -160,6 +160,11 @@ def test_choices_written_below_a_question_are_found_in_it(choices: list[str]) ->
     assert choices_in(question) == tuple(choices)
 
 
+def test_choices_that_stand_in_a_question_by_accident_are_written_all_the_same() -> None:
+    assert with_choices("What is 12 + 34?", ("1", "46")).endswith("\n(A) 1\n(B) 46")
+    assert with_choices("What is 12 + 34?", ("1", "3")).endswith("\n(A) 1\n(B) 3")
+
+
 @given(st.text(max_size=60) | st.lists(st.sampled_from(
     ["(A)", "(B)", "(C)", "A.", "B)", " ", "\n", "  ", "x", "?", ":", "**", ", or ", "\u3000"]
 )).map("".join))  # fmt: skip

@@ -1,12 +1,8 @@
-"""Published records, where they are at hand: fixtures of these tests and of nothing else.
-
-Sources and licences stand beside the files; the folder is named by `VPRM_SEARCH_PUBLIC_RECORDS`.
-"""
+"""Published records, where they are at hand: fixtures of these tests and of nothing else."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,11 +11,12 @@ import pytest
 from vprm_search.datasets.graders import GRADERS, SAMENESS, grader_of
 from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 
-FOLDER = Path(
-    os.environ.get("VPRM_SEARCH_PUBLIC_RECORDS", Path(__file__).parents[4] / "shared/data")
-)
-SAMPLES = FOLDER / "samples"
-pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason="no published records at hand")
+
+@pytest.fixture
+def samples(shared_data: Path) -> Path:
+    """Records of six sets; their sources and licences stand beside them."""
+    return shared_data / "samples"
+
 
 READ = {
     "dynamath_seed.jsonl": ("dynamath", 34, {"float": 12, "text": 10, "choice": 10, "integer": 2}),
@@ -35,13 +32,13 @@ READ = {
 }
 
 
-def read(name: str) -> ProblemSet:
-    return read_problem_set(SAMPLES / name, check_images=False)
+def read(path: Path) -> ProblemSet:
+    return read_problem_set(path, check_images=False)
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_is_understood(name: str) -> None:
-    found = read(name)
+def test_what_is_understood(name: str, samples: Path) -> None:
+    found = read(samples / name)
     set_name, count, types = READ[name]
     assert (found.name, len(found)) == (set_name, count)
     assert Counter(item.answer_type for item in found) == types
@@ -53,9 +50,9 @@ def test_what_is_understood(name: str) -> None:
             assert all(choice in item.question for choice in written)
 
 
-def test_the_same_problems_in_two_forms_of_mathvision() -> None:
-    official = {item.id: item for item in read("mathvision_testmini.jsonl")}
-    found = read("mathvision_vlmevalkit_form.tsv")
+def test_the_same_problems_in_two_forms_of_mathvision(samples: Path) -> None:
+    official = {item.id: item for item in read(samples / "mathvision_testmini.jsonl")}
+    found = read(samples / "mathvision_vlmevalkit_form.tsv")
     both = [item for item in found if item.id in official]
     assert len(both) >= 5
     for item in both:
@@ -65,9 +62,9 @@ def test_the_same_problems_in_two_forms_of_mathvision() -> None:
     assert all(len(found.load(item).images) == 1 for item in found)
 
 
-def test_mmmu_agrees_with_the_official_answers() -> None:
-    official = json.loads((SAMPLES / "mmmu_val_official_answers.json").read_text())
-    for item in read("mmmu_val_evpv_form.jsonl"):
+def test_mmmu_agrees_with_the_official_answers(samples: Path) -> None:
+    official = json.loads((samples / "mmmu_val_official_answers.json").read_text())
+    for item in read(samples / "mmmu_val_evpv_form.jsonl"):
         told = official.get(item.id.partition("#")[0])
         if told is None:
             continue
@@ -82,8 +79,10 @@ def shown(item: Item) -> str:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_published_answers_are_right_and_those_of_others_mostly_wrong(name: str) -> None:
-    items = list(read(name))
+def test_published_answers_are_right_and_those_of_others_mostly_wrong(
+    name: str, samples: Path
+) -> None:
+    items = list(read(samples / name))
     for grader in (grader_of(READ[name][0]), SAMENESS):
         wrong = [i.id for i in items if not grader.grade(i, shown(i)).right]
         assert not wrong, (grader.name, wrong)
@@ -95,8 +94,10 @@ def test_published_answers_are_right_and_those_of_others_mostly_wrong(name: str)
             assert not grader.grade(item, shown(other)).right, (item.id, other.id)
 
 
-def test_lists_of_mathvista_can_be_right() -> None:
-    lists = [item for item in read("mathvista_testmini.jsonl") if item.answer_type == "list"]
+def test_lists_of_mathvista_can_be_right(samples: Path) -> None:
+    lists = [
+        item for item in read(samples / "mathvista_testmini.jsonl") if item.answer_type == "list"
+    ]
     assert len(lists) == 2
     for item in lists:
         spaced = item.answer.replace(", ", " , ")

@@ -94,8 +94,12 @@ def choices_in(question: str) -> tuple[str, ...]:
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """Return a question with its choices written below it, unless it holds all of them."""
-    if all(choice in question for choice in choices):
+    """Return a question with its choices written below it, unless all stand there as choices."""
+    stated = (
+        re.search(rf"(?<![a-z]){letter}\W{{1,4}}{re.escape(text)}", question, re.IGNORECASE)
+        for letter, text in zip(LETTERS, choice_texts(choices), strict=False)
+    )
+    if all(stated):
         return question
     lines = (f"({letter.upper()}) {text}"
              for letter, text in zip(LETTERS, choice_texts(choices), strict=False))  # fmt: skip

@@ -101,18 +101,13 @@ def column_choices(row: Mapping[str, Json]) -> tuple[str, ...]:
     return tuple(given[letter] for letter in filled)
 
 
-_OPTION = re.compile(
-    r"(?:^|[;\n]|(?<=\S)[ \t]{2,})\s*([A-Z])[.):\uff0e\uff1a\u3001]\s*|(?:^|(?<=\s))\(([A-Z])\)\s*"
-)
+_OPTION = re.compile(r"(?:^|[;\n])\s*\(?([A-Z])[.):\uff0e\uff1a\u3001]\s*")
 
 
 def lettered_choices(text: str) -> tuple[str, ...]:
-    """Return the choices of a text such as "A. 3; B. 4", none unless the letters are in order.
-
-    Before "A." stands a semicolon, a line break, or two blanks; "(A)" may stand anywhere.
-    """
+    """Return the choices of a cell such as "A. 3; B. 4", none unless the letters are in order."""
     found = list(_OPTION.finditer(text))
-    letters = "".join(match[1] or match[2] for match in found)
+    letters = "".join(match[1] for match in found)
     if len(found) < 2 or letters != string.ascii_uppercase[: len(found)]:
         return ()
     ends = [match.start() for match in found[1:]] + [len(text)]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from vprm_search.answers import choices_in
 from vprm_search.datasets.cells import as_list, as_text, column_choices, is_empty, lettered_choices
 from vprm_search.datasets.tables import Row
 
@@ -113,7 +114,7 @@ def category_of(row: Row, name: SetName, own: str) -> str:
 
 
 def choices_of_row(row: Row, question: str) -> tuple[str, ...]:
-    """Return the choices of a row: its columns A, B, …, a list, or a text of choices.
+    """Return the choices of a row: its columns A, B, …, a list, a text, or those of the question.
 
     Raises `ValueError` whose text begins with the column.
     """
@@ -132,7 +133,7 @@ def choices_of_row(row: Row, question: str) -> tuple[str, ...]:
             raise ValueError(f"column {column}: {error}") from error
         if listed:
             return tuple(listed)
-    return lettered_choices(question)
+    return choices_in(question)
 
 
 def letters_of(row: Row, name: SetName, answer: str, choices: Sequence[str]) -> str:

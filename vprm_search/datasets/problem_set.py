@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
+from vprm_search.answers import with_choices
 from vprm_search.datasets import known
 from vprm_search.datasets.cells import (
     Picture,
@@ -123,7 +123,7 @@ class ProblemSet(Sequence[Item]):
         """Return the problem with its pictures. Raises `ImageError` naming row and column."""
         images = tuple(self._image(picture, item) for picture in item.pictures)
         digests = tuple(image.digest for image in images)
-        return LoadedItem(Problem(item.question, digests), images)
+        return LoadedItem(Problem(item.question, digests, choices=item.choices), images)
 
     def _image(self, picture: Picture, item: Item) -> ImageData:
         where = f"{self.path}, row {item.row}, column {picture.column}"
@@ -292,16 +292,3 @@ def _resolved(item: Item, rows: dict[str, int], whole: dict[int, Item], path: Pa
             raise RecordError(f"{where}: row {number}, which it names, has no one picture")
         pictures.append(named[0])
     return replace(item, pictures=tuple(pictures))
-
-
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """Return a question with its choices below it, unless it states them itself."""
-    stated = [
-        re.search(rf"(?<![A-Za-z]){letter}\W{{1,4}}{re.escape(choice)}", question)
-        for letter, choice in zip(string.ascii_uppercase, choices, strict=False)
-    ]
-    if not choices or all(stated):
-        return question
-    lines = [f"({letter}) {choice}" for letter, choice in zip(string.ascii_uppercase, choices,
-                                                              strict=False)]  # fmt: skip
-    return "\n".join([question, "Choices:", *lines])
