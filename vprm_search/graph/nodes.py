@@ -20,7 +20,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
-from langgraph.types import Overwrite
+from langgraph.types import Overwrite, TracePolicy
 from typing_extensions import TypedDict
 
 from vprm_search import ids
@@ -224,6 +224,25 @@ class Node(Runnable[State, Update]):
         """Run the phase."""
         outcome = self._phase(input)
         return _told(await outcome if isinstance(outcome, Awaitable) else outcome)
+
+
+def _asked_in_short(state: State) -> dict[str, Json]:
+    """Return what a trace shows of the state a node reads: all of it, sent with every node, grows
+    with the square of the search.
+    """
+    return {name: state[name] for name in ("search_size", "search_seconds") if name in state}
+
+
+def _told_in_short(update: Update) -> dict[str, Any]:
+    """Return what a trace shows of what a node did: of the nodes of the tree, their scores."""
+    table = update.get("search_nodes")
+    if not isinstance(table, dict):
+        return {name: value for name, value in update.items() if name != "search_nodes"}
+    return {**update, "search_nodes": {node: r.get("score") for node, r in table.items()}}
+
+
+TRACED = TracePolicy(process_inputs=_asked_in_short, process_outputs=_told_in_short)
+"""What traces (LangSmith, OpenTelemetry) hold of a node's run: the outcome has the whole tree."""
 
 
 def _told(outcome: Outcome) -> Update:

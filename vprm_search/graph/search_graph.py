@@ -20,7 +20,7 @@ from vprm_search.budget import Budget
 from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
 from vprm_search.graph.loop import Loop
-from vprm_search.graph.nodes import SearchNodes, next_node
+from vprm_search.graph.nodes import TRACED, SearchNodes, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
@@ -247,7 +247,9 @@ def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None
     said = {nodes.messages_key: hints[nodes.messages_key]}
     read = _typed_dict("SearchInput", {**said, **channels(delta=delta)})
     for name, node in nodes.runnables().items():
-        graph.add_node(name, node, input_schema=read, retry_policy=retry_policy)
+        graph.add_node(
+            name, node, input_schema=read, retry_policy=retry_policy, trace_policy=TRACED
+        )
     graph.add_edge(START, "ingest")
     graph.add_edge("ingest", "plan")
     graph.add_conditional_edges("plan", next_node, {"propose": "propose", "answer": "answer"})

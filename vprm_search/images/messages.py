@@ -13,6 +13,8 @@ anybody could be led to ask.
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import os
 import re
 import threading
@@ -63,6 +65,8 @@ _UNSEEN = frozenset({"text", "cachePoint", "cache_point"})
 # What a provider did by itself while it answered, and what belongs to no text.
 _BY_PROVIDER = re.compile(r"server_|web_search|file_search|code_|mcp_|executable_|citation|refusal")
 _KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not decode them again
+_names: OrderedDict[str, str] = OrderedDict()  # the references to pictures written of late
+_names_lock = threading.Lock()
 
 
 # --- written -------------------------------------------------------------------------------------
@@ -95,8 +99,17 @@ def image_message(question: str, *images: ImageSource, choices: Sequence[str] = 
 
 def image_block(image: ImageData) -> dict[str, Any]:
     """Return `image` as a standard LangChain content block with base64 data."""
+    return {"type": "image", "base64": _encoded(image), "mime_type": "image/png"}
+
+
+@functools.lru_cache(maxsize=_KEPT_IMAGES)
+def _encoded(image: ImageData) -> str:
     data = base64.b64encode(image.png).decode("ascii")
-    return {"type": "image", "base64": data, "mime_type": "image/png"}
+    with _names_lock:
+        _names[data] = REFERENCE_SCHEME + image.digest
+        while len(_names) > _KEPT_IMAGES:
+            _names.popitem(last=False)
+    return data
 
 
 # --- read ----------------------------------------------------------------------------------------
@@ -215,20 +228,31 @@ def _unwrapped(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _picture(block: Mapping[str, Any]) -> ImageData:
+    data = _data_of(block)
+    if isinstance(data, bytes):
+        return normalise_image(data)
+    if data:
+        return image_from_data_uri(data) if _is_data_uri(data) else image_from_base64(data)
+    url = _url(block)
+    if url:
+        raise ImageError(f"an image is given as the address {url[:80]!r}; {_NEVER_FETCHED}")
+    raise ImageError(f"an image block has no data; {_NEVER_FETCHED}")
+
+
+def _data_of(block: Mapping[str, Any]) -> bytes | str | None:
+    """Return the data of a picture: bytes, base64 or a data URI; None where it is elsewhere."""
     source = block.get("source")
     if isinstance(source, Mapping):  # Anthropic's, in a model's reply
         block = {**block, **source}
     data = block.get("base64") or block.get("data") or _inline(block.get("image"))
-    if isinstance(data, bytes):
-        return normalise_image(data)
-    if isinstance(data, str) and data:
-        return image_from_base64(data)
+    if data and isinstance(data, bytes | str):
+        return data
     url = _url(block)
-    if url and url[:64].lstrip().lower().startswith("data:"):
-        return image_from_data_uri(url)
-    if url:
-        raise ImageError(f"an image is given as the address {url[:80]!r}; {_NEVER_FETCHED}")
-    raise ImageError(f"an image block has no data; {_NEVER_FETCHED}")
+    return url if url and _is_data_uri(url) else None
+
+
+def _is_data_uri(text: str) -> bool:
+    return text[:64].lstrip().lower().startswith("data:")
 
 
 def _inline(value: Any) -> Any:
@@ -363,10 +387,33 @@ def restore_images(messages: Any, store: HoldsImages) -> list[AnyMessage]:
 
 def referenced_digest(block: Mapping[str, Any]) -> str | None:
     """Return the digest a reference block names, or None for any other block."""
+    url = referenced_url(block)
+    return None if url is None else url[len(REFERENCE_SCHEME) :]
+
+
+def referenced_url(block: Mapping[str, Any]) -> str | None:
+    """Return the address in a reference block, or None for any other block."""
     url = _url(block)
-    if url is None or not url.startswith(REFERENCE_SCHEME):
+    return url if url is not None and url.startswith(REFERENCE_SCHEME) else None
+
+
+def reference_to(block: Mapping[str, Any]) -> str | None:
+    """Return an address that can stand for the picture in `block`, None if it holds none.
+
+    Of a picture that `image_block` wrote it is that of a reference in a state; of any other it
+    names a digest of the data as they are.
+    """
+    plain = _unwrapped(dict(block))
+    data = _data_of(plain) if is_image(plain) else None
+    if not data:
         return None
-    return url[len(REFERENCE_SCHEME) :]
+    if isinstance(data, str):
+        data = data.partition(",")[2] if _is_data_uri(data) else data
+        known = _names.get(data)
+        if known is not None:
+            return known
+        data = data.encode()
+    return f"{REFERENCE_SCHEME}data-{hashlib.sha256(data).hexdigest()}"
 
 
 def _listed(messages: Any) -> list[BaseMessage]:

@@ -32,6 +32,7 @@ from vprm_search.chat.arguments import (
 )
 from vprm_search.chat.calls import HIDDEN, without_cache
 from vprm_search.chat.capabilities import ModelCapabilities, Prefill, thinking_of
+from vprm_search.chat.tracing import pictures_aside, without_pictures_in_traces
 from vprm_search.errors import ClientWarning
 from vprm_search.policy.replies import Reply
 from vprm_search.types import ProposeRequest
@@ -94,7 +95,8 @@ class Client:
     """
 
     def __init__(self, model: BaseChatModel, bound: dict[str, Any], continuation: str) -> None:
-        self.model, self.bound, self.continuation = model, bound, continuation
+        self.model = without_pictures_in_traces(model)
+        self.bound, self.continuation = bound, continuation
         # Google's REST client awaits what it did at once, so its asynchronous calls always fail.
         self._synchronous = getattr(model, "transport", None) == "rest"
         self._said: set[str] = set()
@@ -222,12 +224,13 @@ class Client:
             "run_name": "propose",
             **settings.arguments,
         }
-        if not self._synchronous:
-            try:
-                return await model.agenerate([messages], **told)
-            except NotImplementedError:
-                self._synchronous = True
-        return await asyncio.to_thread(model.generate, [messages], **_in_a_thread(told))
+        with pictures_aside(model, messages) as light:
+            if not self._synchronous:
+                try:
+                    return await model.agenerate([light], **told)
+                except NotImplementedError:
+                    self._synchronous = True
+            return await asyncio.to_thread(model.generate, [light], **_in_a_thread(told))
 
     def refused(self, error: Exception, settings: CallSettings, stop: Sequence[str]) -> str | None:
         """Return which argument of a call an error refuses, or None."""

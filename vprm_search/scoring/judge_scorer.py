@@ -34,6 +34,7 @@ from vprm_search.chat.capabilities import capabilities_of
 from vprm_search.chat.failures import explain, is_retryable, secrets_of, status_of
 from vprm_search.chat.finish_reasons import end_of
 from vprm_search.chat.outgoing import outgoing
+from vprm_search.chat.tracing import pictures_aside, without_pictures_in_traces
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.images.messages import image_block
@@ -117,7 +118,8 @@ class JudgeScorer:
                 f"mode is {mode!r} ({', '.join(_MODES)}), samples {samples} and max_concurrency "
                 f"{max_concurrency} (at least 1), words {words!r} (two different ones)"
             )
-        self._model, self._bound = unwrap_model(model, "judge")
+        inner, self._bound = unwrap_model(model, "judge")
+        self._model = without_pictures_in_traces(inner)
         self._fixed = mode != "auto"
         self.mode: JudgeMode = mode if self._fixed else _first_mode(self._model)
         self.samples, self.words, self.orm = samples, words, orm
@@ -225,7 +227,9 @@ class JudgeScorer:
         runnable = self._runnable(mode)
         self.meter.calls += 1
         try:
-            reply = await runnable.ainvoke(messages, config={"tags": [HIDDEN], "run_name": "judge"})
+            with pictures_aside(self._model, messages) as light:
+                told: Any = {"tags": [HIDDEN], "run_name": "judge"}
+                reply = await runnable.ainvoke(light, config=told)
             if mode == "logprobs":
                 return probability_of_yes(reply, self.words), reply
         except NoLogprobsError as error:
