@@ -17,6 +17,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langsmith import Client
 from langsmith.run_helpers import tracing_context
+from pydantic import Field
 
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from tests.json_server import Asked, Reply, json_server
@@ -242,7 +243,7 @@ class Counting(BaseChatModel):
     """A user's model: synchronous, with a counter of its own."""
 
     count: int = 0
-    seen: list[Any] = []
+    seen: list[Any] = Field(default_factory=list)
 
     @property
     def _llm_type(self) -> str:

@@ -53,9 +53,8 @@ def without_pictures_in_traces(model: Model) -> Model:
     LangChain's own part of a call by itself is left as it is, and `pictures_aside` with it.
     """
     kind = type(model)
-    if kind in _kinds or any(
-        getattr(kind, name) is not getattr(BaseChatModel, name) for name in ("generate", "agenerate")
-    ):
+    own = (kind.generate, kind.agenerate) != (BaseChatModel.generate, BaseChatModel.agenerate)
+    if own or kind in _kinds:
         return model
     view = object.__new__(_light_kind(kind))
     for base in kind.__mro__:
@@ -96,9 +95,9 @@ def _light_kind(kind: type[BaseChatModel]) -> type[BaseChatModel]:
         if method is not None and method is not getattr(BaseChatModel, name, None):
             own[name] = _with_pictures(method)
     own |= {name: _without_keys(getattr(kind, name)) for name in _TOLD}
-    light = type(kind)(kind.__name__, (kind,), own)
+    light: Any = cast("Any", type(kind))(kind.__name__, (kind,), own)
     _kinds.add(light)
-    return light
+    return cast("type[BaseChatModel]", light)
 
 
 def _with_pictures(method: Callable[..., Any]) -> Callable[..., Any]:
