@@ -22,7 +22,7 @@ SERVERS := $(VENV)-servers
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving coverage lint format docs bench-engine bench-gpu clean
+.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving test-real soak coverage lint format docs bench-engine bench-gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -50,13 +50,13 @@ serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers
 test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: test test-slow test-oldest test-clients test-servers test-random  ## Run all of it, as CI does
+test-all: test test-slow test-real test-oldest test-clients test-servers test-random  ## Run all of it, as CI does
 
 # One process for the servers: each worker would start some of its own, 3 GB each.
 test-slow: $(STAMP)  ## Run the slow tests, those against a real vLLM server among them
 	$(BIN)/python -m pytest -n 0 -m slow tests/serving $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow --ignore=tests/serving \
-		--ignore=tests/clients $(PYTEST_ARGS)
+		--ignore=tests/clients --ignore=tests/real_models $(PYTEST_ARGS)
 
 # Over $(VENV): only what tests/oldest.txt names is installed anew, everything else is found there.
 test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest versions of them
@@ -90,6 +90,13 @@ test-random: $(STAMP)  ## Run the properties on examples drawn anew (make test d
 
 test-serving: $(STAMP)  ## Run the tests against a real vLLM server (built once: 3 minutes, 2.5 GB)
 	$(BIN)/python -m pytest -n 0 tests/serving $(PYTEST_ARGS)
+
+# In the environment of the serving tests; converts the weights (a minute, 270 MB) the first time.
+test-real: $(STAMP)  ## Run a real pretrained language model as policy, judge and reward model
+	$(BIN)/python -m pytest -n 0 -m "slow and not soak" tests/real_models $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## The same on all its problems, with a report (half an hour on two cores)
+	$(BIN)/python -m pytest -n 0 -s -m soak tests/real_models $(PYTEST_ARGS)
 
 coverage: $(STAMP)  ## Run the tests and say which lines they missed
 	$(BIN)/coverage erase

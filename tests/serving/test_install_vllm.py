@@ -64,7 +64,7 @@ def test_a_second_builder_waits(tmp_path: Path) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with install_vllm._locked(tmp_path / "lock", order.append):
+        with install_vllm.locked(tmp_path / "lock", order.append):
             order.append("first in")
             inside.set()
             leave.wait(10)
@@ -86,10 +86,10 @@ def test_a_second_builder_waits(tmp_path: Path) -> None:
 
 
 def _enter(lock: Path, order: list[str]) -> None:
-    with install_vllm._locked(lock, order.append):
+    with install_vllm.locked(lock, order.append):
         order.append("second in")
 
 
 def test_a_failed_command_says_what_pip_said() -> None:
     with pytest.raises(RuntimeError, match=r"failed:\n.*no such thing"):
-        install_vllm._run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
+        install_vllm.run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])

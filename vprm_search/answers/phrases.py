@@ -191,12 +191,12 @@ _FILLER = (
 )
 _THEN = (
     r"(?:[ \t,]{1,4}(?:therefore|thus|hence|then|indeed|simply|just|clearly|definitely|probably"
-    r"|likely|obviously|actually|finally|only|donc|daher|also|somit|entonces|por tanto|portanto"
-    r"|dunque|quindi|dus)\b,?){0,2}"
+    r"|likely|obviously|actually|finally|only|now|still|exactly|approximately|about|around|donc|daher"
+    r"|also|somit|entonces|por tanto|portanto|dunque|quindi|dus)\b,?){0,2}"
 )
 _ABOUT = (
-    r"(?:[ \t]{1,4}(?:to|for|of|in|on|from|we|i|you|that|which|here|choice|option|letter)\b"
-    r"[^.:\n!?]{0,80}?)?"
+    r"(?:,[ \t]which(?=[ \t])|[ \t]{1,4}(?:to|for|of|in|on|from|within|we|i|you|that|which|here"
+    r"|choice|option|letter)\b[^.:\n!?]{0,80}?(?:[\"\u201c][^\"\u201c\u201d\n]{1,200}[\"\u201d])?)?"
 )
 _DASH = (
     r"(?:[ \t]{1,4}[\u2013\u2014]{1,2}(?=\s)|[ \t]-[ \t](?=[*$\\(]{0,4}(?:\d|[A-J]\b))"
@@ -302,8 +302,8 @@ def _mark_at(text: str, noun: re.Match[str]) -> Mark | None:
         if behind is not None:
             firm = behind["sign"] is not None
             return Mark(start, behind.end(), firm, letter=bool(_LETTER_NOUN.search(word)))
-        line = text.rfind("\n", max(0, start - 80), start) + 1 or (0 if start < 80 else start)
-        head = _HEADINGS[place].match(text, line)
+        line = text.rfind("\n", max(0, start - 80), start) + 1
+        head = _HEADINGS[place].match(text, line) if line or start < 80 else None
         alone = head is not None and "\n" not in head[0] and head.end() >= noun.end()
         if head is not None and alone:
             bare = not text[head.end() :].lstrip(" \t").startswith("\n")

@@ -154,13 +154,14 @@ _HASHES = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _IS_THE_ANSWER = (
-    r"[ \t]is[ \t](?:therefore[ \t]|thus[ \t])?(?:the|our|my)[ \t]"
+    r"(?:,?[ \t]which)?[ \t]is[ \t](?:therefore[ \t]|thus[ \t])?(?:the|our|my)[ \t]"
     r"(?:(?:final|correct|right|best)[ \t]){0,2}(?:answer|option|choice)\b"
 )
 _TURNED_ROUND = re.compile(_IS_THE_ANSWER)
 _REVERSED = re.compile(
     r"(\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|\*\*[^*\n]{1,60}\*\*|\([A-J]\)|\b[A-J]"
-    r"|(?<![\w.])[-$\u20ac\u00a3]?\d[\d.,/]{0,20}(?:\s?[\w%\u00b0]{1,12})?)" + _IS_THE_ANSWER,
+    r"|(?<![\w.:/])(?<![-+*/^]\s)[-$\u20ac\u00a3]?\d(?:[\d.,:/]{0,20}\d)?(?:\s?[\w%\u00b0]{1,12})?)"
+    + _IS_THE_ANSWER,
 )
 _RUN_ON = re.compile(
     r"^[^\w\n<]{0,6}(?:(?:next|new|second|another|follow-up|sample)\s)?(?:question|problem|exercise|q"
@@ -287,10 +288,18 @@ _BLANK = re.compile(
 )
 
 
+_PLAN = re.compile(
+    r"step \d{1,2}\b|(?:we|you|i) (?:need|have|want|are going) to\b|let(?:'s|\u2019s| us| me)\b"
+    r"|(?:so |now |first |then |next ){0,2},? ?to (?:find|get|calculate|compute|solve|determine)\b",
+    re.IGNORECASE,
+)
+
+
 def _is_placeholder(answer: str) -> bool:
-    """Tell the words of an instruction ("Answer: [your answer]") and a bare mark from an answer."""
+    """Tell an instruction ("Answer: [your answer]"), a plan and a bare mark from an answer."""
     bare = any(mark.end == len(answer) for mark in marks_in(answer))
-    return bare or bool(_PLACEHOLDER.fullmatch(answer) or _BLANK.match(answer))
+    words = (_PLACEHOLDER.fullmatch(answer), _BLANK.match(answer), _PLAN.match(answer))
+    return bare or any(words)
 
 
 _SUPPOSED = re.compile(
@@ -310,15 +319,17 @@ _MENTION = re.compile(
     r"|one of|the same|among|ready|complete|close|explained|supported|confirmed|checked|verified"
     r"|accurate|sensible|possible|impossible to|independent|easy|hard|simple|good|fine|ok|sound"
     r"|justified|unique|in the|to be|going to|asked|needed|marked|boxed|presented|given|provided"
-    r"|stated|rounded|expressed|that it|as follows|the following|below|above"
+    r"|stated|rounded|expressed|that it|as follows|the following|below|above|achieved|set to"
+    r"|already (?:given|known|there)|the (?:final )?answer"
     r"|correct[ao]|correcte|justa|plausibel|richtig|falsch|esatta|верн\w*|правиль\w*)\b"
-    r"|[否不]|正[确確]|合理|错误",
+    r"|within\s(?=[^\d\s])|[否不]|正[确確]|合理|错误",
     re.IGNORECASE,
 )
+_ABOUT_IT = re.compile(r"\b((?:for|of|to|from|in|with|by)\s)?(?:this|that)\s$", re.IGNORECASE)
 _QUESTION = re.compile(r"(?:[^.!?\n]|\.(?=\d)){0,200}[?\uff1f\u061f]")
 _KIND = re.compile(
     r"(?:an?|the|some|some kind of)\s(?:\w+[\s-]){0,3}(?:integer|number|fraction|letter|value|word"
-    r"|option|choice|result|product|sum|difference|percentage|decimal)\b",
+    r"|option|choice|result|product|sum|difference|percentage|decimal|answer)\b",
     re.IGNORECASE,
 )
 _DIGIT = re.compile(r"\d|[\\$]|\b[A-J]\b")
@@ -340,6 +351,7 @@ def _read(
             return None
     else:
         stop = min(stop, statement.end + 4 * fmt.max_chars)
+        stop = _end_of_quotation(text, statement, stop)
         places = (content_behind(text, statement.end, max(statement.end, stop)),)
         if not statement.firm and not _asserts(text, statement, places[0]):
             return None
@@ -391,12 +403,29 @@ def _span(text: str, places: Sequence[tuple[int, int]], answer: str) -> tuple[in
 
 
 def _is_supposed(text: str, place: int) -> bool:
-    return bool(_SUPPOSED.search(text[max(0, place - 80) : place].rsplit("\n", 1)[-1]))
+    return bool(_SUPPOSED.search(_line_before(text, place)))
+
+
+def _line_before(text: str, place: int) -> str:
+    return text[max(0, place - 80) : place].rsplit("\n", 1)[-1]
+
+
+def _end_of_quotation(text: str, statement: _Statement, stop: int) -> int:
+    """Return where the quotation ends that a mark stands in, else `stop`."""
+    if '"' in text[statement.start : statement.end]:  # JSON
+        return stop
+    if _line_before(text, statement.start).count('"') % 2 == 0:
+        return stop
+    end = text.find('"', statement.end, stop)
+    return stop if end < 0 else end
 
 
 def _asserts(text: str, statement: _Statement, place: tuple[int, int]) -> bool:
     """Tell a statement ("the answer is 5") from a mention ("the answer is computed by …")."""
     content = " ".join(text[place[0] : place[1]].split()).strip("*_` ")
+    told_of = _ABOUT_IT.search(_line_before(text, statement.start))
+    if told_of and (told_of[1] or content.startswith(("the ", "a ", "an "))):
+        return False
     if _is_supposed(text, statement.start) or _MENTION.match(content) or _DENIED.search(content):
         return False
     if _QUESTION.match(content):
@@ -419,7 +448,7 @@ _CHOICE_SENTENCE = re.compile(
     r"\b(?:answer|option|choice)(?:\s{1,4}is)?\s{0,4}[:*_]{0,3}\s{0,4}(?:\(([A-Ja-j])\)|([A-J])(?!\w))",
     re.IGNORECASE,
 )
-_CHOICE_LINE = re.compile(r"[\W_]{0,8}([A-J])[\W_]{0,8}")
+_CHOICE_LINE = re.compile(r"[\W_]{0,8}([A-J])(?!\s?:$)[\W_]{0,8}")
 
 
 def _chosen(text: str, choices: Sequence[str]) -> AnswerReading | None:

@@ -15,6 +15,7 @@ _MAX_PASSES = 24
 # --- where the answer stands behind its mark -----------------------------------------------------
 
 _EMPTY_LINE = re.compile(r"[\s*_#:\uff1a]*(?:`+\w*|[-=_*~]{3,}|\\n)?[\s*_:\uff1a]*")
+_WORD = re.compile(r"[^\W_]|[$\\]")
 _BULLET = re.compile(r"\s*(?:[-*\u2022]|\(?\d{1,2}[.)])[ \t]+(?=\S)")
 _DISPLAY = {"\\[": "\\]", "$$": "$$"}
 _OPEN_DISPLAY = re.compile(r"\\\[|\$\$")
@@ -38,7 +39,10 @@ def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
         if opening is not None:
             closing = text.find(_DISPLAY[opening[0]], begin + opening.end(), stop)
             return begin, max(end, closing + 2)
-        if line.rstrip(" *_").endswith((":", "\uff1a")) and text[end:stop].strip():
+        leads_in = line.rstrip(" \t\r*_").endswith((":", "\uff1a")) and _WORD.search(
+            text, end, stop
+        )
+        if leads_in and not _TELLING.search(line[: _sentence_end(line) % len(line)]):
             end += 1
             continue
         return begin, end
@@ -49,7 +53,7 @@ def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
 
 _CONTROL = re.compile(
     r"<\|[^<>|\n]{1,40}\|>|<\uff5c[^<>\n]{1,40}\uff5c>|</?s>|<(?:eos|bos|end_of_turn|start_of_turn)>"
-    r"|</?(?:final[_ -]?)?answer>|</conclusion>|\[/?INST\]|\\n(?![a-z])",
+    r"|(?<=\S)\s?####|</?(?:final[_ -]?)?answer>|</conclusion>|\[/?INST\]|\\n(?![a-z])",
     re.IGNORECASE,
 )
 _PAIRED = re.compile(r"(\*\*|__|~~|`|(?<![\w*\\])[*_](?=\w))(?=\S)((?:(?!\1).)*?\S)\1(?![*_])")
@@ -126,6 +130,7 @@ _REMARK = re.compile(
     r"|потому что)\b"
     r"|\s*,\s(?:which|so|but|not|where|and (?:the|this|it|we) |hence|thus|therefore|making|meaning"
     r"|giving|obtained|denn|por lo que|donc|так как)\b"
+    r"|(?<=\d),\sthe\s(?=[^\W\d_])|\sbeing\b"
     r"|\s*[(\[](?:since|because|as|see|from|by|using|or approximately|rounded)\b"
     r"|\s+[\u2014\u2013]\s+(?=[a-z])|\s+--\s+|[\uff0c,\s]*(?:因为|因為|理由)",
     re.IGNORECASE,
@@ -140,6 +145,25 @@ _SPOKEN_HAN = re.compile(
     r"[^\d$\\=:\uff1a]{1,60}?(?:是|为|為|有|等于|等於)"
     r"(?P<value>[-$\\]?\d.*)"
 )
+_VALUE = r"[-$\u20ac\u00a3]{0,2}\d"
+_SPOKEN_COUNT = re.compile(
+    rf"(?:[^.,=\\]{{1,60}}?\b(?:costs?|equals?|(?:is|are) equal to)"
+    rf"|(?:[A-Z][a-z']+|he|she|it|they|we|you)(?:\s[a-z]+){{0,2}}?\s(?:will be|is|was|keeps?|gets?"
+    rf"|has|have|needs?|travels?|makes?|pays?|earns?|takes?|runs?|drives?|sells?|saves?|receives?))"
+    rf"\s(?P<value>{_VALUE}.*)",
+    re.DOTALL,
+)
+_COUNT_SPOKEN = re.compile(
+    rf"(?P<value>{_VALUE}[\d.,/]*%?\s[^\W\d_]+)\s(?:(?:is|are|was|were)\s)?(?:in|on|at|left in)\s"
+    r"(?:the|an?|each|one|every|\d+)\s.*",
+    re.DOTALL,
+)
+_COMES_TO = re.compile(
+    r"[^,]*(?:\b(?:of|half|twice|times|plus|minus|divided|multiplied)\b|\d\s?[-+*/\u00d7x\u00f7]\s?[$\d])"
+    rf"[^,]*,?\swhich\s(?:is|equals|gives|makes|comes to|is equal to)\s(?P<value>{_VALUE}.*)",
+    re.DOTALL,
+)
+"""A sentence that counts ("6 apples cost $9"), and a computation with its result."""
 _BOLD_VALUE = re.compile(
     r"[^*]{1,300}?\b(?:is|are|was|were|be|equals|of|es|est|ist)\s*:?\s*\*\*(?P<value>[^*]{1,200})\*\*"
     r"(?P<after>[^*]*)",
@@ -212,7 +236,7 @@ def _first_value(text: str) -> str:
     named = _NAMED_CHOICE.fullmatch(text)
     if named:
         return named["letter"].strip("()")
-    for spoken in (_SPOKEN, _SPOKEN_HAN):
+    for spoken in (_SPOKEN, _SPOKEN_HAN, _SPOKEN_COUNT, _COUNT_SPOKEN, _COMES_TO):
         said = spoken.fullmatch(text)
         if said and _TELLING.search(said["value"]) and not _VERB.search(said["value"]):
             text = said["value"]
@@ -237,7 +261,8 @@ def _sentence_end(text: str) -> int:
         place = end.start()
         if any(start < place < stop - 1 for start, stop in atoms):
             continue
-        if end[0][0] == "." and _ABBREVIATION.search(text[max(0, place - 8) : place]):
+        short = _ABBREVIATION.search(text[max(0, place - 8) : place])
+        if end[0][0] == "." and short and text[:place].strip().lower() != "no":
             continue
         if text[:place].strip():
             return place
