@@ -137,6 +137,20 @@ def problems(
     _report(f"wrote {out}")
 
 
+@app.command()
+def step_benchmark(
+    out: Annotated[Path, typer.Option(help="Folder of test.jsonl and its pictures.")],
+    problems: Annotated[int, typer.Option(min=1, help="Problems of each of five sources.")] = 100,
+    first: FirstIndex = 0,
+    split: Split = "test",
+) -> None:
+    """Write solutions with labelled steps as VisualProcessBench has them: for vprm-search bench."""
+    from examples.tiny_models.step_benchmark import write_step_benchmark
+
+    count = write_step_benchmark(out, problems=problems, split=split, first=first)
+    _report(f"wrote {count} solutions: {out / 'test.jsonl'}")
+
+
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from examples.tiny_models.metrics import auc, macro_f1
 from examples.tiny_models.reward_rows import IGNORED, Batch, TrainingRow, collate
+from vprm_search.bench.step_metrics import auc, macro_f1
 
 # --- throw-away losses ---
 

@@ -16,6 +16,7 @@ import typer
 
 import vprm_search
 from vprm_search.cli import console
+from vprm_search.cli.bench import bench
 from vprm_search.cli.calibrate import calibrate
 from vprm_search.cli.check import check
 from vprm_search.cli.compare import compare
@@ -55,6 +56,7 @@ app.command()(check)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(datasets, name="datasets")
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

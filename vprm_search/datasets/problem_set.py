@@ -121,23 +121,10 @@ class ProblemSet(Sequence[Item]):
 
     def load(self, item: Item) -> LoadedItem:
         """Return the problem with its pictures. Raises `ImageError` naming row and column."""
-        images = tuple(self._image(picture, item) for picture in item.pictures)
+        where = f"{self.path}, row {item.row}"
+        images = load_pictures(item.pictures, self.table, self.image_root, where)
         digests = tuple(image.digest for image in images)
         return LoadedItem(Problem(item.question, digests, choices=item.choices), images)
-
-    def _image(self, picture: Picture, item: Item) -> ImageData:
-        where = f"{self.path}, row {item.row}, column {picture.column}"
-        try:
-            if picture.path:
-                root = None if os.path.isabs(picture.path) else self.image_root
-                return normalise_image(picture.path, image_root=root)
-            data = picture_bytes(self.table.row(picture.row)[picture.column], picture.place)
-            if isinstance(data, str):
-                read = decode_data_uri if data.lstrip().startswith("data:") else decode_base64
-                data = read(data, max_bytes=MAX_PICTURE_BYTES)
-            return normalise_image(data)
-        except ImageError as error:
-            raise ImageError(f"{where}: {error}") from error
 
     def check_images(self) -> None:
         """Raise `ImageError` if pictures are not there: how many, and where the first should be."""
@@ -203,7 +190,7 @@ def read_problem_set(
         (item, picture)
         for item in items
         for picture in item.pictures
-        if picture.path and not _is_there(picture.path, root, f"{path}, row {item.row}")
+        if not picture_is_there(picture, root, f"{path}, row {item.row}")
     )
     found = ProblemSet(path, name or "", tuple(items), root, tuple(columns), table, missing)
     if check_images:
@@ -211,12 +198,36 @@ def read_problem_set(
     return found
 
 
-def _is_there(path: str, root: Path, where: str) -> bool:
+def load_pictures(
+    pictures: Sequence[Picture], table: Table, root: Path, where: str
+) -> tuple[ImageData, ...]:
+    """Open pictures. Raises `ImageError` that begins with `where` and names the column."""
+    images = []
+    for picture in pictures:
+        try:
+            if picture.path:
+                inside = None if os.path.isabs(picture.path) else root
+                images.append(normalise_image(picture.path, image_root=inside))
+                continue
+            data = picture_bytes(table.row(picture.row)[picture.column], picture.place)
+            if isinstance(data, str):
+                read = decode_data_uri if data.lstrip().startswith("data:") else decode_base64
+                data = read(data, max_bytes=MAX_PICTURE_BYTES)
+            images.append(normalise_image(data))
+        except ImageError as error:
+            raise ImageError(f"{where}, column {picture.column}: {error}") from error
+    return tuple(images)
+
+
+def picture_is_there(picture: Picture, root: Path, where: str) -> bool:
+    """Tell whether a picture can be there. Raises `ImageError` for the address of a server."""
+    if not picture.path:
+        return True
     try:
-        check_is_path(path)
+        check_is_path(picture.path)
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
-    return (root / path).is_file()
+    return (root / picture.path).is_file()
 
 
 def _item(row: Row, number: int, name: SetName, where: str, references: bool) -> Item:

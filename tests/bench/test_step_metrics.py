@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.tiny_models.metrics import auc, auc_interval, macro_f1
+from vprm_search.bench.step_metrics import auc, auc_interval, macro_f1
 from vprm_search.compare.summary import bootstrap
 
 labelled = st.lists(

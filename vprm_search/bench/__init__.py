@@ -1,0 +1,1 @@
+"""Benchmarks of step scores: VisualProcessBench, ProcessBench, PRMBench."""

@@ -1,0 +1,201 @@
+"""`vprm-search bench …`: how well a scorer tells right steps from wrong ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vprm_search.cli import console, options
+from vprm_search.errors import ConfigError
+from vprm_search.report.view import printable
+
+if TYPE_CHECKING:
+    from vprm_search.bench.labelled_solutions import BenchmarkName
+    from vprm_search.types import StepScorer
+
+bench = typer.Typer(
+    help="Measure a scorer on solutions whose steps people have labelled.",
+    no_args_is_help=True,
+)
+
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="JSONL, JSON, or a folder of parquet or arrow.")
+]
+Out = Annotated[
+    Path, typer.Option(help="Folder of scores, results and report; what is scored there stays.")
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Where paths of pictures begin; default: the file's folder."),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model in place of --scorer."),
+]
+BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of --judge.")]
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(min=0.0, max=1.0, help="Repeatable, of P('+'); default: .5, .8 and .85."),
+]
+TuneOn = Annotated[
+    str | None, typer.Option(help="Source whose best threshold is applied to all others.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Records to take, the first ones.")]
+LeaveOut = Annotated[
+    bool, typer.Option("--leave-out", help="Leave defective records out, and count them.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Solutions of one call.")]
+Seed = Annotated[int, typer.Option(help="Draws the resamples.")]
+
+
+@bench.command()
+def visualprocessbench(
+    file: File,
+    images: Images = None,
+    out: Out = Path("visualprocessbench"),
+    scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
+    device: options.Device = "auto",
+    judge: Judge = None,
+    base_url: BaseUrl = None,
+    threshold: Threshold = None,
+    tune_on: TuneOn = None,
+    limit: Limit = None,
+    leave_out: LeaveOut = False,
+    batch: Batch = 8,
+    seed: Seed = 0,
+) -> None:
+    """VisualProcessBench: macro F1 over steps, all together and by source, as the paper has it.
+
+    Steps are scored as they are given, neutral ones dropped afterwards. A stopped run is taken up
+    again.
+    """
+    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
+    told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
+    _run("visualprocessbench", file, images, out, judged, limit, leave_out, batch, told)
+
+
+@bench.command()
+def processbench(
+    file: File,
+    out: Out = Path("processbench"),
+    scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
+    device: options.Device = "auto",
+    judge: Judge = None,
+    base_url: BaseUrl = None,
+    threshold: Threshold = None,
+    tune_on: TuneOn = None,
+    limit: Limit = None,
+    leave_out: LeaveOut = False,
+    batch: Batch = 8,
+    seed: Seed = 0,
+) -> None:
+    """ProcessBench (text): the first wrong step, counted from 0; its F1 is the second table."""
+    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
+    told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
+    _run("processbench", file, None, out, judged, limit, leave_out, batch, told)
+
+
+@bench.command()
+def prmbench(
+    file: File,
+    out: Out = Path("prmbench"),
+    scorer: options.Scorer = "tiny",
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
+    device: options.Device = "auto",
+    judge: Judge = None,
+    base_url: BaseUrl = None,
+    threshold: Threshold = None,
+    tune_on: TuneOn = None,
+    limit: Limit = None,
+    leave_out: LeaveOut = False,
+    batch: Batch = 8,
+    seed: Seed = 0,
+) -> None:
+    """PRMBench (text): wrong steps, counted from 1, by class; a class's PRMScore is macro F1."""
+    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
+    told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
+    _run("prmbench", file, None, out, judged, limit, leave_out, batch, told)
+
+
+def _scorer(
+    scorer: str,
+    key: str | None,
+    tokenizer: Path | None,
+    device: str,
+    judge: str | None,
+    base_url: str | None,
+) -> tuple[str, StepScorer]:
+    """Return what the scorer is called, and the scorer."""
+    options.need("numpy", "local")
+    if judge is None:
+        if base_url is not None:
+            raise ConfigError("--base-url is for --judge")
+        return scorer, options.load_scorer(scorer, device, api_key=key, tokenizer=tokenizer)
+    from vprm_search.scoring.judge_scorer import JudgeScorer
+
+    return judge, JudgeScorer(options.chat_model(judge, base_url, 0.0))
+
+
+def _run(
+    name: BenchmarkName,
+    file: Path,
+    images: Path | None,
+    out: Path,
+    judged: tuple[str, StepScorer],
+    limit: int | None,
+    leave_out: bool,
+    batch: int,
+    told: dict[str, Any],
+) -> None:
+    from vprm_search.bench.labelled_solutions import read_step_benchmark
+    from vprm_search.bench.scoring_run import ScoreFile, score_benchmark
+    from vprm_search.bench.step_report import report
+    from vprm_search.bench.step_results import THRESHOLDS, summarise
+
+    benchmark = read_step_benchmark(file, name, image_root=images, limit=limit)
+    if not leave_out:
+        benchmark.check()
+    solutions = [solution for solution in benchmark.solutions if solution.usable]
+    known = {solution.source for solution in solutions}
+    if told["tune_on"] is not None and told["tune_on"] not in known:
+        raise ConfigError(f"--tune-on {told['tune_on']!r}: the sources are {sorted(known)}")
+    out.mkdir(parents=True, exist_ok=True)
+    called, scorer = judged
+    scores_file = ScoreFile(out / "scores.jsonl", str(getattr(scorer, "identity", "") or called))
+    bar = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=console.ERR, transient=True) as progress:
+        task = progress.add_task("scoring", total=len(solutions))
+        scores = asyncio.run(
+            score_benchmark(
+                benchmark,
+                solutions,
+                scorer,
+                scores_file,
+                batch=batch,
+                progress=lambda done, _: progress.update(task, completed=done),
+            )
+        )
+    summary = summarise(
+        solutions, scores, **{**told, "thresholds": tuple(told["thresholds"] or THRESHOLDS)}
+    )
+    summary |= {
+        "benchmark": name,
+        "scorer": called,
+        "defects": dict(benchmark.defects),
+        "left_out": len(benchmark.solutions) - len(solutions),
+        "reasons": scores_file.reasons,
+    }
+    text = report(summary, called)
+    console.write_file(out / "results.json", json_module.dumps(summary, indent=1))
+    console.write_file(out / "results.md", text)
+    console.OUT.file.write(printable(text, lines=True) + "\n")
