@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vprm_search.agents import ProcessRewardMiddleware
+    from vprm_search.agents import ProcessRewardMiddleware, create_agent_search
     from vprm_search.budget import Budget
     from vprm_search.compare.preflight import PreflightReport, preflight
     from vprm_search.errors import VprmError
@@ -65,6 +65,7 @@ __all__ = [
     "VerifierState",
     # agents
     "ProcessRewardMiddleware",
+    "create_agent_search",
     # how to search
     "AutoSearch",
     "BeamSearch",
@@ -120,6 +121,7 @@ _HOMES = {
     "tree_of_state": "vprm_search.graph",
     "VerifierState": "vprm_search.graph",
     "ProcessRewardMiddleware": "vprm_search.agents",
+    "create_agent_search": "vprm_search.agents",
     "AutoSearch": "vprm_search.search",
     "BeamSearch": "vprm_search.search",
     "BestFirst": "vprm_search.search",

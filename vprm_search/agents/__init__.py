@@ -6,16 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vprm_search.agents.acting import ToolPolicy
     from vprm_search.agents.middleware import ProcessRewardMiddleware
+    from vprm_search.agents.search import create_agent_search
     from vprm_search.agents.turns import StepOf, turn_as_step
 
 _HOMES = {
     "ProcessRewardMiddleware": "middleware",
     "StepOf": "turns",
+    "ToolPolicy": "acting",
+    "create_agent_search": "search",
     "turn_as_step": "turns",
 }
 
-__all__ = ["ProcessRewardMiddleware", "StepOf", "turn_as_step"]
+__all__ = ["ProcessRewardMiddleware", "StepOf", "ToolPolicy", "create_agent_search", "turn_as_step"]
 
 
 def __getattr__(name: str) -> Any:
