@@ -65,7 +65,7 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" \
-		tests/agents tests/chat tests/graph tests/policy tests/corpus tests/testing tests/tiny/test_chat_model.py \
+		tests/agents tests/chat tests/graph tests/guided tests/policy tests/corpus tests/testing tests/tiny/test_chat_model.py \
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
 
 # Over $(VENV) like the oldest versions, with the chat clients of many providers.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         run_search,
         tree_of_state,
     )
+    from vprm_search.guided.chat_model import GuidedChatModel
     from vprm_search.images import DiskImageStore, image_message
     from vprm_search.policy.chat_model_policy import ChatModelPolicy
     from vprm_search.scoring.judge_scorer import JudgeScorer
@@ -66,6 +67,8 @@ __all__ = [
     # agents
     "ProcessRewardMiddleware",
     "create_agent_search",
+    # in the place of a chat model
+    "GuidedChatModel",
     # how to search
     "AutoSearch",
     "BeamSearch",
@@ -122,6 +125,7 @@ _HOMES = {
     "VerifierState": "vprm_search.graph",
     "ProcessRewardMiddleware": "vprm_search.agents",
     "create_agent_search": "vprm_search.agents",
+    "GuidedChatModel": "vprm_search.guided.chat_model",
     "AutoSearch": "vprm_search.search",
     "BeamSearch": "vprm_search.search",
     "BestFirst": "vprm_search.search",

@@ -250,6 +250,9 @@ class Proposal(Counts):
     `prompt_tokens` is counted once per call, on the first child of the call. `out_of_time` marks
     an error that is the search's own: its time was over before the call had answered; `unusable`
     one of the model's: it answered, and not with a step.
+
+    `reply` is what the policy's client gave, for those who need more of it than the text: a
+    LangChain message, or the exception of a call that failed. No search reads it.
     """
 
     text: str
@@ -257,6 +260,7 @@ class Proposal(Counts):
     error: str = ""
     out_of_time: bool = False
     unusable: bool = False
+    reply: Any = field(default=None, repr=False, compare=False)
 
 
 @runtime_checkable

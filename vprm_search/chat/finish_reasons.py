@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
@@ -29,10 +29,14 @@ the provider does not say which; "length": by a limit, unfinished; "failed": no 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a reply ended, and the provider's word for it with what that means ("" if none)."""
+    """How a reply ended, and the provider's word for it with what that means ("" if none).
+
+    `at` is the stop string that ended it, where the provider says which.
+    """
 
     ending: Ending = "unknown"
     reason: str = ""
+    at: str = ""
 
 
 _MEANINGS: tuple[tuple[Ending, str, str], ...] = (
@@ -141,8 +145,10 @@ def end_of(info: Mapping[str, Any], message: AIMessage | None = None) -> End:
             if end.ending != ending:
                 continue
             if ending == "stopped" and matched:
-                return End("stop_string" if stops else "natural", end.reason)
-            return end
+                kind: Ending = "stop_string" if stops else "natural"
+                return End(kind, end.reason, stops[0] if stops else "")
+            named = info.get("stop_sequence")  # Anthropic's
+            return replace(end, at=named) if ending == "stop_string" and named else end
     return End("unknown", stops[0][:80] if stops else "")
 
 

@@ -14,10 +14,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -359,6 +360,43 @@ def _wait_for(portal: BlockingPortal, coroutine: Awaitable[T]) -> T:
     if exit_asked is not None:
         raise exit_asked
     return cast("T", value)
+
+
+def iterate_blocking(items: AsyncGenerator[T]) -> Iterator[T]:
+    """Yield what `items` yields as it comes, in the loop of `run_blocking`, from any thread.
+
+    When the caller stops early, `items` is cancelled. In that loop itself, which cannot run
+    meanwhile, everything comes at the end.
+    """
+    portal, thread = _shared_portal()
+    if threading.current_thread() is thread:
+        yield from run_blocking(_all_of(items))
+        return
+    come: SimpleQueue[tuple[T, ...] | None] = SimpleQueue()
+
+    async def pump() -> BaseException | None:
+        try:
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    come.put((item,))
+        except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
+            return error
+        return None
+
+    pumping = portal.start_task_soon(pump)
+    pumping.add_done_callback(lambda _: come.put(None))
+    try:
+        while (one := come.get()) is not None:
+            yield one[0]
+        if (exit_asked := pumping.result()) is not None:
+            raise exit_asked
+    finally:
+        pumping.cancel()
+
+
+async def _all_of(items: AsyncGenerator[T]) -> list[T]:
+    async with contextlib.aclosing(items):
+        return [item async for item in items]
 
 
 def _shared_portal() -> tuple[BlockingPortal, threading.Thread]:

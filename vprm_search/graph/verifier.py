@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NotRequired
@@ -38,6 +37,7 @@ from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.steps import (
     DEFAULT_LIMITS,
     Splitter,
+    json_object,
     merge_steps,
     normalise_text,
     split_at_blank_lines,
@@ -48,7 +48,6 @@ from vprm_search.steps import (
 from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
-_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 _STRUCTURED = "Returning structured response: "  # how `create_agent` answers its own output tool
 
 
@@ -370,7 +369,7 @@ def _read_message(
                 "finish first; for structured output with a tool message of its own, declare "
                 "structured_response in the state"
             )
-    elif (fields := _json_object(text)) is not None:
+    elif (fields := json_object(text)) is not None:
         text = ""
     return _named(message, _Answer(before, text, fields, lack))
 
@@ -410,16 +409,3 @@ def _field_names(response: Any) -> set[str]:
     if isinstance(response, BaseModel):
         return {*response.model_dump(), *response.model_dump(by_alias=True)}
     return set(response if isinstance(response, Mapping) else getattr(response, "__dict__", ()))
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, perhaps in a fence, or None."""
-    text = text.strip()
-    fenced = _FENCED.fullmatch(text)
-    if fenced is None and not text.startswith("{"):
-        return None
-    try:
-        value = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args
 
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import LLMResult
 
@@ -38,6 +40,7 @@ from vprm_search.policy.prompts import (
 from vprm_search.policy.replies import (
     ReadingRules,
     Reply,
+    Speak,
     as_proposals,
     cut_too_early,
     failed_proposals,
@@ -95,7 +98,7 @@ class ChatModelPolicy:
             blank line. Default: "blank-lines", no formula, table or list inside.
         max_tokens_per_step: tokens one step may have (512).
         max_tokens_total: tokens a whole rest of a solution may have (4096), for strategies that
-            ask for it at once (best-of-N, rollouts).
+            ask for it at once (best-of-N, rollouts). None: as many as the client allows by itself.
         max_step_chars: characters one step may have (8,000); a longer one is cut and counts as
             truncated.
         continuation: how a path is continued: "prefill", as the model's own unfinished message;
@@ -110,6 +113,9 @@ class ChatModelPolicy:
             instructions; "" means none.
         is_final: tells whether a step states the final answer, for models that do not say why
             they stopped. Default: it has "Answer: …" or a box.
+        speak: returns the text by which a reply that is more than text is scored: one that calls
+            tools (`chat.tool_calls`) or fills in a form; None for one that is text. Such a reply
+            ends its path. Default: nothing is, and a reply that calls tools has failed.
         retry: how often a call is repeated and how long it may take.
         capabilities: what the model can do. Default: `capabilities_of(model)`, and what its server
             says.
@@ -129,7 +135,7 @@ class ChatModelPolicy:
         step_separator: str = STEP_SEPARATOR,
         split: str | Splitter = "blank-lines",
         max_tokens_per_step: int = 512,
-        max_tokens_total: int = 4096,
+        max_tokens_total: int | None = 4096,
         max_step_chars: int = DEFAULT_LIMITS.max_step_chars or 8_000,
         continuation: Continuation = "auto",
         n_per_call: int | Literal["auto"] = "auto",
@@ -137,6 +143,7 @@ class ChatModelPolicy:
         system_prompt: str | None = None,
         instruction: str | None = None,
         is_final: Callable[[str], bool] = has_final_answer,
+        speak: Speak | None = None,
         retry: RetryRules = DEFAULT_RETRY,
         capabilities: ModelCapabilities | None = None,
     ) -> None:
@@ -144,7 +151,7 @@ class ChatModelPolicy:
         known = capabilities or capabilities_of(self._model)
         _check_positive(
             max_tokens_per_step=max_tokens_per_step,
-            max_tokens_total=max_tokens_total,
+            max_tokens_total=1 if max_tokens_total is None else max_tokens_total,
             max_step_chars=max_step_chars,
             max_concurrency=1 if max_concurrency is None else max_concurrency,
             n_per_call=1 if n_per_call == "auto" else n_per_call,
@@ -162,6 +169,7 @@ class ChatModelPolicy:
         self._system_prompt = system_prompt
         self._instruction = instruction
         self._is_final = is_final
+        self._speak = speak
         self._max_step_chars = max_step_chars
         self._max_tokens = {"step": max_tokens_per_step, "end": max_tokens_total}
         self._window = ContextWindow(known.context_tokens)
@@ -180,6 +188,34 @@ class ChatModelPolicy:
     def capabilities(self) -> ModelCapabilities:
         """What the model can do, as far as is known by now."""
         return self._manner.known
+
+    def bind(self, *, speak: Speak | None = None, **arguments: Any) -> ChatModelPolicy:
+        """Return a policy whose calls carry `arguments`, as `model.bind(**arguments)` does it.
+
+        It shares this one's limits on concurrent calls; what it learns of the client is its own.
+
+        Args:
+            speak: in place of this policy's. Default: the same.
+            arguments: of every call, beside those bound to the model before: tools, stop strings.
+        """
+        bound = copy.copy(self)
+        client = self._client
+        bound._client = Client(client.model, {**client.bound, **arguments}, client.continuation)
+        bound._speak = speak or self._speak
+        bound._asking = weakref.WeakKeyDictionary()
+        bound._stop_fails = set()
+        bound._window = ContextWindow(self.capabilities.context_tokens)
+        return bound
+
+    @property
+    def model(self) -> BaseChatModel:
+        """The chat model, without the arguments bound to it."""
+        return self._client.model
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The call arguments bound to the model."""
+        return dict(self._client.bound)
 
     def _adopt(self, manner: Manner) -> None:
         """Ask and read from now on as a model that can do this is asked and read."""
@@ -301,8 +337,9 @@ class ChatModelPolicy:
             again = await self._answer_once(self._afresh(call), self._stop(request))
             return [_charged(again[0], again[0], requests=outcome.attempts), *again[1:]]
         if outcome.value is None:
-            return failed_proposals(len(call.seeds), self._explain(outcome), outcome.attempts)
-        replies = read_replies(outcome.value)[: len(call.seeds)]
+            reason, attempts = self._explain(outcome), outcome.attempts
+            return failed_proposals(len(call.seeds), reason, attempts, outcome.error)
+        replies = read_replies(outcome.value, self._speak)[: len(call.seeds)]
         if not replies:
             return failed_proposals(len(call.seeds), "the model gave no answer", outcome.attempts)
         self._client.note_ends(replies)
@@ -310,7 +347,7 @@ class ChatModelPolicy:
         usage = read_usage(outcome.value)
         readings = [read_proposal(reply, request, rules) for reply in replies]
         tokens = share_tokens(replies, usage.generated_tokens)
-        proposals = as_proposals(readings, tokens, usage, outcome.attempts)
+        proposals = as_proposals(replies, readings, tokens, usage, outcome.attempts)
         cut = [n for n, reply in enumerate(replies) if cut_too_early(reply, request, rules)]
         if cut:
             if rules.asked or not any(replies[n].text.strip() for n in cut):
@@ -324,13 +361,16 @@ class ChatModelPolicy:
 
     async def _within_context(self, call: _Call, stop: tuple[str, ...]) -> Outcome[LLMResult]:
         """Make one call; ask for fewer tokens while the model's context is too short for them."""
-        own = self._max_tokens[call.request.until]
-        wanted = min(own, call.request.max_tokens or own)
+        jitter = (call.seeds[0] % 1024) / 1023
+        own, share = self._max_tokens[call.request.until], call.request.max_tokens
+        if own is None and share is None:
+            return await self._bounded(partial(self._generate, call, stop, None), jitter=jitter)
+        own = self._client.limit if own is None else own
+        wanted = min(n for n in (own, share) if n is not None)
         chars = sum(len(str(message.text)) for message in call.messages)
         images = sum(map(is_image, chain.from_iterable(map(_blocks, call.messages))))
         size = (wanted, chars, images)
         tokens = self._window.room(*size)
-        jitter = (call.seeds[0] % 1024) / 1023
         attempts, refusals = 0, 0
         while True:
             outcome = await self._bounded(
@@ -347,11 +387,11 @@ class ChatModelPolicy:
                 return replace(outcome, attempts=attempts)
             tokens, refusals = fewer, refusals + 1
 
-    async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int) -> LLMResult:
+    async def _generate(self, call: _Call, stop: tuple[str, ...], tokens: int | None) -> LLMResult:
         settings = self._settings(call, stop, tokens)
         return await self._client.generate(call.messages, settings, call.manner.known, stop)
 
-    def _settings(self, call: _Call, stop: tuple[str, ...], tokens: int) -> CallSettings:
+    def _settings(self, call: _Call, stop: tuple[str, ...], tokens: int | None) -> CallSettings:
         return self._client.settings(
             call.manner, call.request, call.seeds, stop=stop, tokens=tokens
         )

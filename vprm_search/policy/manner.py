@@ -10,10 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from langchain_core.callbacks import AsyncCallbackHandler, AsyncCallbackManager
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -32,6 +36,7 @@ from vprm_search.chat.arguments import (
 )
 from vprm_search.chat.calls import HIDDEN, without_cache
 from vprm_search.chat.capabilities import ModelCapabilities, Prefill, thinking_of
+from vprm_search.chat.failures import causes_of
 from vprm_search.chat.tracing import pictures_aside, without_pictures_in_traces
 from vprm_search.errors import ClientWarning
 from vprm_search.policy.replies import Reply
@@ -40,6 +45,7 @@ from vprm_search.types import ProposeRequest
 _CALL_SEED_MASK = (1 << 31) - 1  # some servers keep seeds in 32 bits
 _CONTINUE = ("continue_final_message", "add_generation_prompt", "extra_body")
 _MARKS = ("cache_control", "cachePoint")
+_MOST_THREADS = 64
 _LIMITS_TRIED = LIMITS[:4]
 _WITHOUT = {
     "n": "answers are asked for one by one",
@@ -100,6 +106,10 @@ class Client:
         # Google's REST client awaits what it did at once, so its asynchronous calls always fail.
         self._synchronous = getattr(model, "transport", None) == "rest"
         self._said: set[str] = set()
+        self._strange: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._threads: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, anyio.CapacityLimiter
+        ] = weakref.WeakKeyDictionary()
         own = getattr(model, "policy_capabilities", None)
         self._declares = isinstance(own, ModelCapabilities)
 
@@ -110,6 +120,12 @@ class Client:
         if self.continuation == "instruct":
             return "none"
         return "message" if known.prefill == "none" else known.prefill
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of an answer by the client's own setting, None if it has none."""
+        told = [self.bound.get(n) or getattr(self.model, n, None) for n in LIMITS]
+        return next((limit for limit in told if isinstance(limit, int)), None)
 
     def stop(self, own: Sequence[str]) -> list[str] | None:
         """Return the stop strings of a call: the user's and those of the search, at most four.
@@ -130,13 +146,16 @@ class Client:
         seeds: Sequence[int],
         *,
         stop: Sequence[str],
-        tokens: int,
+        tokens: int | None,
     ) -> CallSettings:
-        """Return what one call is asked with, beyond its messages and stop strings."""
+        """Return what one call is asked with, beyond its messages and stop strings.
+
+        Without a limit in `tokens` the client's own stays.
+        """
         known, refused = manner.known, manner.refused
         bound = {k: v for k, v in self.bound.items() if k not in ("stop", "n", "stream", *SEEDS)}
         wanted: dict[str, Any] = {}
-        if known.max_tokens_key:
+        if known.max_tokens_key and tokens is not None:
             bound = {name: value for name, value in bound.items() if name not in LIMITS}
             extra = thinking_of(self.model, self.bound).get("budget_tokens") or 0
             wanted[known.max_tokens_key] = tokens + int(extra)
@@ -212,7 +231,9 @@ class Client:
     ) -> LLMResult:
         """Ask the model once; the run is nested under the caller's (tracing).
 
-        A client that has only synchronous calls makes them in a thread.
+        A client that has only synchronous calls makes them in a thread. So does one whose
+        connections belong to another event loop: many clients of a process share one pool of
+        them, and a synchronous search has a loop of its own.
         """
         model = settings.configured(self.model)
         if known.seeds == "none":
@@ -224,13 +245,20 @@ class Client:
             "run_name": "propose",
             **settings.arguments,
         }
+        loop = asyncio.get_running_loop()
         with pictures_aside(model, messages) as light:
-            if not self._synchronous:
+            if not self._synchronous and loop not in self._strange:
                 try:
                     return await model.agenerate([light], **told)
                 except NotImplementedError:
                     self._synchronous = True
-            return await asyncio.to_thread(model.generate, [light], **_in_a_thread(told))
+                except Exception as error:
+                    if not any(map(_of_another_loop, causes_of(error))):
+                        raise
+                    self._strange.add(loop)
+            call = partial(model.generate, [light], **_in_a_thread(told))
+            threads = self._threads.setdefault(loop, anyio.CapacityLimiter(_MOST_THREADS))
+            return await anyio.to_thread.run_sync(call, limiter=threads, abandon_on_cancel=True)
 
     def refused(self, error: Exception, settings: CallSettings, stop: Sequence[str]) -> str | None:
         """Return which argument of a call an error refuses, or None."""
@@ -262,6 +290,11 @@ class Client:
             instead = "paths are continued by asking for the next step"
         message = f"{type(self.model).__name__} does not take {name!r}: {instead} ({text})"
         warnings.warn(message, ClientWarning, stacklevel=2)
+
+
+def _of_another_loop(error: BaseException) -> bool:
+    """Tell whether an error says that connections belong to another loop, or to a closed one."""
+    return isinstance(error, RuntimeError) and "loop" in str(error)
 
 
 def _in_a_thread(told: dict[str, Any]) -> dict[str, Any]:

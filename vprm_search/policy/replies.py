@@ -1,8 +1,8 @@
 """From a model's reply to a proposal: what it says, what it cost, where the step ends.
 
 Why a reply ended is read by `chat.finish_reasons`. A reply that failed, or that holds something
-else than text (tool calls, audio), is an error; one that does not say why it ended is not taken
-for finished unless it states a final answer.
+else than text (tool calls, audio) and is not spoken for (`Speak`), is an error; one that does not
+say why it ended is not taken for finished unless it states a final answer.
 
 How a step's end is told from the solution's end, in this order:
 
@@ -33,6 +33,10 @@ from vprm_search.steps.splitters import split_paragraphs
 from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.types import Finish, Proposal, ProposeRequest
 
+Speak = Callable[[AIMessage], str | None]
+"""Returns the text by which a reply that is more than text (a tool call, a filled-in form) is
+scored; None for a reply that is read as the text it is."""
+
 _USAGE_NAMES = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
 
 
@@ -59,8 +63,9 @@ class ReadingRules:
 class Reply:
     """One answer of a model: its text, and why it ended as far as the model says.
 
-    `reason` is the provider's word for that; of a failed reply, what is wrong with it. `thought`
-    tells of thinking beside the text, which is no part of it.
+    `reason` is the provider's word for that; of a failed reply, what is wrong with it. `at` is the
+    stop string that ended it, where the model says which. `thought` tells of thinking beside the
+    text, which is no part of it. `message` is what the client gave.
     """
 
     text: str
@@ -68,6 +73,8 @@ class Reply:
     tokens: int | None = None
     reason: str = ""
     thought: bool = False
+    at: str = ""
+    message: AIMessage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,11 @@ class CallUsage:
     cached_tokens: int = 0
 
 
-def read_replies(result: LLMResult) -> list[Reply]:
-    """Return the answers of the first (and only) prompt of `result`."""
+def read_replies(result: LLMResult, speak: Speak | None = None) -> list[Reply]:
+    """Return the answers of the first (and only) prompt of `result`.
+
+    What `speak` has a text for is a whole reply, cut if a limit ended it.
+    """
     replies = []
     output = result.llm_output or {}
     for generation in result.generations[0] if result.generations else []:
@@ -89,13 +99,23 @@ def read_replies(result: LLMResult) -> list[Reply]:
         text, lack = generation.text, ""
         if isinstance(message, AIMessage):
             info |= message.response_metadata
+            # LangChain says what is true of all answers (the model's name) where there is only one.
+            said = {**output, **message.response_metadata}
+            message = message.model_copy(update={"response_metadata": said})
             text, lack = written_text(message)
-        end = end_of(info, message if isinstance(message, AIMessage) else None)
-        if lack and end.ending != "failed":
+        own = message if isinstance(message, AIMessage) else None
+        end = end_of(info, own)
+        spoken = None if own is None or speak is None else speak(own)
+        called = own is not None and bool(own.tool_calls)  # which tables of ends call a failure
+        if spoken is not None and (called or end.ending != "failed"):
+            text = spoken
+            end = End("length" if end.ending == "length" else "natural", end.reason)
+        elif lack and end.ending != "failed":
             end = End("failed", lack)
         tokens = info.get("generated_tokens")
         known = tokens if isinstance(tokens, int) and tokens >= 0 else None
-        replies.append(Reply(text, end.ending, known, end.reason, _thought(message)))
+        thought = _thought(message)
+        replies.append(Reply(text, end.ending, known, end.reason, thought, end.at, own))
     return replies
 
 
@@ -179,7 +199,7 @@ def read_proposal(
     if not body:
         if reply.thought or written != reply.text:
             return _only_thought(reply)
-        if request.steps and _ended_itself(reply, rules):
+        if request.steps and (_ended_itself(reply, rules) or _at_users_stop(reply, rules)):
             return "", "stop", ""  # the solution was complete with the step before
         return "", "error", "the model wrote nothing new"
     if request.until == "step":
@@ -211,6 +231,8 @@ def _read_step(
     if not step.followed:
         if reply.ending == "length":
             return text, "length"
+        if _at_users_stop(reply, rules):
+            return text, "stop"
         if reply.ending == "stop_string" or cut_by_suffix(reply, rules):
             return text, "step"
         if _ended_itself(reply, rules):
@@ -241,6 +263,8 @@ def cut_too_early(reply: Reply, request: ProposeRequest, rules: ReadingRules) ->
     """
     if not rules.stopped or request.until == "end" or reply.ending in ("length", "failed"):
         return False
+    if _at_users_stop(reply, rules):
+        return False
     body = put_thinking_aside(reply.text).strip()
     if not body:  # as where a template trims the partial answer: the blank line comes first
         empty = not reply.text if rules.asked else bool(reply.text or not rules.suffix_tells)
@@ -255,6 +279,11 @@ def cut_by_suffix(reply: Reply, rules: ReadingRules) -> bool:
     return rules.suffix_tells and reply.text.endswith(rules.separator)
 
 
+def _at_users_stop(reply: Reply, rules: ReadingRules) -> bool:
+    """Tell whether a stop string of the user's ended the reply, where the model says which did."""
+    return reply.ending == "stop_string" and reply.at not in ("", rules.separator)
+
+
 def _ended_itself(reply: Reply, rules: ReadingRules) -> bool:
     """Tell whether the model ended its answer, as far as that can be known."""
     if rules.asked:  # it was asked to stop, so that it did says nothing
@@ -267,6 +296,7 @@ def _ended_itself(reply: Reply, rules: ReadingRules) -> bool:
 
 
 def as_proposals(
+    replies: Sequence[Reply],
     readings: Sequence[tuple[str, Finish, str]],
     tokens: Sequence[int],
     usage: CallUsage,
@@ -283,14 +313,19 @@ def as_proposals(
             requests=requests if place == 0 else 0,
             error=error,
             unusable=bool(error),
+            reply=reply.message,
         )
-        for place, ((text, finish, error), spent) in enumerate(zip(readings, tokens, strict=True))
+        for place, (reply, (text, finish, error), spent) in enumerate(
+            zip(replies, readings, tokens, strict=True)
+        )
     ]
 
 
-def failed_proposals(count: int, error: str, requests: int) -> list[Proposal]:
-    """Return `count` proposals of a call that failed."""
+def failed_proposals(
+    count: int, error: str, requests: int, cause: Exception | None = None
+) -> list[Proposal]:
+    """Return `count` proposals of a call that failed, with the exception if there was one."""
     return [
-        Proposal("", "error", requests=requests if place == 0 else 0, error=error)
+        Proposal("", "error", requests=requests if place == 0 else 0, error=error, reply=cause)
         for place in range(count)
     ]

@@ -27,7 +27,7 @@ from vprm_search.steps.splitters import (
     split_at_blank_lines,
     splitter_of,
 )
-from vprm_search.steps.structured import structured_steps
+from vprm_search.steps.structured import json_object, structured_steps
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -46,5 +46,6 @@ __all__ = [
     "split_solution",
     "split_steps",
     "splitter_of",
+    "json_object",
     "structured_steps",
 ]

@@ -9,8 +9,22 @@ from typing import Any
 
 from vprm_search.steps.splitters import Splitter, split_at_blank_lines
 
+_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_+")
 _DEEPEST = 8  # objects inside objects; what lies deeper is shown as JSON
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, perhaps in a fence, or None."""
+    text = text.strip()
+    fenced = _FENCED.fullmatch(text)
+    if fenced is None and not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def structured_steps(
