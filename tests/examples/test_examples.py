@@ -33,6 +33,20 @@ def test_every_example_is_tested_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
 
+@pytest.mark.slow
+def test_tools_are_called_for_better_with_a_reward_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = _load("06_agent_chart_tools").main(12)
+    plain, best_of, searched = (table[way] for way in ("plain agent", "middleware", "search"))
+    assert min(best_of[0], searched[0]) > plain[0]
+    assert plain[3] == 0 < best_of[3]
+    assert best_of[1] == pytest.approx(
+        4 * best_of[2] + 4
+    )  # four candidates a call, one of them runs
+    assert "simulated caller" in capsys.readouterr().out
+
+
 def test_search_finds_an_answer_and_scores_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     tree = _load("01_search_tiny").search()
     tree.check()

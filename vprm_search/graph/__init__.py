@@ -13,13 +13,19 @@ if TYPE_CHECKING:
         create_search_graph,
     )
     from vprm_search.graph.state import SearchState, search_done, tree_of_state
-    from vprm_search.graph.verifier import VerifierNode, VerifierState, create_verifier_node
+    from vprm_search.graph.verifier import (
+        VerdictsState,
+        VerifierNode,
+        VerifierState,
+        create_verifier_node,
+    )
 
 _HOMES = {
     "CompiledSearchGraph": "search_graph",
     "SearchGraph": "search_graph",
     "SearchRun": "run",
     "SearchState": "state",
+    "VerdictsState": "verifier",
     "VerifierNode": "verifier",
     "VerifierState": "verifier",
     "arun_search": "run",
@@ -36,6 +42,7 @@ __all__ = [
     "SearchGraph",
     "SearchRun",
     "SearchState",
+    "VerdictsState",
     "VerifierNode",
     "VerifierState",
     "arun_search",

@@ -42,6 +42,23 @@ class Verdict(TypedDict):
     failures: int
 
 
+def merge_verdicts(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the verdict on every message, by its id, the latest last: a reducer for a state.
+
+    `new` is one verdict, as a verifier node writes it, or a table of them, as a subgraph does.
+    """
+    added = {str(new["message_id"]): new} if "outcome" in new else new
+    kept = {message: verdict for message, verdict in known.items() if message not in added}
+    return {**kept, **added}
+
+
+def verdicts_in(value: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the verdicts under a verifier's key, the latest last: one, or one per message."""
+    if not value:
+        return []
+    return [value] if "outcome" in value else list(value.values())
+
+
 def weigh(
     steps: Sequence[str], result: ScoreResult, *, aggregate: str, threshold: float
 ) -> Verdict:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import (
     AIMessage,
@@ -32,7 +32,13 @@ from vprm_search.graph.questions import (
     read_problem_and_images,
 )
 from vprm_search.graph.session import run_blocking
-from vprm_search.graph.verdict import count_failures, feedback_on, weigh
+from vprm_search.graph.verdict import (
+    count_failures,
+    feedback_on,
+    merge_verdicts,
+    verdicts_in,
+    weigh,
+)
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.steps import (
     DEFAULT_LIMITS,
@@ -55,6 +61,12 @@ class VerifierState(TypedDict):
     """The key a verifier writes; inherit it, or declare your own `output_key` alike."""
 
     vprm: NotRequired[dict[str, Any]]
+
+
+class VerdictsState(TypedDict):
+    """The same key for the verdict on every message, by its id: for `Send`, and to look back."""
+
+    vprm: NotRequired[Annotated[dict[str, Any], merge_verdicts]]
 
 
 def create_verifier_node(
@@ -221,13 +233,16 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
 
         A verdict on an earlier message, or on one that was edited since, is none.
         """
-        verdict = _get(state, self.output_key)
-        if not verdict:
+        known = verdicts_in(_get(state, self.output_key))
+        if not known:
             return None
         answer = self._answer(state)
-        # Verdicts written before there were digests name their message by its id alone.
-        same = verdict.get("digest", answer.digest) == answer.digest
-        return dict(verdict) if same and verdict["message_id"] == answer.message_id else None
+        for verdict in reversed(known):
+            # Verdicts written before there were digests name their message by its id alone.
+            same = verdict.get("digest", answer.digest) == answer.digest
+            if same and verdict["message_id"] == answer.message_id:
+                return dict(verdict)
+        return None
 
     def feedback(self, verdict: Mapping[str, Any]) -> str:
         """Return what to tell the author of a failed message: where it first went wrong."""
@@ -248,7 +263,8 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
         verdict["message_id"] = answer.message_id
         verdict["digest"] = answer.digest
         verdict["question_id"] = _question_id(answer.before)
-        verdict["failures"] = count_failures(verdict, _get(state, self.output_key))
+        before = verdicts_in(_get(state, self.output_key))
+        verdict["failures"] = count_failures(verdict, before[-1] if before else None)
         return {self.output_key: verdict}
 
     def _check_declared(self, config: RunnableConfig | None) -> None:
