@@ -29,8 +29,9 @@ _SYMBOL_TABLE = r"""
 |: mid lvert rvert vert ; →: to rightarrow ; ≈: approx simeq ; \{: lbrace ; \}: rbrace
 [: lbrack ; ]: rbrack ; ': prime ; \frac: dfrac tfrac cfrac ; \binom: dbinom tbinom
 €: euro ; £: pounds ; $: textdollar ; %: percent ; \mathbb{R}: Reals ; ε: varepsilon
-θ: vartheta ; φ: varphi ; \arctan: arctg ; \tan: tg ; \cot: ctg ; ⇒: implies Rightarrow
-⇔: iff Leftrightarrow
+(: langle ; ): rangle
+θ: vartheta ; φ: varphi ; \arctan: arctg ; \tan: tg ; \cot: ctg
+⇒: implies Rightarrow ; ⇔: iff Leftrightarrow
 """
 _SYMBOLS = {
     f"\\{name}": symbol.strip()
@@ -64,7 +65,7 @@ _CHARACTERS = str.maketrans(
     | {"\u3001": ", ", "\uff0c": ", ", "\u061b": ";", "\u2236": ":", "\u00ba": "°", "\u02da": "°"}
     | {"\u00b5": "μ", "\u2126": "Ω", "\u2264": "≤", "\u2265": "≥", "\u2a7d": "≤", "\u2a7e": "≥"}
     | {"\u221e": "∞", "\u2205": "∅", "\u221a": r"\sqrt", "\u2026": "…", "\u22ef": "…"}
-    | {"\u211d": r"\mathbb{R}"}
+    | {"\u211d": r"\mathbb{R}", "\u27e8": "(", "\u27e9": ")", "\u2329": "(", "\u232a": ")"}
     | {"\u2228": " ∨ ", "\u2227": " ∧ ", "\u2192": "→", "\u2216": "∖"}
     | {"\u00a2": " cent ", "\u2245": "≈"}
     | {chr(0x2074 + n): f"^{{{4 + n}}}" for n in range(6)}
@@ -88,6 +89,10 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\A-Za-z])(?:sqrt|√)(?=\s?[({\[0-9a-z])", r"\\sqrt"),
         (r"(?<![\\A-Za-z])[pP]i(?![A-Za-z])", "π"),
         (r"(?<=\S)\*\*(?=[-+0-9a-z({])", "^"),
+        (r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "*"),
+        (r"\{ ?([0-9A-Za-z+]{1,9}) ?\\choose ?([0-9A-Za-z+]{1,9}) ?\}", r"\\binom{\1}{\2}"),
+        (r"\\dot ?\{([0-9])\}(?:([0-9]*)\\dot ?\{([0-9])\})?", r"\\overline{\1\2\3}"),
+        (r"\\mathbb ?([RNZQC])(?![A-Za-z])", r"\\mathbb{\1}"),
         (r"<=|=<", "≤"),
         (r">=", "≥"),
         (r"!=(?!=)|=/=", "≠"),
@@ -109,6 +114,7 @@ _GROUPED = tuple(
         r"(?P<w>[0-9]{1,3}(?: [0-9]{3}){2,})(?P<f>\.[0-9]+)?",  # 1 234 567
         r"(?P<w>[0-9]{1,3}(?: [0-9]{3})+),(?P<d>[0-9]{1,2}|[0-9]{4,})",  # 1 234,56
         r"(?P<w>[0-9]{1,3} 0[0-9]{2})(?P<f>\.[0-9]+)?",  # 10 080: nobody writes the number 080
+        r"(?<=₹)(?P<w>[0-9]{1,2}(?:,[0-9]{2})*,[0-9]{3})(?P<f>\.[0-9]+)?",  # lakhs and crores
     )
 )
 _WRAPPERS = ("**", "__", "```", "`", "*", '"', "'", "$$")

@@ -74,12 +74,13 @@ class AnswerForm:
 _OPENING, _CLOSING = "([{", ")]}"
 _NAMED_SETS = {
     r"\mathbb{R}": "(-∞,∞)", "all real numbers": "(-∞,∞)", "all reals": "(-∞,∞)",
-    "real numbers": "(-∞,∞)", "empty set": "∅", "{}": "∅", r"\{\}": "∅", r"\{ \}": "∅",
+    "real numbers": "(-∞,∞)", "no solutions": "no solution", "empty set": "∅", "{}": "∅",
+    r"\{\}": "∅", r"\{ \}": "∅",
 }  # fmt: skip
 _RELATION = re.compile(r"([=≈<>≤≥≠∈]|\\equiv(?![A-Za-z]))")
 _VARIABLE = re.compile(
     r"(?:m?\\(?:angle|overline|vec|triangle) ?)?(?:[A-Za-zα-ωΑ-Ω]|\{?[A-Z]{2,3}\}?)'*"
-    r"(?:_(?:[A-Za-z0-9]|\{[^{}]{1,12}\}))?(?:\([A-Za-z](?:, ?[A-Za-z])*\))?"
+    r"(?:_(?:[A-Za-z0-9]|\{[^{}]{1,12}\}))?(?:\([A-Za-z](?:, ?[A-Za-z])*\))?|P\([^()]{1,30}\)"
 )
 _VARIABLES = re.compile(r"\(([A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+)\)")
 _WORDY = re.compile(r"[^\W\d_]{2}[^=<>\d\\]{0,60}|[^\W\d_ ]+(?: [^\W\d_ ]+){1,6}")
@@ -94,9 +95,11 @@ _CURRENCY = re.compile(
     r"([-+]?)(?:US|C|A)?([$€£¥₹%])\s?([-+]?)(.+)|([-+]?)()()(?:USD|EUR|GBP|Rs\.?) ?(.+)"
 )
 _FIXED = re.compile(
-    r"[0-9]+(?: ?[:] ?[0-9]+)+(?: ?[ap]m)?|[-+]?[0-9.]+(?: ?- ?[0-9.]+)+|[0-9]+(?: ?/ ?[0-9]+){2,}",
+    r"[0-9]+(?: ?[:] ?[0-9]+)+(?: ?[ap]m)?|(?:from )?[-+]?[0-9.]+(?: ?(?:-|to) ?[0-9.]+)+"
+    r"|[0-9]+(?: ?/ ?[0-9]+){2,}",
     re.IGNORECASE,
 )
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # Aa is not aa
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,400}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([^\W\d_]+\.?)(?:,? and |, | |$)")
 
@@ -161,13 +164,13 @@ class _Reader:
         match = _FIXED.fullmatch(text)
         if match is None:
             return None
-        key = text.lower().replace(" ", "")
+        key = text.lower().replace(" ", "").removeprefix("from").replace("to", "-")
         key = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", key) if ":" in key else key
         bare = re.sub(r"[ap]m$", "", key)
         return AnswerForm(("fixed", key), ("fixed", bare))
 
     def _words(self, text: str) -> AnswerForm:
-        return _of(("text", squeezed(text)))
+        return _of(("text", text if _GENOTYPE.fullmatch(text) else squeezed(text)))
 
     # --- brackets, lists, matrices ---------------------------------------------------------------
 
@@ -228,7 +231,8 @@ class _Reader:
     def _many(self, items: list[AnswerForm]) -> AnswerForm:
         """A set, or a list, of mathematical things; how often each is there counts."""
         if len(items) == 1:
-            return items[0]
+            empty = items[0].full == ("set",)
+            return _of(_bag("set", [("set",)])) if empty else items[0]
         names = {item.name for item in items} - {""}
         if len(names) > 1:
             if len(names) == len(items):  # x = 2, y = 3 is the point (2, 3)
@@ -285,6 +289,9 @@ class _Reader:
 
     def _related(self, text: str, depth: int) -> AnswerForm | None:
         pieces = _RELATION.split(text)
+        for at in range(len(pieces) - 2, 0, -2):  # P(x > 2) is one side
+            if not balanced(pieces[at - 1]) and not balanced(pieces[at + 1]):
+                pieces[at - 1 : at + 2] = ["".join(pieces[at - 1 : at + 2])]
         sides, signs = [piece.strip() for piece in pieces[::2]], pieces[1::2]
         if not signs or not all(sides) or not all(balanced(side) for side in sides):
             return None

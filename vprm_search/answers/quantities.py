@@ -11,32 +11,35 @@ from functools import lru_cache
 # unit = factor and base units: spellings. Base units stand for themselves. A unit of another
 # script is one of its spellings.
 _TABLE = """
-m = : meter metre 米 公尺 метр метров м متر メートル 미터 मीटर
-km = 1000 m: kilometer kilometre 千米 公里 км كم キロメートル किमी
+m = : meter metre metro mètre metri metern 米 公尺 метр метров метра м متر أمتار メートル 미터 मीटर
+km = 1000 m: kilometer kilometre kilómetro kilomètre quilômetro chilometri kilometern
+km = 1000 m: 千米 公里 км километр километров كم كيلومتر キロメートル 킬로미터 किमी किलोमीटर
 dm = 1/10 m: decimeter decimetre 分米 дм
-cm = 1/100 m: centimeter centimetre 厘米 公分 см سم センチ センチメートル 센티미터 सेमी
-mm = 1/1000 m: millimeter millimetre 毫米 мм مم ミリメートル
+cm = 1/100 m: centimeter centimetre centímetro centimètre centimetri zentimeter zentimetern
+cm = 1/100 m: 厘米 公分 釐米 см сантиметр сантиметров سم سنتيمتر センチ センチメートル 센티미터 सेमी
+mm = 1/1000 m: millimeter millimetre milímetro millimètre millimetri 毫米 мм مم ミリメートル
 μm = 1/1000000 m: micrometer micrometre micron um 微米 мкм
 nm = 1/1000000000 m: nanometer nanometre 纳米 нм
 in = 127/5000 m: inch inche 英寸
 ft = 381/1250 m: foot feet 英尺
 yd = 1143/1250 m: yard
 mi = 201168/125 m: mile 英里
-kg = : kilogram kilogramme kilo 千克 公斤 кг كغ كجم キログラム किग्रा
-g = 1/1000 kg: gram gramme gm 克 г грамм غرام グラム ग्राम
+kg = : kilogram kilogramme kilo kilogramo kilogramm quilo quilograma chilogrammi
+kg = : 千克 公斤 кг килограмм килограммов كغ كجم キログラム 킬로그램 किग्रा
+g = 1/1000 kg: gram gramme gm gramo grama grammi gramm 克 г грамм граммов غرام グラム 그램 ग्राम
 mg = 1/1000000 kg: milligram 毫克 мг
 t = 1000 kg: tonne 吨
 lb = 45359237/100000000 kg: lbs pound 磅
 oz = 45359237/1600000000 kg: ounce
-s = : second sec 秒 с сек секунд ثانية 초 सेकंड
+s = : second sec segundo seconde sekunde sekunden secondi 秒 с сек секунд секунды ثانية 초 सेकंड
 ms = 1/1000 s: millisecond 毫秒 мс
-min = 60 s: minute mins 分钟 мин минут دقيقة
-h = 3600 s: hour hr hrs 小时 ч час часов ساعة 時間 시간 घंटे
-day = 86400 s: 天 日 день дней
-week = 604800 s: 周
-month = : 月
-year = : yr yrs 年 лет год
-l = 1/1000 m^3: L liter litre 升 л лит لتر リットル
+min = 60 s: minute mins minuto minuten minuti 分钟 分鐘 мин минут минуты دقيقة 분 मिनट
+h = 3600 s: hour hr hrs hora heure stunde stunden 小时 小時 ч час часов часа ساعة ساعات 時間 시간 घंटे
+day = 86400 s: día dia jour tage tagen giorni 天 日 день дней дня
+week = 604800 s: semana semaine woche wochen settimane 周 недель
+month = : meses mois monate monaten mesi 月
+year = : yr yrs años anos jahre jahren anni 年 лет год года
+l = 1/1000 m^3: L liter litre litro litri 升 л лит литр литров لتر リットル 리터
 ml = 1/1000000 m^3: mL milliliter millilitre cc 毫升 мл
 cl = 1/100000 m^3: cL centiliter centilitre
 dl = 1/10000 m^3: dL deciliter decilitre
@@ -63,7 +66,7 @@ K = : kelvin
 mol = : mole
 °C = : celsius ℃ 摄氏度
 °F = : fahrenheit
-° = : degree deg 度
+° = : degree deg grado grad gradi grau degré 度 градус градусов градуса درجة 도
 rad = : radian
 $ = : dollar usd 美元 buck
 cent = 1/100 $: ¢
@@ -78,7 +81,16 @@ unit = : unit
 pm = :
 am = :
 """
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "squared": 2, "cubed": 3, "平方": 2, "立方": 3}
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "кв": 2, "квадратных": 2, "куб": 3, "кубических": 3}
+_POWERS_AFTER = {
+    "squared": 2,
+    "cubed": 3,
+    "cuadrados": 2,
+    "cúbicos": 3,
+    "quadrados": 2,
+    "carrés": 2,
+}
+_POWERS_WITHIN = {"平方": 2, "立方": 3, "평방": 2, "제곱": 2, "세제곱": 3, "quadrat": 2, "kubik": 3}
 # Words behind a number that change it or make it an expression: not units.
 _NOT_UNITS_NAMES = (
     "and or to by of in on at from with less more over plus minus times divided point half "
@@ -138,12 +150,13 @@ def _product(text: str, known: dict[str, Unit], *, only_known: bool = True) -> U
         word, power = match["name"].rstrip("."), int(match["power"] or match["glued"] or 1)
         if word.casefold() in _POWERS:
             raised = _POWERS[word.casefold()]
-            if word.casefold().endswith("d"):  # metres squared
-                if len(name) != 1:
-                    return None
-                name = {unit: n * raised for unit, n in name.items()}
-                bases = {base: n * raised for base, n in bases.items()}
-                factor, raised = factor**raised, 0
+            continue
+        if after := _POWERS_AFTER.get(word.casefold()):  # metres squared
+            if len(name) != 1:
+                return None
+            name = {unit: n * after for unit, n in name.items()}
+            bases = {base: n * after for base, n in bases.items()}
+            factor = factor**after
             continue
         unit = _word(word, known, only_known=only_known)
         if unit is None:
@@ -164,15 +177,15 @@ def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
 
 def _word(word: str, known: dict[str, Unit], *, only_known: bool) -> Unit | None:
     word = word.replace(" ", "")
-    if word[:2] in ("平方", "立方"):
-        power, unit = _POWERS[word[:2]], known.get(word[2:])
-        if unit is None:
-            return None
-        bases, name = ({base: n * power for base, n in part} for part in (unit.bases, unit.name))
-        return Unit(unit.factor**power, _sorted(bases), _sorted(name))
     small = word.casefold()
+    for prefix, power in _POWERS_WITHIN.items():
+        unit = known.get(small.removeprefix(prefix)) if small.startswith(prefix) else None
+        if unit is not None:
+            bases, name = ({b: n * power for b, n in part} for part in (unit.bases, unit.name))
+            return Unit(unit.factor**power, _sorted(bases), _sorted(name))
     singular = small[:-1] if len(small) > 3 and small.endswith("s") and small[-2] != "s" else small
-    for spelling in (word, *((small, singular) if len(word) > 1 else ())):
+    folded = len(word) > 1 and not re.fullmatch("M[a-z]", word)  # Mg is not mg
+    for spelling in (word, *((small, singular) if folded else ())):
         if spelling in known:
             return known[spelling]
     if only_known or small in _NOT_UNITS:
@@ -191,6 +204,7 @@ def read_unit(text: str, *, glued: bool, only_known: bool = False) -> Unit | Non
         only_known: whether nouns that are in no table ("apples") are refused.
     """
     text = re.sub(r"^US |(?<=[a-z]) old$", "", text)
+    text = re.sub(r"^degrees? (?=celsius|fahrenheit)", "", text, flags=re.IGNORECASE)
     first = re.match(r"[^\W\d_]+", text)
     if first and len(first[0]) == 1 and first[0].isascii():
         allowed = _GLUED if glued and len(text) == 1 else _SINGLE

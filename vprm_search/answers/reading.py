@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.answers.canonical import MAX_ANSWER_CHARS
 from vprm_search.answers.choices import written_choice
-from vprm_search.answers.phrases import marks_in
 from vprm_search.answers.trimming import answer_in, content_behind, pieces
+from vprm_search.steps.phrases import marks_in
 from vprm_search.steps.thinking import thinking_spans
 
 AnswerSource = Literal["boxed", "tag", "marker", "heading", "hashes", "choice"]
@@ -148,7 +148,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _HASHES = re.compile(
-    r"^[ \t]*####[ \t]+(?!\d{1,2}[.)]\s)(?=[^\n]{0,80}$)(?![^\n]*:)"
+    r"^[ \t]*####(?:[ \t]+|(?=[-$\d]))(?!\d{1,2}[.)]\s)(?=[^\n]{0,80}$)(?![^\n]*:)"
     r"(?:[*$\\(]{0,4}[-+]?[\d$\u20ac\u00a3\u00a5.]|\\|\(?[A-J]\)?\.?[ \t]*$"
     r"|(?:yes|no|true|false)\b)",
     re.IGNORECASE | re.MULTILINE,
@@ -160,15 +160,17 @@ _IS_THE_ANSWER = (
 _TURNED_ROUND = re.compile(_IS_THE_ANSWER)
 _REVERSED = re.compile(
     r"(\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|\*\*[^*\n]{1,60}\*\*|\([A-J]\)|\b[A-J]"
-    r"|(?<![\w.:/])(?<![-+*/^]\s)[-$\u20ac\u00a3]?\d(?:[\d.,:/]{0,20}\d)?(?:\s?[\w%\u00b0]{1,12})?)"
-    + _IS_THE_ANSWER,
+    r"|(?:(?<!\w)[A-Za-z]\s?=\s?)?(?<![\w.:/])(?<![-+*/^]\s)[-$\u20ac\u00a3]?\d(?:[\d.,:/]{0,20}\d)?"
+    r"(?:\s?[\w%\u00b0]{1,12})?)" + _IS_THE_ANSWER,
 )
 _RUN_ON = re.compile(
     r"^[^\w\n<]{0,6}(?:(?:next|new|second|another|follow-up|sample)\s)?(?:question|problem|exercise|q"
     r"|human|user|问题|题目|問題|質問|质问|문제|질문|pregunta|problema|pergunta|frage"
     r"|aufgabe|вопрос|задача|سؤال|السؤال|प\u094dरश\u094dन)"
     r"(?:\s?\d{1,3})?[^\w\n]{0,3}[:\uff1a]|^<\|(?:im_start|start_header_id)\|>\s?user"
-    r"|^[^\w\n]{0,6}(?:###\s?)?instruction[^\w\n]{0,3}:|^\[INST\]",
+    r"|^[^\w\n]{0,6}(?:###\s?)?instruction[^\w\n]{0,3}:|^\[INST\]"
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]?|\*\*)(?:(?:next|new|another)\s)?(?:question|problem|exercise)"
+    r"(?:\s?\d{1,3})?[.:* \t]{0,4}$",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -327,6 +329,7 @@ _MENTION = re.compile(
 )
 _ABOUT_IT = re.compile(r"\b((?:for|of|to|from|in|with|by)\s)?(?:this|that)\s$", re.IGNORECASE)
 _QUESTION = re.compile(r"(?:[^.!?\n]|\.(?=\d)){0,200}[?\uff1f\u061f]")
+_OUGHT = re.compile(r"\b(?:(?:must|should|has to|would|will) be|as)\W*$", re.IGNORECASE)
 _KIND = re.compile(
     r"(?:an?|the|some|some kind of)\s(?:\w+[\s-]){0,3}(?:integer|number|fraction|letter|value|word"
     r"|option|choice|result|product|sum|difference|percentage|decimal|answer)\b",
@@ -434,6 +437,8 @@ def _asserts(text: str, statement: _Statement, place: tuple[int, int]) -> bool:
     if _DIGIT.search(answer):
         return True
     mark = text[statement.start : statement.end]
+    if _OUGHT.search(mark):
+        return False  # "the answer must be even"
     if not mark.isascii() and _ASSERTED.search(content):
         return True
     if _KIND.match(content):

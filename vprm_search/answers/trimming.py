@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from vprm_search.answers.phrases import LANGUAGES
+from vprm_search.steps.phrases import LANGUAGES
 
 _MAX_PASSES = 24
 
@@ -16,9 +16,9 @@ _MAX_PASSES = 24
 
 _EMPTY_LINE = re.compile(r"[\s*_#:\uff1a]*(?:`+\w*|[-=_*~]{3,}|\\n)?[\s*_:\uff1a]*")
 _WORD = re.compile(r"[^\W_]|[$\\]")
-_BULLET = re.compile(r"\s*(?:[-*\u2022]|\(?\d{1,2}[.)])[ \t]+(?=\S)")
+_BULLET = re.compile(r"\s*[-*\u2022][ \t]+(?=\S)")
 _DISPLAY = {"\\[": "\\]", "$$": "$$"}
-_OPEN_DISPLAY = re.compile(r"\\\[|\$\$")
+_OPEN_DISPLAY = re.compile(r"\\\[|\$\$|\\begin\{(align|equation|gather|multline)(\*?)\}")
 
 
 def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
@@ -37,15 +37,17 @@ def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
             continue
         opening = _OPEN_DISPLAY.search(line)
         if opening is not None:
-            closing = text.find(_DISPLAY[opening[0]], begin + opening.end(), stop)
-            return begin, max(end, closing + 2)
+            mark = _DISPLAY.get(opening[0], f"\\end{{{opening[1]}{opening[2]}}}")
+            closing = text.find(mark, begin + opening.end(), stop)
+            return begin, max(end, closing + len(mark) if closing >= 0 else end)
         leads_in = line.rstrip(" \t\r*_").endswith((":", "\uff1a")) and _WORD.search(
             text, end, stop
         )
         if leads_in and not _TELLING.search(line[: _sentence_end(line) % len(line)]):
             end += 1
             continue
-        return begin, end
+        bullet = _BULLET.match(line) if begin > start else None  # a list of one, below its heading
+        return begin + (bullet.end() if bullet else 0), end
     return stop, stop
 
 
@@ -56,6 +58,7 @@ _CONTROL = re.compile(
     r"|(?<=\S)\s?####|</?(?:final[_ -]?)?answer>|</conclusion>|\[/?INST\]|\\n(?![a-z])",
     re.IGNORECASE,
 )
+_JSON_FIELD = re.compile(r",\s*[\"']\w[\w ]{0,30}[\"']\s*:")
 _PAIRED = re.compile(r"(\*\*|__|~~|`|(?<![\w*\\])[*_](?=\w))(?=\S)((?:(?!\1).)*?\S)\1(?![*_])")
 _EMOJI = "\u2705\u2714\u2713\u2611\u2728\u2b50\u27a1\u274c\ufe0f\u200d\U0001f300-\U0001faff"
 _NEWLINE_WRITTEN = re.compile(r"\A(?:\\n(?![a-z])\s?)+")
@@ -71,6 +74,7 @@ _WHOLE = tuple(
         r"\$([^$]+)\$",
         r"\\\(((?:(?!\\\)).)+)\\\)",
         r"\\\[((?:(?!\\\]).)+)\\\]",
+        r"\\begin\{(?:align|equation|gather|multline)\*?\}(.+?)\\end\{\w+\*?\}",
         r"\\(?:text|textbf|textrm|mathrm|mathbf|mathit|boxed|fbox)\s?\{([^{}]+)\}",
         r'"([^"]+)"',
         r"'([^']+)'",
@@ -79,6 +83,7 @@ _WHOLE = tuple(
         r"\u00ab\s?([^\u00ab\u00bb]+?)\s?\u00bb",
     )
 )
+_HALF_DAY = re.compile(r"\d\s?[ap]\.m$", re.IGNORECASE)
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _ENDINGS = re.compile(
     "|".join(
@@ -120,7 +125,7 @@ _NAMED_CHOICE = re.compile(
 )
 _LETTER_NAMED = re.compile(
     r"(?:(?:la|a|o|le|il|die|the)\s)?(?:option|choice|letter|letra|opción|opção|alternativa|lettre"
-    r"|buchstabe|lettera|opzione|optie|вариант|选项|選項|選択肢)?\s?(?<![^\s(])"
+    r"|buchstabe|lettera|opzione|optie|вариант|选项|選項|選択肢)?\s?(?<![^\s(\u30a0-\u30ff\u3400-\u9fff])"
     r"(?P<letter>\([A-J]\)|(?-i:[A-J]))[.)]?",
     re.IGNORECASE,
 )
@@ -198,6 +203,8 @@ def _trimmed(text: str) -> str:
     """Cut off what is markup around an answer."""
     text = _NEWLINE_WRITTEN.sub("", " ".join(text.split()))
     text = _CONTROL.split(text, maxsplit=1)[0].strip()
+    if not text.startswith(("{", "[")):
+        text = _JSON_FIELD.split(text, maxsplit=1)[0]
     if "**" in text and (bold := _BOLD_VALUE.fullmatch(text)) and not bold["after"].strip(" .!,"):
         text = bold["value"]
     bare = _LEADING.sub("", _PAIRED.sub(r"\2", text))
@@ -205,10 +212,15 @@ def _trimmed(text: str) -> str:
     for whole in _WHOLE:
         inside = whole.fullmatch(bare)
         if inside and not (inside[1].endswith("!") and bare[0] in "$\\"):
-            bare = inside[1].strip()
+            bare = (
+                re.sub(r"\s?&\s?", " ", inside[1]).strip()
+                if "\\begin" in bare
+                else inside[1].strip()
+            )
     if (box := _OPEN_BOX.match(bare)) and bare.count("{") > bare.count("}"):
         bare = bare[box.end() :]
     bare = _balanced(bare)
+    bare = f"{bare}." if _HALF_DAY.search(bare) else bare
     return bare if bare or not any(ord(c) > 0x2000 for c in text) else text.strip(" \t*_`")
 
 
@@ -230,8 +242,11 @@ def _first_value(text: str) -> str:
     if choice and (choice["letter"].upper() == choice["letter"]):
         rest = choice["rest"]
         first = rest[: _sentence_end(rest)]
-        talks = bool(_VERB.search(first)) or len(first.split()) > 12
-        return choice["letter"] if talks else text[: choice.start("rest")] + first
+        remark = _REMARK.match(f", {first}")
+        talks = bool(remark or _VERB.search(first)) or len(first.split()) > 12
+        if talks:
+            return choice["letter"]
+        return text[choice.start("letter") : choice.start("rest")] + first
     text = text[: _sentence_end(text)]
     named = _NAMED_CHOICE.fullmatch(text)
     if named:

@@ -40,22 +40,26 @@ class End:
 
 
 _MEANINGS: tuple[tuple[Ending, str, str], ...] = (
-    ("stopped", "", "stop reason_stop finished stop_criteria_met"),
+    ("stopped", "", "stop reason_stop finish finished stop_criteria_met"),
     ("natural", "", "end_turn eos eos_token endoftext end_of_text complete completed"),
     ("stop_string", "", "stop_sequence stop_string stop_word word"),
     (
         "length",
         "the token limit was reached",
         "length max_tokens max_output_tokens max_length max_new_tokens token_limit limit max_len "
-        "reason_max_len",
+        "reason_max_len length_exceeded max_completion_tokens",
     ),
     (
         "length",
         "the model's context was full",
         "model_length model_context_window_exceeded context_length_exceeded max_context "
-        "reason_max_context max_context_length context_window_exceeded error_limit",
+        "reason_max_context max_context_length context_length context_window_exceeded error_limit",
     ),
-    ("length", "the reply is incomplete", "incomplete pause_turn compaction repetition"),
+    (
+        "length",
+        "the reply is incomplete",
+        "incomplete pause_turn compaction repetition repetition_truncation",
+    ),
     ("length", "the provider's time was over", "time_limit reason_time_limit timeout"),
     (
         "failed",

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vprm_search.steps.phrases import opening_mark
+
 NOT_SEEN = "\u00ad\u180e\u200b-\u200d\u2060\ufeff"
 """Characters that take no room and are no white space for Python, as in a class of a pattern."""
 
@@ -33,10 +35,6 @@ _LABEL_ALONE = re.compile(
     re.IGNORECASE,
 )
 _GRADED = re.compile(r"#{4}\s*[-+\u2212]?[$€£¥\\(]?[\d.](?!\d{0,2}[.)]\s)")  # GSM8K's "#### 5"
-_SAYS_ANSWER = re.compile(
-    r"(?:the\s)?(?:final\s)?answer\s?(?:[:=\uff1a]|is\b)\s*\S|答案\s?[:\uff1a是]\s*\S|.*\\boxed",
-    re.IGNORECASE,
-)
 _RULE = re.compile(r"[ \t]*(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|[\u2014\u2500]{2,})")
 _ITEM = re.compile(r"[ \t]*([-*+\u2022\u25cf\u25aa\u25e6\u2023\u2013]|\d{1,3}[.)])[ \t]+\S")
 _BULLET = re.compile(r"[-*+\u2022\u25cf\u25aa\u25e6\u2023\u2013][ \t]+(?=\S)")
@@ -57,12 +55,17 @@ def heading_level(paragraph: str) -> int:
     if "\n" in text:
         return 0
     if (hashes := _HASHES.fullmatch(text)) is not None:
-        return 0 if _SAYS_ANSWER.match(hashes["text"].strip("*_ ")) else len(hashes[1])
+        return 0 if _says_answer(hashes["text"].strip("*_ ")) else len(hashes[1])
     if (bold := _BOLD.fullmatch(text)) is not None:
         said = bold["text"].strip()
         sentence = said.endswith((".", "!", "?", "。", "！", "？")) and not _LABEL_ALONE.match(said)
-        return 0 if sentence or re.search(r"[=$\\]", said) or _SAYS_ANSWER.match(said) else 7
+        return 0 if sentence or re.search(r"[=$\\]", said) or _says_answer(said) else 7
     return 7 if _LABEL_ALONE.fullmatch(text) else 0
+
+
+def _says_answer(text: str) -> bool:
+    mark = opening_mark(text)
+    return "\\boxed" in text or (mark is not None and bool(text[mark.end :].strip(" *_")))
 
 
 def is_rule(paragraph: str) -> bool:
@@ -107,7 +110,9 @@ class Tail:
 _OPENERS = (
     r"(?:sure(?: thing)?|certainly|of course|absolutely|definitely|okay|ok|alright|all right|great|"
     r"good|perfect|excellent|hello|hi|hey|yes(?=,)|yeah(?=,)|no problem|got it|understood|"
-    r"thanks|thank you|i understand|i see|my pleasure|gladly)"
+    r"thank(?:s| you)(?: for (?:the|your|this|that) \w+)?|i understand|i see|my pleasure|gladly|"
+    r"right(?=[,!.])|now(?=,)|so(?=,? here)|"
+    r"as (?:you )?(?:requested|asked|instructed)|per your request|looking at the (?:image|picture))"
     r"(?: there| again| question| problem| one)?"
 )
 _OPENER = re.compile(
@@ -130,6 +135,11 @@ _ANNOUNCEMENTS = (
     rf"(?:here|below|the following)(?:\s?['\u2019]s| is| are| comes| come)? {_WHAT}.*",
     rf"(?:this|that|these)(?:\s?['\u2019]s| is| are) {_WHAT}",
     r"here\s?(?:['\u2019]s| is| are) (?:how|what|the way) .*",
+    r"here (?:goes|it goes|you go|we go|it is)",
+    r"(?:let\s?['\u2019]?s|let us|let me) (?:see|dive (?:right )?in|jump (?:right )?in)",
+    r"(?:let\s?['\u2019]?s|let us|let me) (?:first )?(?:look|take a (?:closer )?look) at "
+    r"(?:the|this) (?:picture|image|figure|question|problem)(?: carefully| closely| first)?",
+    r"continuing(?:,? (?:from|with|on) .{0,40}step.{0,20}| the (?:solution|reasoning|proof))?",
     r"(?=.*\b(?:first|second|third|next|following|last|step[- ]by|so far|as follows)\b)"
     rf"{_WHAT}(?: (?:of|for|in|to) (?:(?:solv|answer)\w* {_PROBLEM}|{_PROBLEM}|{_WHAT}))?"
     r"(?: is| are| would be| goes)?(?: as follows| so far)?",
@@ -142,11 +152,12 @@ _ANNOUNCEMENTS = (
     r"start|continue|proceed|go on|(?:break|take) (?:it|this) down|through (?:this|it)|"
     r"this(?: out| one| down)?|it (?:down|out)|(?:you )?with that|help(?: you)?)"
     r"(?: (?:down|step[- ]by[- ]step|together|with that|carefully|now|first|for you|"
-    r"one step at a time|from (?:here|the (?:start|beginning))|"
+    r"one step at a time|from (?:here|the (?:start|beginning)|step \w+)|"
     rf"with {_WHAT}|in detail|into (?:\w+ ){{0,2}}(?:steps|parts|pieces)|"
     r"using the (?:given |provided )?(?:information|picture|image|data).{0,40}))*",
     rf"(?:in order )?to (?:solve|answer|tackle|work out|approach) {_PROBLEM}.*"
     r"(?:steps?|following|as follows|let\s?['\u2019]?s|we (?:need|have|can|will|should)).*",
+    rf"to find {_WHAT},? (?:let\s?['\u2019]?s|we) .{{0,20}}\bstep[- ]by[- ]step",
     r"(?:great|good|nice|interesting|excellent) (?:question|problem|one|work|start)",
     r"(?:what a )?(?:happy|glad) to help(?: you)?(?: with (?:that|this))?",
 )
@@ -154,7 +165,9 @@ _ANNOUNCEMENT = re.compile("|".join(f"(?:{one})" for one in _ANNOUNCEMENTS), re.
 _ELSEWHERE = re.compile(
     r"[¡\s]*(?:当然|好的|没问题|可以|以下是|下面是|这是|もちろん|はい|わかりました|以下|물론|네|claro|"
     r"por supuesto|desde luego|vale|aquí|bien sûr|d['\u2019]accord|voici|natürlich|gerne|sicher|"
-    r"hier ist|certo|com certeza|ecco|конечно|хорошо|вот|tentu|baik|tabii)"
+    r"hier ist|klar|certo|com certeza|ecco|конечно|хорошо|вот|tentu|baik|tabii|elbette|işte|zeker|"
+    r"natuurlijk|hier is|oczywiście|oto|dĩ nhiên|tất nhiên|đây là|självklart|här är|jistě|"
+    r"بالتأكيد|بالطبع|إليك|ज़रूर|बेशक|अवश्य)"
     r"(?!\w(?<![\u3040-\uffff]))",
     re.IGNORECASE,
 )
@@ -210,5 +223,5 @@ def without_greeting(paragraph: str) -> str:
 
 def _greets(beginning: str) -> bool:
     text = beginning.strip()
-    one_word = re.fullmatch(r"[A-Za-z]+:", text)  # "Good: x is 3"
+    one_word = "\n" not in beginning and re.fullmatch(r"[A-Za-z]+:", text)  # "Good: x is 3"
     return is_greeting(text) and not (one_word and not _WILLING.match(text))

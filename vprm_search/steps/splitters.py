@@ -21,6 +21,7 @@ from vprm_search.steps.paragraphs import (
     is_greeting,
     is_rule,
 )
+from vprm_search.steps.phrases import opening_mark
 
 STEP_SEPARATOR = "\n\n"
 
@@ -106,14 +107,7 @@ _NUMBER = re.compile(
     r"[ \t]{0,3}(?:#{1,6}[ \t]+)?[*_]{0,2}"
     r"(?:(\d{1,3})[.)\uff0e\u3001]|[(\uff08](\d{1,3})[)\uff09])[*_]{0,2}(?=\s|[^\W\d])"
 )
-_CONCLUSION = re.compile(
-    r"[\W_]{0,6}(?:(?:so|thus|hence|therefore|finally),? )?(?:the )?(?:final )?answer"
-    r"(?: is\b|[ *_]*[:=\uff1a]|[ *_#]*$)"
-    r"|[\W_]{0,6}(?:最终答案|答案|答え|정답|답|réponse|respuesta|antwort|resposta|risposta|ответ)"
-    r"[ *_]*[:\uff1a]"
-    r"|[ \t]*#{4}[ \t]*[-+$\\\d]|[ \t$*]*\\boxed",
-    re.IGNORECASE,
-)
+_CONCLUSION = re.compile(r"[ \t]*#{4}[ \t]*[-+$\\\d]|[ \t$*]*\\boxed")
 
 
 def split_numbered(text: str) -> list[str]:
@@ -175,7 +169,7 @@ def _sections(lines: Sequence[str], starts: Sequence[int]) -> list[str]:
         if n > starts[0]
         and not within
         and n not in starts
-        and _CONCLUSION.match(lines[n])
+        and (_CONCLUSION.match(lines[n]) or opening_mark(lines[n]))
         and not (n - 1 in starts and heading_level(lines[n - 1]))
     ]
     cuts = sorted({*starts, *answers[-1:]})

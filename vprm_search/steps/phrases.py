@@ -35,9 +35,10 @@ LANGUAGES = (
         ("answer choice", "answers", "answer", "ans", "final result", "final solution",
          "final choice", "correct option", "correct choice", "right option", "right choice",
          "best option", "best choice", "final option", "correct letter"),
-        ("would be", "should be", "must be", "will be", "has to be", "comes out to be",
+        ("is as follows:", "is the following:",
+         "would be", "should be", "must be", "will be", "has to be", "comes out to be",
          "comes out to", "comes out as", "turns out to be", "works out to be", "works out to",
-         "is equal to", "amounts to", "equals", "becomes", "is", "are"),
+         "is equal to", "amounts to", "equals", "becomes", "is", "are", "as"),
         ("the", "my", "our", "final", "correct", "right", "short", "complete", "simplified",
          "exact", "numerical", "conclusion and"),
         ("in total", "altogether", "in all", "overall"),
@@ -46,14 +47,15 @@ LANGUAGES = (
         "Chinese",
         ("答案", "正确选项", "正確選項", "正确的选项", "故选", "故選", "应选", "應選",
          "所以选", "因此选", "答"),
-        ("应该是", "應該是", "应该为", "应为", "應為", "就是", "等于", "等於",
+        ("如下\uff1a", "如下:",
+         "应该是", "應該是", "应该为", "应为", "應為", "就是", "等于", "等於",
          "选择", "是", "为", "為", "选", "選"),
         ("最终", "最終", "最后", "最後", "正确", "正確", "的"),
     ),
     Phrases(
         "Japanese",
         ("答え", "答案", "解答", "回答", "正解", "正解の選択肢"),
-        ("は", "が"),
+        ("は次のとおりです\uff1a", "は以下の通りです\uff1a", "は次の通りです\uff1a", "は", "が"),
         ("最終的な", "最終", "正しい"),
         ("となります", "になります", "であります", "である", "でした",
          "です", "だ", "となる", "になる"),
@@ -61,7 +63,7 @@ LANGUAGES = (
     Phrases(
         "Korean",
         ("정답", "해답", "답변", "답안", "답"),
-        ("은", "는", "이"),
+        ("은 다음과 같습니다:", "은", "는", "이"),
         ("최종", "올바른", "최종적인"),
         ("이 됩니다", "가 됩니다", "입니다", "이에요", "예요", "이다", "임"),
     ),
@@ -134,6 +136,27 @@ LANGUAGES = (
         ("nihai", "doğru", "son"),
     ),
     Phrases(
+        "Swedish, Norwegian, Danish",
+        ("slutsvar", "svaret", "svar"),
+        ("blir", "är", "er"),
+        ("det", "slutliga", "endelige", "rätta", "riktige", "rigtige"),
+    ),
+    Phrases("Finnish", ("vastaus", "vastaukseksi"), ("on", "saadaan"), ("lopullinen", "oikea")),
+    Phrases(
+        "Czech, Slovak",
+        ("odpověď", "odpoveď", "výsledek", "výsledok"),
+        ("zní", "znie", "je"),
+        ("konečná", "správná", "správna"),
+    ),
+    Phrases("Croatian, Serbian", ("odgovor", "одговор"), ("je", "је"), ("konačan", "točan")),
+    Phrases("Bulgarian", ("отговорът", "отговор"), ("е",), ("крайният", "верният", "правилният")),
+    Phrases("Romanian", ("răspunsul", "răspuns"), ("este", "e"), ("final", "corect")),
+    Phrases("Hungarian", ("a válasz", "válasz"), ("az", "ez"), ("végső", "helyes", "a")),
+    Phrases("Greek", ("απάντηση",), ("είναι",), ("η", "τελική", "σωστή")),
+    Phrases("Malay", ("jawapannya", "jawapan"), ("ialah", "adalah"), ("akhir", "betul")),
+    Phrases("Urdu", ("جواب",), ("ہے",), ("حتمی", "درست"), ("ہے",)),
+    Phrases("Tamil", ("விடை", "பதில்"), ("ஆகும்",), ("சரியான", "இறுதி"), ("ஆகும்",)),
+    Phrases(
         "Vietnamese",
         ("đáp án", "đáp số", "câu trả lời", "trả lời"),
         ("sẽ là", "là"),
@@ -187,16 +210,22 @@ LANGUAGES = (
 
 _SPACED = re.compile(r"[\u3040-ヿ\u3400-鿿\uac00-\ud7af\u0e00-\u0e7f]")
 _FILLER = (
-    r"(?:[ \t]{1,4}(?:then|thus|therefore|hence|indeed|also|really|simply|clearly|finally),?)?"
+    r"(?:,?[ \t]{1,4}(?:then|thus|therefore|hence|indeed|also|really|simply|clearly|finally),?)?"
 )
 _THEN = (
     r"(?:[ \t,]{1,4}(?:therefore|thus|hence|then|indeed|simply|just|clearly|definitely|probably"
-    r"|likely|obviously|actually|finally|only|now|still|exactly|approximately|about|around|donc|daher"
-    r"|also|somit|entonces|por tanto|portanto|dunque|quindi|dus)\b,?){0,2}"
+    r"|likely|obviously|actually|finally|only|now|still|exactly|precisely|approximately|approx\."
+    r"|about|roughly|around|donc|daher|also|somit|entonces|por tanto|portanto|dunque|quindi|dus)"
+    r"\b,?){0,2}"
 )
 _ABOUT = (
     r"(?:,[ \t]which(?=[ \t])|[ \t]{1,4}(?:to|for|of|in|on|from|within|we|i|you|that|which|here"
     r"|choice|option|letter)\b[^.:\n!?]{0,80}?(?:[\"\u201c][^\"\u201c\u201d\n]{1,200}[\"\u201d])?)?"
+)
+_TO_WHAT = (
+    r"(?:[ \t]{1,4}(?:to|for|of)"
+    r"(?:[ \t](?!(?:is|are|was|were|be|can|will|has|have|we|you|i)\b)[\w()]{1,20}){1,4}"
+    r"(?=[ \t*]{0,4}:))?"
 )
 _DASH = (
     r"(?:[ \t]{1,4}[\u2013\u2014]{1,2}(?=\s)|[ \t]-[ \t](?=[*$\\(]{0,4}(?:\d|[A-J]\b))"
@@ -238,7 +267,8 @@ def _behind_noun(language: Phrases) -> re.Pattern[str]:
     link = ("" if _SPACED.search(language.nouns[0]) else r"(?<!\w)") + _edge(_any(language.links))
     if language.language == "Chinese":
         link += r"|(?<=[选選])(?=[ \t*$\\(]{0,5}[A-J])"
-    sign = rf"(?P<sign>{_ASIDE}(?:\([^()\n]{{0,30}}\)[ \t]{{0,2}})?{_SIGN}|{_DASH})"
+    to_what = _TO_WHAT if english else ""
+    sign = rf"(?P<sign>{to_what}{_ASIDE}(?:\([^()\n]{{0,30}}\)[ \t]{{0,2}})?{_SIGN}|{_DASH})"
     return re.compile(
         rf"{company}(?:{sign}|{middle}{_ASIDE}(?P<link>{link}){_THEN})", re.IGNORECASE
     )
@@ -249,8 +279,8 @@ def _heading(language: Phrases) -> re.Pattern[str]:
     noun = rf"(?:{_any(language.nouns)})"
     after = rf"(?:[ \t]{{0,4}}{_edge(_any(language.company))}){{0,2}}" if language.company else ""
     return re.compile(
-        rf"[^\w\n]{{0,12}}(?:\d[.)][ \t])?{company}{noun}{after}"
-        rf"(?:[^\w\n]{{0,8}}$|(?<=\w)(?:[ \t*]{{1,4}}(?=[-$\d(])|[ \t*]{{0,4}}(?=\\)))",
+        rf"(?:[^\w\n]|_){{0,12}}(?:\d[.)][ \t])?{company}{noun}{after}"
+        rf"(?:(?:[^\w\n]|_){{0,8}}$|(?<=\w)(?:[ \t*]{{1,4}}(?=[-$\d(])|[ \t*]{{0,4}}(?=\\)))",
         re.IGNORECASE | re.MULTILINE,
     )
 
@@ -267,10 +297,27 @@ _LETTER_NOUN = re.compile(
     "|选|選|الخيار|الاختيار|گزینه|विकल्प"
 )
 _HEADING_LINE = re.compile(r"[ \t]*(?:[#>]|\*\*|__|[^\w\s]{1,3}[ \t])")
-_DIRECT = frozenset({"Hindi", "Persian", "Bengali"})
+_SHORT = re.compile(r"[ \t*]*[-$\d(\\][^.\n]{0,40}\.?[ \t*]*$", re.MULTILINE)
+_DIRECT = frozenset({"Hindi", "Persian", "Bengali", "Hungarian", "Urdu", "Tamil"})
+_INVERTED = frozenset({"German", "Dutch", "Swedish, Norwegian, Danish"})
+_LINK_BEFORE = re.compile(r"\b(?:ist|lautet|is|är|er|blir)\s(?:\w{1,12}\s){0,3}$", re.IGNORECASE)
 _DIRECT_VALUE = re.compile(
     r"[ \t]{1,4}(?=[*$\\(]{0,4}[-\d(A-J\u0660-\u0669\u06f0-\u06f9\u0966-\u096f])"
 )
+
+
+_COMPANY = _any(tuple({word for language in LANGUAGES for word in language.company}))
+_OPENING = re.compile(
+    r"(?:[^\w\n]|_){0,12}(?:(?:and so|so|thus|hence|therefore|finally|所以|因此|因而|故|したがって"
+    r"|따라서|por lo tanto|donc|daher|also|portanto|quindi|поэтому|следовательно)"
+    rf"[,\uff0c\u3001]?\s?)?(?:(?:{_COMPANY})[\s*_]{{0,4}}){{0,3}}",
+    re.IGNORECASE,
+)
+
+
+def opening_mark(line: str) -> Mark | None:
+    """Return the phrase that a line begins with, if it begins with one: "So the answer is"."""
+    return next((m for m in marks_in(line) if _OPENING.fullmatch(line, 0, m.start)), None)
 
 
 def marks_in(text: str) -> list[Mark]:
@@ -308,8 +355,13 @@ def _mark_at(text: str, noun: re.Match[str]) -> Mark | None:
         if head is not None and alone:
             bare = not text[head.end() :].lstrip(" \t").startswith("\n")
             marked = bool(_HEADING_LINE.match(text, line))
-            if marked or not bare:
+            said = len(head[0].strip("*_# \t")) > len(word) and _SHORT.match(text, head.end())
+            if marked or not bare or said:
                 return Mark(line, head.end(), firm=True, heading=True)
-        if language.language in _DIRECT and (value := _DIRECT_VALUE.match(text, noun.end())):
+        direct = language.language in _DIRECT or (
+            language.language in _INVERTED
+            and _LINK_BEFORE.search(text[max(0, start - 60) : start]) is not None
+        )
+        if direct and (value := _DIRECT_VALUE.match(text, noun.end())):
             return Mark(start, value.end(), firm=False)
     return None
