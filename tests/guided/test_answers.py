@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import (
     AIMessage,
@@ -44,6 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([0.1, 0.35, 0.6, 0.85]), min_size=1, max_size=6))
 def test_candidates_come_best_first_and_cost_is_counted_once(scores: list[float]) -> None:
     texts = [f"Step {n}.\n\nAnswer: {n}" for n in range(len(scores))]

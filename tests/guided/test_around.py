@@ -14,8 +14,10 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField
 from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_openai import ChatOpenAI
 
 from tests.guided.parts import Traces, by_words, guided, in_turn
+from tests.guided.tool_server import serving
 from vprm_search import BestOfN, BestScore, Budget, GuidedChatModel
 from vprm_search.errors import SearchWarning
 from vprm_search.testing import ScriptedChatModel, ScriptedScorer, http_error
@@ -236,6 +238,19 @@ async def test_chains_batches_and_their_streams() -> None:
     assert "".join([piece async for piece in chain.astream(words[1])]) == expected[1]
     done = dict(chain.batch_as_completed(words))
     assert [done[place] for place in range(4)] == expected
+
+
+async def test_a_client_used_in_one_event_loop_goes_on_in_another() -> None:
+    """Connections of OpenAI's client are shared by all of its models, and belong to one loop."""
+    with serving(lambda body, child: f"{'good' if child else 'bad'} {child}") as server:
+        policy = ChatOpenAI(model="m", base_url=server.url, api_key="none", max_retries=0)
+        model = guided("1", "2", policy=policy)
+        for _ in range(2):
+            assert model.invoke("Why?").text == "good 1"
+            assert (await model.ainvoke("Why?")).text == "good 1"
+            assert "".join(str(piece.text) for piece in model.stream("Why?")) == "good 1"
+    # An error that a connection of another loop makes after its reply costs that reply, once.
+    assert 6 <= len(server.bodies) <= 8
 
 
 def test_a_batch_searches_side_by_side() -> None:

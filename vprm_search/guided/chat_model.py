@@ -30,7 +30,6 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import (
     Runnable,
-    RunnableBinding,
     RunnableConfig,
     RunnableParallel,
     RunnableSequence,
@@ -40,7 +39,6 @@ from pydantic import ConfigDict, PrivateAttr
 
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
-from vprm_search.chat.calls import unwrap_model
 from vprm_search.errors import ConfigError
 from vprm_search.graph.events import Event
 from vprm_search.graph.loop import Job
@@ -56,14 +54,18 @@ from vprm_search.guided.messages import (
     with_progress,
 )
 from vprm_search.guided.model_run import ModelRun, as_stream_run, stream_run
+from vprm_search.guided.policies import (
+    bound_arguments,
+    cache_name,
+    chat_model_of,
+    first_policy,
+)
 from vprm_search.guided.turns import (
     KeptReplies,
     Turn,
     WholeReplies,
-    bound_arguments,
     question_so_far,
 )
-from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.steps import Splitter, split_solution
 from vprm_search.tree import SearchTree
 from vprm_search.types import Policy
@@ -156,8 +158,7 @@ class GuidedChatModel(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         rules = {"strategy": self.strategy, "selector": self.selector, "budget": self.budget}
-        model = self._chat_model()
-        policy = type(self.policy).__name__ if model is None else model.dict()
+        policy = self._get_ls_params()["ls_model_name"]
         told = {name: str(rule) for name, rule in rules.items() if rule is not None}
         own = {name: getattr(self, name) for name in (*_STANDARD, "stop")}
         set_here = {name: value for name, value in own.items() if value is not None}
@@ -166,22 +167,21 @@ class GuidedChatModel(BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """Return what a cache keeps answers apart by: all that an answer depends on."""
-        policies = self.policy.values() if isinstance(self.policy, Mapping) else [self.policy]
-        parts = (*policies, self.scorer, self.extract, self.split, self.question_of)
-        named = "---".join(map(_named, parts))
+        parts = (self.policy, self.scorer, self.extract, self.split, self.question_of)
+        named = "---".join(map(cache_name, parts))
         return f"{super()._get_llm_string(stop=stop, **kwargs)}---{named}"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "vprm_search"
         name = kwargs.get("model")
-        if name is None and (model := self._chat_model()) is not None:
+        if name is None and (model := chat_model_of(self.policy)) is not None:
             name = model._get_ls_params().get("ls_model_name") or type(model).__name__
         params["ls_model_name"] = str(name or type(self.policy).__name__)
         return params
 
     def _resolve_model_profile(self) -> Any:
-        return getattr(self._chat_model(), "profile", None)
+        return getattr(chat_model_of(self.policy), "profile", None)
 
     def _should_stream(
         self,
@@ -437,7 +437,7 @@ class GuidedChatModel(BaseChatModel):
         kept = self._turns.get(key)
         if kept is not None and kept[0] is self.policy:
             return kept[1], kept[2]
-        bound = bound_arguments(self._first_policy())
+        bound = bound_arguments(first_policy(self.policy))
         turn = Turn({**bound, **arguments}, self.extract, self._reader)
         if isinstance(self.policy, Mapping):
             policies = {n: turn.policy(one, arguments) for n, one in self.policy.items()}
@@ -462,39 +462,14 @@ class GuidedChatModel(BaseChatModel):
         whole = turn.strategy(rules.strategy, tree.problem)
         return SearchRules(whole, selector, budget, extract=turn.answer_of, split=self.split)
 
-    def _first_policy(self) -> Any:
-        return next(iter(self.policy.values())) if isinstance(self.policy, Mapping) else self.policy
-
-    def _chat_model(self) -> BaseChatModel | None:
-        """Return the chat model of the (first) policy, None if it is none."""
-        policy = self._first_policy()
-        if isinstance(policy, ChatModelPolicy):
-            return policy.model
-        return None if isinstance(policy, Policy) else unwrap_model(policy, "policy model")[0]
-
     def _client(self, method: str) -> BaseChatModel:
-        model = self._chat_model()
+        model = chat_model_of(self.policy)
         if model is None:
             raise ConfigError(
                 f"{method} needs a policy that is a chat model, and the policy is "
-                f"{type(self._first_policy()).__name__}"
+                f"{type(first_policy(self.policy)).__name__}"
             )
         return model
-
-
-def _named(part: Any) -> str:
-    """Return a name of a part for caches: the same in every process where that can be known."""
-    if isinstance(part, ChatModelPolicy):
-        return f"{_named(part.model)} {part.arguments} {id(part)}"
-    if isinstance(part, RunnableBinding):
-        return f"{_named(unwrap_model(part, 'policy model')[0])} {bound_arguments(part)}"
-    if isinstance(part, BaseChatModel) and (part.is_lc_serializable() or part._identifying_params):
-        return part._get_llm_string()
-    if isinstance(part, str):
-        return part
-    name = str(getattr(part, "identity", None) or getattr(part, "__qualname__", "<"))
-    module = getattr(part, "__module__", "")
-    return f"{module}.{name}" if "<" not in name else f"{module}.{name} {id(part)}"
 
 
 def _chain(steps: Sequence[Runnable[Any, Any]]) -> Runnable[Any, Any]:

@@ -19,7 +19,6 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 from langsmith.run_helpers import tracing_context
 
 from vprm_search import ids
-from vprm_search.chat.calls import unwrap_model
 from vprm_search.chat.failures import one_line
 from vprm_search.chat.tool_calls import calls_key, render_tool_calls
 from vprm_search.errors import ConfigError
@@ -40,6 +39,7 @@ _FORMS = (
     "output_format",  # Anthropic
     "output_config",
 )
+_MOST_CALLED = 10_000  # sentences kept until their searches have ended
 _MOST_OF_A_LINE = 300
 _MOST_SO_FAR = 2_000
 
@@ -121,6 +121,8 @@ class Turn:
             return None
         said = normalise_text(render_tool_calls(message))
         self._called[said] = f"call-{ids.digest(calls_key(message)).hex()[:24]}"
+        while len(self._called) > _MOST_CALLED:
+            self._called.pop(next(iter(self._called)), None)
         return f"{text.strip()}{STEP_SEPARATOR}{said}" if text.strip() else said
 
     def answer_of(self, text: str) -> str | None:
@@ -171,13 +173,6 @@ class WholeReplies:
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         """Ask the policy."""
         return await self.policy.propose(requests)
-
-
-def bound_arguments(model: Any) -> dict[str, Any]:
-    """Return the arguments bound to a chat model, or to the one of a policy."""
-    if isinstance(model, ChatModelPolicy):
-        return model.arguments
-    return {} if isinstance(model, Policy) else unwrap_model(model, "policy model")[1]
 
 
 def _for_many(arguments: Mapping[str, Any]) -> dict[str, Any]:
