@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import operator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, AgentState, HumanInTheLoopMiddleware
-from langchain.tools import InjectedToolCallId
+from langchain.tools import InjectedToolCallId, ToolRuntime
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, interrupt
@@ -24,6 +29,7 @@ from vprm_search import (
     BestOfN,
     Budget,
     ParticleFilter,
+    ProcessRewardMiddleware,
     create_agent_search,
     image_message,
     tree_of_state,
@@ -31,7 +37,7 @@ from vprm_search import (
 from vprm_search.errors import ConfigError
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import DVTS, MCTS, REBASE
-from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedScorer
+from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedScorer, chance
 from vprm_search.types import ScoreRequest
 
 THREAD: Any = {"configurable": {"thread_id": "one"}}
@@ -408,6 +414,84 @@ def test_what_it_does_not_take_is_refused() -> None:
         searched(counted(), tools="never")
     with pytest.raises(ConfigError, match="asks for whole solutions"):
         searched(counted(), strategy=BestOfN(2)).invoke(ASKED, THREAD)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**32), width=st.integers(1, 3), particles=st.booleans())
+def test_exactly_the_calls_of_paths_that_went_on_are_run(
+    seed: int, width: int, particles: bool
+) -> None:
+    RAN.clear()
+    scorer = ScriptedScorer(lambda request: chance(seed, *request.steps))
+    strategy = (
+        ParticleFilter(particles=width + 1) if particles else BeamSearch(width=width, expand=2)
+    )
+    state = searched(counted(), scorer=scorer, strategy=strategy).invoke(ASKED, THREAD)
+    tree = tree_of_state(state)
+    went_on = {tree.steps(r.id) for r in tree if r.parent and tree.child_count(r.id)}
+    called = {steps[-1].rpartition("left = ")[2] for steps in went_on}
+    assert {f"{left}, right = {right}." for left, right in RAN} == called
+    assert len(RAN) == len(went_on) or len(RAN) == len(set(RAN))
+    winner = [m for m in state["messages"] if isinstance(m, AIMessage)]
+    assert len(winner) == len(tree.path(state["search_result"]["node"]))
+
+
+@both
+async def test_the_middleware_works_inside_a_searched_agent(asynchronous: bool) -> None:
+    scorer = ScriptedScorer(by_ones)
+    agent = counted(middleware=[ProcessRewardMiddleware(scorer, n=2)])
+    graph = searched(agent, scorer=scorer, strategy=BeamSearch(width=1, expand=2))
+    state = await ask(graph, ASKED, asynchronous)
+    assert state["messages"][-1].text.startswith("Answer: ")
+    assert len(state["vprm_verdicts"]) == len(RAN) + 1
+
+
+@both
+async def test_a_search_is_a_node_of_a_larger_graph(asynchronous: bool) -> None:
+    inner = create_agent_search(
+        create_agent(ScriptedChatModel(refusing), [add]),
+        scorer=ScriptedScorer(by_ones),
+        tools="ask",
+        image_store=MemoryImageStore(),
+    ).compile()
+    graph = StateGraph(MessagesState)
+    graph.add_node("solve", inner)
+    graph.add_edge(START, "solve")
+    app = graph.compile(checkpointer=InMemorySaver())
+    state = await ask(app, ASKED, asynchronous)
+    while "__interrupt__" in state:
+        state = await ask(app, Command(resume="run"), asynchronous)
+    assert len(RAN) == len(set(RAN)) >= 1
+    assert state["messages"][-1].text.startswith("Answer: ")
+
+
+@dataclass
+class Who:
+    name: str
+
+
+@tool
+def greet(runtime: ToolRuntime[Who]) -> str:
+    """Greet the user."""
+    return f"hello {runtime.context.name}"
+
+
+async def test_on_an_asynchronous_saver_with_a_context(tmp_path: Path) -> None:
+    def greeting(asked: ChatCall) -> AIMessage:
+        last = asked.messages[-1]
+        if isinstance(last, ToolMessage):
+            return AIMessage(f"Answer: {last.text}")
+        return AIMessage("", tool_calls=[{"name": "greet", "args": {}, "id": "g"}])
+
+    agent = create_agent(ScriptedChatModel(greeting), [greet], context_schema=Who)
+    async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "state.sqlite")) as saver:
+        graph = create_agent_search(
+            agent, scorer=ScriptedScorer(lambda r: 0.5), image_store=MemoryImageStore()
+        ).compile(checkpointer=saver)
+        state = await graph.ainvoke(ASKED, THREAD, context=Who("Ada"))
+        threads = {t.config["configurable"]["thread_id"] async for t in saver.alist(None)}
+    assert state["messages"][-1].text == "Answer: hello Ada"
+    assert threads == {"one"}
 
 
 @both

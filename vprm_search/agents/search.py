@@ -5,7 +5,8 @@ agent's model says next, and before a path goes on its tools are run.
 
     START → ingest → plan ── expand ──► act ──► propose → score ──► plan …
                        │                 ▲ │
-                       └─ finish ► answer └─┴─ ask   (a person)
+                       │                 └─┴─ ask   (a person)
+                       └─ finish ► answer → clear → END
 """
 
 from __future__ import annotations
@@ -47,12 +48,20 @@ from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError, SearchWarning
 from vprm_search.graph.loop import Loop
-from vprm_search.graph.nodes import Node, SearchNodes, State, Update, answer_message, unstreamed
+from vprm_search.graph.nodes import (
+    TRACED,
+    Node,
+    SearchNodes,
+    State,
+    Update,
+    answer_message,
+    unstreamed,
+)
 from vprm_search.graph.parts import SearchRules, as_scorer
 from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.search_graph import RETRY, SearchGraph
 from vprm_search.graph.session import ScoredRounds
-from vprm_search.graph.state import channels
+from vprm_search.graph.state import channels, tree_of_state
 from vprm_search.images.messages import ImageIntake, restore_images
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.search.beam import BeamSearch
@@ -165,7 +174,9 @@ def create_agent_search(
     )
     graph = SearchGraph(_schema(agent), agent.builder.context_schema, nodes)
     for name, node in nodes.runnables().items():
-        graph.add_node(name, node, input_schema=graph.state_schema, retry_policy=RETRY)
+        graph.add_node(
+            name, node, input_schema=graph.state_schema, retry_policy=RETRY, trace_policy=TRACED
+        )
     graph.add_edge(START, "ingest")
     graph.add_edge("ingest", "plan")
     graph.add_conditional_edges("plan", _after_plan, {"act": "act", "answer": "answer"})
@@ -173,7 +184,8 @@ def create_agent_search(
     graph.add_edge("ask", "act")
     graph.add_edge("propose", "score")
     graph.add_edge("score", "plan")
-    graph.add_edge("answer", END)
+    graph.add_edge("answer", "clear")
+    graph.add_edge("clear", END)
     return graph
 
 
@@ -254,6 +266,7 @@ class AgentNodes(SearchNodes):
             "propose": self._propose,
             "score": self._score,
             "answer": self._conclude,
+            "clear": self._clear,
         }
         return {name: _AgentNode(cast("Any", phase)) for name, phase in phases.items()}
 
@@ -324,7 +337,7 @@ class AgentNodes(SearchNodes):
             pictures_shown.reset(token)
 
     async def _conclude(self, state: State) -> Any:
-        """Choose the winner and give its messages and channels; remove the branches."""
+        """Choose the winner and give its messages and channels."""
         job = self._job(state)
         result, told = self.loop.conclude(job)
         if result.warning:
@@ -346,10 +359,14 @@ class AgentNodes(SearchNodes):
                 spoken = said[place]
                 known = {**spoken.response_metadata, "vprm": told_of}
                 said[place] = spoken.model_copy(update={"response_metadata": known})
-        names = [_ROOT, *(str(r.seed) for r in job.tree if r.seed)]
-        await branches.remove(names)
-        self._scratch.pop(state["agent_run"], None)
         return update | {"search_result": result.to_json(candidates=self._candidates)}, told
+
+    async def _clear(self, state: State) -> Any:
+        """Remove the branches, now that the winner's messages are stored."""
+        names = [_ROOT, *(str(record.seed) for record in tree_of_state(state) if record.seed)]
+        await self._branches(state["agent_run"]).remove(names)
+        self._scratch.pop(state["agent_run"], None)
+        return {}, []
 
     def _won(self, state: State, values: Mapping[str, Any]) -> Update:
         """Return the winner's channels as an update of the search's state."""
