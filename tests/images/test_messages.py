@@ -36,6 +36,8 @@ GOOD: list[dict[str, Any]] = [
     {"type": "image", "image": B64},
     {"type": "image", "image": URI},
     {"type": "file", "base64": B64, "mime_type": "image/png"},
+    {"type": "file", "file": {"file_data": URI, "filename": "red.png"}},
+    {"type": "input_file", "file_data": URI, "filename": "red.png"},
 ]
 BAD: list[dict[str, Any]] = [
     {"type": "image", "url": "http://127.0.0.1:9/x.png"},

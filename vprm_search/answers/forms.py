@@ -23,7 +23,13 @@ from vprm_search.answers.canonical import (
     tidy_answer,
 )
 from vprm_search.answers.choices import label_of, letter_of
-from vprm_search.answers.quantities import SUFFIX, Unit, digits_for_words, read_unit
+from vprm_search.answers.quantities import (
+    Unit,
+    compound_quantity,
+    digits_for_words,
+    split_quantity,
+    spread_units,
+)
 from vprm_search.answers.values import Number, Unreadable, differences, proportion, scaled
 from vprm_search.answers.values import key as value_key
 
@@ -91,9 +97,6 @@ _COMPUTATION = re.compile(
 _MATRIX = re.compile(
     r"\\begin\{([bpvBV]?)(?:small)?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1?(?:small)?(?:matrix|array)\}"
 )
-_CURRENCY = re.compile(
-    r"([-+]?)(?:US|C|A)?([$€£¥₹%])\s?([-+]?)(.+)|([-+]?)()()(?:USD|EUR|GBP|Rs\.?) ?(.+)"
-)
 _FIXED = re.compile(
     r"[0-9]+(?: ?[:] ?[0-9]+)+(?: ?[ap]m)?|(?:from )?[-+]?[0-9.]+(?: ?(?:-|to) ?[0-9.]+)+"
     r"|[0-9]+(?: ?/ ?[0-9]+){2,}",
@@ -101,7 +104,6 @@ _FIXED = re.compile(
 )
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")  # Aa is not aa
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,400}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})")
-_COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([^\W\d_]+\.?)(?:,? and |, | |$)")
 
 
 @lru_cache(maxsize=8192)
@@ -257,7 +259,7 @@ class _Reader:
             return None
         if not all(balanced(item) for item in items):
             return None
-        items = _spread_units(items)
+        items = spread_units(items)
         forms = [self.read(item, depth + 1) for item in items]
         if any("…" in item for item in items):
             return _of(("listed", *(form.full for form in forms)))
@@ -423,33 +425,8 @@ class _Reader:
 
     def _quantity(self, text: str, _depth: int) -> AnswerForm | None:
         """A value and its unit: 12 cm, 25π cm², $5, 1/2 kg."""
-        money = _CURRENCY.fullmatch(text)
-        if money is not None:
-            sign, mark, second, rest = (
-                group or "" for group in (money.groups()[:4] if money[2] else money.groups()[4:])
-            )
-            rest = re.sub(
-                r"\s?(?:dollars?|usd|euros?|pounds?|yen|rupees?)$", "", rest, flags=re.IGNORECASE
-            )
-            mark = mark or {"U": "$", "E": "€", "G": "£", "R": "₹"}[text.lstrip("+-")[0]]
-            unit = read_unit(mark, glued=False)
-            return self._with_unit(sign + second + rest, unit) if unit else None
-        match = SUFFIX.search(text)
-        if match is None:
-            return None
-        glued = match.start() > 0 and text[match.start() - 1] != " "
-        number = text[: match.start()].strip()
-        plain = (
-            re.fullmatch(r"[-+]?[0-9.]+(?:/[0-9.]+)?|[-+]?[0-9]+ [0-9]+/[0-9]+", number) is not None
-        )
-        unit = read_unit(
-            match["unit"], glued=glued and len(match["unit"]) < 12, only_known=not plain
-        )
-        if unit is None or re.search(r"(?<![\\A-Za-z])[A-Za-df-z](?![A-Za-z])", number):
-            return None
-        if match["unit"] == "°" and re.search("sin|cos|tan|cot|sec|csc", number):
-            return None
-        return self._with_unit(number, unit)
+        found = split_quantity(text)
+        return self._with_unit(*found) if found else None
 
     def _with_unit(self, number: str, unit: Unit) -> AnswerForm | None:
         factor = unit.factor if self._rules.convert_units else Fraction(1)
@@ -465,21 +442,8 @@ class _Reader:
 
     def _compound(self, text: str, _depth: int) -> AnswerForm | None:
         """2 h 30 min, 5 feet and 3 inches."""
-        parts = _COMPOUND.findall(text)
-        if len(parts) < 2 or "".join(_COMPOUND.split(text)[::3]).strip():
-            return None
-        units = [read_unit(unit, glued=False, only_known=True) for _, unit in parts]
-        known = [unit for unit in units if unit is not None]
-        if len(known) < len(units) or len({unit.bases for unit in known}) > 1:
-            return None
-        factors = [unit.factor for unit in known]
-        if factors != sorted(set(factors), reverse=True):
-            return None
-        total = sum(
-            (Fraction(number) * f for (number, _), f in zip(parts, factors, strict=True)),
-            Fraction(0),
-        )
-        return _of(("quantity", known[0].bases, ("number", total)))
+        total = compound_quantity(text)
+        return _of(("quantity", total.bases, ("number", total.factor))) if total else None
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -496,16 +460,3 @@ def _keyed(values: tuple[Number, ...]) -> Key:
 
 def _bag(kind: str, keys: list[object]) -> Key:
     return (kind, *sorted(Counter(keys).items(), key=repr))
-
-
-def _spread_units(items: list[str]) -> list[str]:
-    """Give the unit of the last number to the bare numbers before it: 5, 6 cm."""
-    last = re.fullmatch(r"[-+]?[0-9.]+ ?((?!and|or)[^\W\d_]{2,}[^\d,]*|[%°])", items[-1].strip())
-    if last is None or not all(_NUMBER.fullmatch(item.strip()) for item in items[:-1]):
-        return items
-    unit = read_unit(last[1], glued=False)
-    return (
-        items
-        if unit is None
-        else [*(f"{item.strip()} {last[1]}" for item in items[:-1]), items[-1]]
-    )

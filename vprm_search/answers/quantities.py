@@ -214,6 +214,69 @@ def read_unit(text: str, *, glued: bool, only_known: bool = False) -> Unit | Non
     return _product(text, _units(), only_known=known_only)
 
 
+# --- numbers with units ---------------------------------------------------------------------------
+
+_CURRENCY = re.compile(
+    r"([-+]?)(?:US|C|A)?([$€£¥₹%])\s?([-+]?)(.+)|([-+]?)()()(?:USD|EUR|GBP|Rs\.?) ?(.+)"
+)
+_MONEY_NAMED = re.compile(r"\s?(?:dollars?|usd|euros?|pounds?|yen|rupees?)$", re.IGNORECASE)
+_PLAIN = re.compile(r"[-+]?[0-9.]+(?:/[0-9.]+)?|[-+]?[0-9]+ [0-9]+/[0-9]+")
+_COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([^\W\d_]+\.?)(?:,? and |, | |$)")
+
+
+def split_quantity(text: str) -> tuple[str, Unit] | None:
+    """Return number and unit of "12 cm", "25π cm²", "$5" or "1/2 kg", None for anything else."""
+    money = _CURRENCY.fullmatch(text)
+    if money is not None:
+        sign, mark, second, rest = (
+            group or "" for group in (money.groups()[:4] if money[2] else money.groups()[4:])
+        )
+        mark = mark or {"U": "$", "E": "€", "G": "£", "R": "₹"}[text.lstrip("+-")[0]]
+        unit = read_unit(mark, glued=False)
+        return (sign + second + _MONEY_NAMED.sub("", rest), unit) if unit else None
+    match = SUFFIX.search(text)
+    if match is None:
+        return None
+    glued = match.start() > 0 and text[match.start() - 1] != " "
+    number = text[: match.start()].strip()
+    unit = read_unit(
+        match["unit"],
+        glued=glued and len(match["unit"]) < 12,
+        only_known=_PLAIN.fullmatch(number) is None,
+    )
+    if unit is None or re.search(r"(?<![\\A-Za-z])[A-Za-df-z](?![A-Za-z])", number):
+        return None
+    if match["unit"] == "°" and re.search("sin|cos|tan|cot|sec|csc", number):
+        return None
+    return number, unit
+
+
+def compound_quantity(text: str) -> Unit | None:
+    """Return what "2 h 30 min" or "5 feet and 3 inches" is as a unit, None for anything else."""
+    parts = _COMPOUND.findall(text)
+    if len(parts) < 2 or "".join(_COMPOUND.split(text)[::3]).strip():
+        return None
+    units = [read_unit(unit, glued=False, only_known=True) for _, unit in parts]
+    known = [unit for unit in units if unit is not None]
+    if len(known) < len(units) or len({unit.bases for unit in known}) > 1:
+        return None
+    factors = [unit.factor for unit in known]
+    if factors != sorted(set(factors), reverse=True):
+        return None
+    sizes = (Fraction(number) * f for (number, _), f in zip(parts, factors, strict=True))
+    return Unit(sum(sizes, Fraction(0)), known[0].bases, known[0].bases)
+
+
+def spread_units(items: list[str]) -> list[str]:
+    """Give the unit of the last number to the bare numbers before it: 5, 6 cm."""
+    last = re.fullmatch(r"[-+]?[0-9.]+ ?((?!and|or)[^\W\d_]{2,}[^\d,]*|[%°])", items[-1].strip())
+    if last is None or not all(_PLAIN.fullmatch(item.strip()) for item in items[:-1]):
+        return items
+    if read_unit(last[1], glued=False) is None:
+        return items
+    return [*(f"{item.strip()} {last[1]}" for item in items[:-1]), items[-1]]
+
+
 # --- words for numbers ----------------------------------------------------------------------------
 
 _UP_TO_NINETEEN = (

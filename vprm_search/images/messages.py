@@ -64,6 +64,7 @@ _TOOL_CALLS = frozenset(
 _UNSEEN = frozenset({"text", "cachePoint", "cache_point"})
 # What a provider did by itself while it answered, and what belongs to no text.
 _BY_PROVIDER = re.compile(r"server_|web_search|file_search|code_|mcp_|executable_|citation|refusal")
+_PICTURES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG, WEBP
 _KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not decode them again
 _names: OrderedDict[str, str] = OrderedDict()  # the references to pictures written of late
 _names_lock = threading.Lock()
@@ -221,7 +222,12 @@ def _unwrapped(block: dict[str, Any]) -> dict[str, Any]:
     if isinstance(inline, Mapping):
         mime = inline.get("mime_type") or inline.get("mimeType")
         return {"type": "media", "mime_type": mime, "data": inline.get("data")}
+    data = str(block.get("file_data", ""))  # OpenAI's files: a picture is one by its data URI
+    if data[:64].lstrip().lower().startswith("data:image/"):
+        return {"type": "image", "url": data}
     kind, text = block.get("type"), block.get("text")
+    if kind == "file" and str(block.get("base64", "")).startswith(_PICTURES_IN_BASE64):
+        return {"type": "image", "base64": block["base64"]}  # LangChain calls it a PDF
     if isinstance(text, str) and (kind in _TEXT_KINDS or (kind is None and len(block) == 1)):
         return block if kind == "text" else {"type": "text", "text": text}
     return block

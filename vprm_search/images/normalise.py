@@ -212,7 +212,7 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("HTML", r"\s*<(?:!DOCTYPE\s+)?html", "pass the picture itself and not its page"),
     (
         "SVG",
-        r"(?:\xef\xbb\xbf)?\s*<(?=.{0,1500}?svg[\s>:])",
+        r"(?:\xef\xbb\xbf)?\s*<(?=.{0,1500}?svg[\s>:/])",
         "draw it as a PNG first, for example with cairosvg or rsvg-convert",
     ),
     ("JPEG XL", r"\xff\x0a|.{4}JXL ", "convert it to PNG or JPEG"),
