@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, SystemMessage
 
@@ -157,6 +158,7 @@ async def test_synchronous_and_asynchronous_searches_are_equal() -> None:
     st.sampled_from([BEAM, BestOfN(3), BeamSearch(width=1, expand=2, stop=None)]),
     st.booleans(),
 )
+@settings(max_examples=50)
 def test_searches_together_are_the_searches_alone(
     questions: list[str], strategy: Strategy, lockstep: bool
 ) -> None:
@@ -165,11 +167,16 @@ def test_searches_together_are_the_searches_alone(
     scorer = HashScorer()
     policy = as_policy(HashChatModel())
     runs = run_blocking(run_jobs(jobs, policy, scorer, rules, lockstep=lockstep))
-    alone = [search(question, strategy=strategy) for question in questions]
-    assert [run.tree.dumps() for run in runs] == [run.tree.dumps() for run in alone]
-    assert [run.result.node for run in runs] == [run.result.node for run in alone]
+    alone = [searched_alone(question, strategy) for question in questions]
+    assert [(run.tree.dumps(), run.result.node) for run in runs] == alone
     if lockstep:
         assert len(scorer.batches) <= max(run.tree.rounds for run in runs)
+
+
+@cache
+def searched_alone(question: str, strategy: Strategy) -> tuple[str, str | None]:
+    run = search(question, strategy=strategy)
+    return run.tree.dumps(), run.result.node
 
 
 class HeldUp:

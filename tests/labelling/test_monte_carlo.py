@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.labelling.scripted import LENGTH, SlippingPolicy, is_right, task
@@ -89,16 +90,24 @@ async def test_early_stop_asks_nothing_after_a_dead_step(tmp_path: Path) -> None
                 dead = dead or label.score == 0.0
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """The file of a run that was never cut, and that of its settings."""
+    folder = tmp_path_factory.mktemp("whole")
+    asyncio.run(labelled(folder / "whole.jsonl", SlippingPolicy(0.3)))
+    names = ("whole.jsonl", "whole.settings.json")
+    return tuple((folder / name).read_bytes() for name in names)  # type: ignore[return-value]
+
+
 @given(cut=st.integers(min_value=0, max_value=4000))
+@settings(max_examples=60)
 async def test_a_cut_run_continues_to_the_same_file(
-    cut: int, tmp_path_factory: pytest.TempPathFactory
+    cut: int, whole_run: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("resume")
-    await labelled(folder / "whole.jsonl", SlippingPolicy(0.3))
-    whole = (folder / "whole.jsonl").read_bytes()
-    settings = (folder / "whole.settings.json").read_bytes()
+    whole, told = whole_run
     (folder / "cut.jsonl").write_bytes(whole[: cut % (len(whole) + 1)])
-    (folder / "cut.settings.json").write_bytes(settings)
+    (folder / "cut.settings.json").write_bytes(told)
     await labelled(folder / "cut.jsonl", SlippingPolicy(0.3))
     assert (folder / "cut.jsonl").read_bytes() == whole
 

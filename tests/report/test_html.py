@@ -226,7 +226,7 @@ def test_a_small_page_folds_nothing() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_living_path_is_ever_folded(data: st.DataObject) -> None:
     """Whatever the tree: what is shown hangs together, and only dead subtrees are folded."""
     tree = SearchTree(Problem("?"))

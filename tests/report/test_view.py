@@ -48,6 +48,7 @@ def check(tree: SearchTree, view: SearchView) -> None:
     assert sum(n.copies for n in view.nodes) + view.hidden >= 0
 
 
+@settings(max_examples=50)
 @given(searches())
 def test_every_step_is_drawn_once_or_counted_as_a_copy(
     search: tuple[SearchTree, SearchResult],
@@ -62,6 +63,7 @@ def test_every_step_is_drawn_once_or_counted_as_a_copy(
     assert chosen == expected
 
 
+@settings(max_examples=50)
 @given(searches(), st.integers(1, 12))
 def test_a_large_tree_is_cut_but_keeps_the_answer(
     search: tuple[SearchTree, SearchResult], limit: int
@@ -75,7 +77,7 @@ def test_a_large_tree_is_cut_but_keeps_the_answer(
     assert sum(node.chosen for node in view.nodes) == length
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(searches())
 def test_a_picture_is_a_png_as_large_as_its_tree(search: tuple[SearchTree, SearchResult]) -> None:
     view = view_of(*search)

@@ -76,6 +76,7 @@ def test_a_second_run_resumes_and_changes_nothing(trained: Path) -> None:
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
     train_policy(tmp_path, SMOKE, seed=3)
     one = load_checkpoint(trained / "policy_strong").state_dict()

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow  # the folder takes ten seconds to make
 def test_bootstrap_adds_layers_and_keeps_the_eyes(folder: Path) -> None:
     strong, made = load_checkpoint(folder / "strong"), load_checkpoint(folder / "boot" / "model")
     assert made.config.text_config.num_hidden_layers == SHAPE.layers + 3
@@ -50,6 +51,7 @@ def test_bootstrap_adds_layers_and_keeps_the_eyes(folder: Path) -> None:
     assert any(not torch.equal(old[name], new[name]) for name in old if name not in eyes)
 
 
+@pytest.mark.slow
 def test_bootstrap_is_a_function_of_its_seed(folder: Path, tmp_path: Path) -> None:
     bootstrap(folder / "strong", tmp_path / "again", PLAN)
     first = load_checkpoint(folder / "boot" / "model").state_dict()
@@ -57,6 +59,7 @@ def test_bootstrap_is_a_function_of_its_seed(folder: Path, tmp_path: Path) -> No
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_practice_goes_on_from_the_bootstrap(folder: Path, tmp_path: Path) -> None:
     plan = PLAN.model_copy(update={"steps": 3, "seed": 3})
     practise(folder / "boot", tmp_path / "practice", plan)
@@ -68,6 +71,7 @@ def test_practice_goes_on_from_the_bootstrap(folder: Path, tmp_path: Path) -> No
     assert (tmp_path / "practice" / "heads.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["monte_carlo", "exact", "outcome"])
 def test_fine_tuning_writes_a_scorable_checkpoint(folder: Path, tmp_path: Path, kind: str) -> None:
     from vprm_search.scoring.engine.checkpoint import load_checkpoint as load_prm
@@ -102,6 +106,7 @@ def test_local_losses_are_as_defined() -> None:
     assert float(found["next_token"].detach()) == pytest.approx(0.9 * float(wanted), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_whole_model(folder: Path) -> None:
     model = load_checkpoint(folder / "boot" / "model")
     words = verdict_words(small_tokenizer())
