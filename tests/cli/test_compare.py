@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -9,11 +10,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from examples.tiny_models.problem_files import draw, write_problems
 from tests.cli.conftest import Run
-from vprm_search.cli.compare import FileProblems, TinyProblems
+from vprm_search.cli.compare import FileProblems, TinyProblems, file_world
 from vprm_search.errors import ImageError, RecordError
 from vprm_search.tiny.world import generate, render
 from vprm_search.types import Problem
+
+
+def read(file: Path) -> FileProblems:
+    """Read problems for the tiny models."""
+    tiny = {"name": "tiny"}
+    return file_world(file, None, images=None, policy=tiny, scorer=tiny, tokenizer=None, key=None)
+
 
 QUICK = ("--world", "synthetic", "--problems", "6", "--n", "4", "--strategy", "beam")
 
@@ -69,9 +78,9 @@ def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
         (("--selector", "majority:sideways"), "unknown aggregation"),
         (("--n", "1"), "between 2 and 256"),
         (("--difficulty", "absurd"), "easy, medium, hard"),
-        (("--policy", "openai:m"), "are for --problems FILE.jsonl"),
+        (("--policy", "openai:m"), "are for --problems FILE"),
         (("--world", "mars"), "not known"),
-        (("--problems", "nowhere.jsonl"), "cannot be read"),
+        (("--problems", "nowhere.jsonl"), "there is no such file"),
         (("--problems", "0"), "--problems 0: there is nothing to compare"),
     ],
 )
@@ -111,7 +120,7 @@ def test_a_file_without_marks_and_a_missing_matplotlib_are_said(
         '{"question": "", "answer": "4"}',
         '{"question": "?", "answer": true}',
         '{"question": "?", "answer": "4", "image": 3}',
-        '{"question": "?", "answer": "4", "images": "a.png"}',
+        '{"question": "?", "answer": "4", "images": [1.5]}',
         '{"question": "?", "answer": "4", "choices": "34"}',
         '{"question": "?", "answer": "4", "choices": ["", "4"]}',
     ],
@@ -119,26 +128,39 @@ def test_a_file_without_marks_and_a_missing_matplotlib_are_said(
 def test_a_bad_line_is_named_before_anything_is_measured(tmp_path: Path, line: str) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_text(f'{{"question": "2 + 2?", "answer": 4}}\n\n{line}\n')
-    with pytest.raises(RecordError, match="problem 2"):
-        FileProblems.read(file, {}, {})
+    with pytest.raises(RecordError, match="row 2"):
+        read(file)
     file.write_text("\n\n")
     with pytest.raises(RecordError, match="holds no problems"):
-        FileProblems.read(file, {}, {})
+        read(file)
 
 
 def test_the_choices_of_a_line_are_shown_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_text('{"question": "How long?", "answer": "B", "choices": ["3 m", "4 m"]}\n')
-    (task,) = FileProblems.read(file, {"name": "tiny"}, {"name": "tiny"}).load(0, 1).tasks
+    (task,) = read(file).load(0, 1).tasks
     assert task.problem == Problem("How long?\n(A) 3 m\n(B) 4 m", choices=("3 m", "4 m"))
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".parquet"])
+def test_a_problem_set_in_another_form_is_the_same_world(ending: str, tmp_path: Path) -> None:
+    world = draw(3)
+    for name in (f"a{ending}", "b.jsonl"):
+        write_problems(tmp_path / name, world, choices=True)
+    first, second = read(tmp_path / f"a{ending}"), read(tmp_path / "b.jsonl")
+    assert first.load(1, 3).tasks == second.load(1, 3).tasks
+    assert first.identity() == second.identity()
+    again = copy.deepcopy(first)  # as another process gets it
+    assert again.load(0, 2).tasks == first.load(0, 2).tasks
+    write_problems(tmp_path / "b.jsonl", draw(3, first=1), choices=True)
+    assert read(tmp_path / "b.jsonl").identity() != first.identity()
 
 
 def test_images_of_a_file_are_never_fetched(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_text('{"question": "?", "answer": "4", "image": "https://example.org/a.png"}\n')
-    world = FileProblems.read(file, {"name": "tiny"}, {"name": "tiny"})
     with pytest.raises(ImageError, match="URL"):
-        world.load(0, 1)
+        read(file)
 
 
 def test_tiny_families_take_turns() -> None:

@@ -44,16 +44,16 @@ def test_a_file_needs_no_answers(run: Run, tmp_path: Path) -> None:
     assert json.loads(blank.out)["signals"] != seen["signals"]
     assert "no problem" not in ran.err
     labelled = run("compare", "--problems", str(file), "--out", str(tmp_path / "out"))
-    assert "expected 'question' and 'answer'" in labelled.err
+    assert "row 1, column answer: there is no right answer" in labelled.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--policy", "openai:m"), "are for --problems FILE.jsonl"),
+        (("--policy", "openai:m"), "are for --problems FILE"),
         (("--world", "mars"), "not known"),
         (("--problems", "2"), "2 problems with 16 solutions each tell too little"),
-        (("--problems", "nowhere.jsonl"), "cannot be read"),
+        (("--problems", "nowhere.jsonl"), "there is no such file"),
     ],
 )
 def test_a_wrong_option_is_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -29,10 +29,6 @@ File = Annotated[
 Out = Annotated[
     Path, typer.Option(help="Folder of scores, results and report; what is scored there stays.")
 ]
-Images = Annotated[
-    Path | None,
-    typer.Option("--images", help="Where paths of pictures begin; default: the file's folder."),
-]
 Judge = Annotated[
     str | None,
     typer.Option(metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model in place of --scorer."),
@@ -56,7 +52,7 @@ Seed = Annotated[int, typer.Option(help="Draws the resamples.")]
 @bench.command()
 def visualprocessbench(
     file: File,
-    images: Images = None,
+    images: options.ImageRoot = None,
     out: Out = Path("visualprocessbench"),
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,

@@ -1,13 +1,13 @@
 """`vprm-search compare`: which strategy pays, at equal generated tokens.
 
-It is measured on the tiny world, on a synthetic one, or on problems in a JSONL file.
+It is measured on the tiny world, on a synthetic one, or on a problem set in a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,18 +16,16 @@ import typer
 from pydantic import SecretStr
 from rich.text import Text
 
-from vprm_search.answers import with_choices
 from vprm_search.cli import console, options
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.errors import ConfigError, RecordError, SearchError
 from vprm_search.report.view import printable
-from vprm_search.steps import normalise_text
 from vprm_search.types import Problem
 
 if TYPE_CHECKING:
     from vprm_search.compare.comparison import Comparison
     from vprm_search.compare.worlds import World
-    from vprm_search.types import ImageData
+    from vprm_search.datasets.problem_set import ProblemSet
 
 _WHAT, _ON, _OUT = "What is compared", "On what", "Output"
 _FAST_PROBLEMS, _FAST_SIZES = 60, (4, 16)
@@ -40,11 +38,12 @@ def compare(
     problems: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|FILE.jsonl",
+            metavar="NUMBER|FILE",
             rich_help_panel=_ON,
-            help="How many problems of the world, or a file of your own: question, image, answer.",
+            help="How many problems of the world, or a problem set: TSV, JSONL, JSON, parquet.",
         ),
     ] = None,
+    images: options.ImageRoot = None,
     first: Annotated[
         int, typer.Option(min=0, rich_help_panel=_ON, help="tiny: first problem of each family.")
     ] = 0,
@@ -130,6 +129,7 @@ def compare(
         problem_set = file_world(
             file,
             count,
+            images=images,
             policy={
                 "name": policy,
                 "base_url": base_url,
@@ -150,7 +150,7 @@ def compare(
             "temperature": temperature,
         }
         if (policy, scorer, base_url) != ("tiny", "tiny", None):
-            raise ConfigError("--policy and --scorer are for --problems FILE.jsonl")
+            raise ConfigError("--policy and --scorer are for --problems FILE")
         problem_set = built_in_world(world, built_in)
     _run(comparison, problem_set, out, jobs, readme)
 
@@ -159,17 +159,26 @@ def file_world(
     file: Path,
     limit: int | None,
     *,
+    images: Path | None,
     policy: Mapping[str, Any],
     scorer: Mapping[str, Any],
     tokenizer: Path | None,
     key: str | None,
     labelled: bool = True,
 ) -> FileProblems:
-    """Return the problems of a file; `policy` and `scorer` as in `FileProblems.read`."""
+    """Return the problems of a file; `policy` and `scorer` as in `FileProblems`.
+
+    Raises `RecordError` for a bad row, and where `labelled` for one without the right answer.
+    """
+    from vprm_search.datasets.problem_set import read_problem_set
+
+    problems = read_problem_set(file, image_root=images, limit=limit)
+    for item in problems if labelled else ():
+        if item.answer_type == "none":
+            raise RecordError(f"{file}, row {item.row}, column answer: there is no right answer")
     if tokenizer is not None:
         scorer = {**scorer, "tokenizer": str(tokenizer)}
-    secret = None if key is None else SecretStr(key)
-    return FileProblems.read(file, policy, scorer, limit, scorer_key=secret, labelled=labelled)
+    return FileProblems(problems, policy, scorer, None if key is None else SecretStr(key))
 
 
 def built_in_world(name: str, given: Mapping[str, Any]) -> World:
@@ -181,9 +190,7 @@ def built_in_world(name: str, given: Mapping[str, Any]) -> World:
             raise ConfigError(f"--difficulty {given['difficulty']!r}: one of {', '.join(WORLDS)}")
         return SyntheticProblems(WORLDS[given["difficulty"]], given["problems"])
     if name != "tiny":
-        raise ConfigError(
-            f"--world {name!r} is not known; use tiny, synthetic, or --problems FILE.jsonl"
-        )
+        raise ConfigError(f"--world {name!r} is not known; use tiny, synthetic, or --problems FILE")
     options.need("torch", "local")
     from vprm_search.tiny.world import SPLITS
 
@@ -323,129 +330,41 @@ def _digest(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileProblems:
-    """Problems of a JSONL file with a policy and a scorer of one's own.
+    """Problems of a set (`datasets.read_problem_set`) with a policy and a scorer of one's own.
 
-    A line is `{"question": …, "answer": …, "image": FILE or "images": [FILE, …]}`; a relative
-    image path is taken from the file's folder. `"choices": [TEXT, …]` are those of a
-    multiple-choice question; they are written below it, unless it holds them.
+    Args:
+        problems: the set.
+        policy: arguments of `options.load_policy`.
+        scorer: arguments of `options.load_scorer`.
+        scorer_key: key of the server behind the scorer; it is written nowhere.
     """
 
-    path: Path
-    lines: tuple[str, ...]
+    problems: ProblemSet
     policy: Mapping[str, Any]
     scorer: Mapping[str, Any]
     scorer_key: SecretStr | None = field(default=None, repr=False)
-    labelled: bool = True
-
-    @classmethod
-    def read(
-        cls,
-        path: Path,
-        policy: Mapping[str, Any],
-        scorer: Mapping[str, Any],
-        limit: int | None = None,
-        scorer_key: SecretStr | None = None,
-        labelled: bool = True,
-    ) -> FileProblems:
-        """Read the file and check every line. Raises `RecordError` naming the first bad one.
-
-        Args:
-            path: the file.
-            policy: arguments of `options.load_policy`.
-            scorer: arguments of `options.load_scorer`.
-            limit: problems to take, the first ones; None takes all.
-            scorer_key: key of the server behind the scorer; it is written nowhere.
-            labelled: whether every line must hold the right answer.
-        """
-        try:
-            lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecordError(f"{path}: cannot be read as text ({error})") from error
-        for number, line in enumerate(lines, start=1):
-            _parsed(line, f"{path}, problem {number}", labelled)
-        if not lines:
-            raise RecordError(f"{path} holds no problems; give one JSON object per line")
-        return cls(path, tuple(lines[:limit]), policy, scorer, scorer_key, labelled)
 
     @property
     def size(self) -> int:
         """The number of problems."""
-        return len(self.lines)
+        return len(self.problems)
 
     def identity(self) -> dict[str, Any]:
         """Return digests of the problems and of their images' bytes, and what names the models.
 
         Raises `ImageError` for an image that is not there.
         """
-        text, images = hashlib.sha256("\n".join(self.lines).encode()), hashlib.sha256()
-        for number, line in enumerate(self.lines, start=1):
-            for data in self._images(self._parts(line, f"{self.path}, problem {number}")[2]):
-                images.update(hashlib.sha256(data).digest())
-        return {
-            "world": "file",
-            "problems": text.hexdigest(),
-            "images": images.hexdigest(),
-            "policy": self.policy,
-            "scorer": self.scorer,
-        }
+        names = {"policy": self.policy, "scorer": self.scorer}
+        return {"world": "file", **self.problems.identity(), **names}
 
     def load(self, start: int, stop: int) -> LoadedWorld:
         """Read the images and load the models."""
-        places = enumerate(self.lines[start:stop], start=start + 1)
-        tasks = [self._task(line, f"{self.path}, problem {number}") for number, line in places]
+        tasks = []
+        for item in self.problems[start:stop]:
+            loaded = self.problems.load(item)
+            answer = item.letters if item.answer_type == "choice" else item.answer
+            tasks.append(Task(loaded.problem, loaded.images, answer))
         key = None if self.scorer_key is None else self.scorer_key.get_secret_value()
         new_scorer = options.scorer_maker(**self.scorer, api_key=key)
         models = {"scorer": getattr(new_scorer(), "identity", "")}
         return LoadedWorld(tasks, options.load_policy(**self.policy), new_scorer, models=models)
-
-    def _task(self, line: str, where: str) -> Task:
-        from vprm_search.images.normalise import normalise_image
-
-        question, answer, names, choices = self._parts(line, where)
-        images: tuple[ImageData, ...] = tuple(map(normalise_image, self._images(names)))
-        digests = tuple(image.digest for image in images)
-        choices = tuple(map(normalise_text, choices))
-        text = with_choices(normalise_text(question).strip(), choices)
-        return Task(Problem(text, digests, choices=choices), images, answer)
-
-    def _parts(self, line: str, where: str) -> tuple[str, str, list[str], tuple[str, ...]]:
-        return _parsed(line, where, self.labelled)
-
-    def _images(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Yield the bytes of images. Raises `ImageError`; nothing is fetched."""
-        from vprm_search.images.normalise import check_is_path, read_image_file
-
-        for name in names:
-            check_is_path(name)  # a URL is refused as such, not as a file that is missing
-            yield read_image_file(str(self.path.parent / name), max_bytes=100_000_000)
-
-
-def _parsed(
-    line: str, where: str, labelled: bool = True
-) -> tuple[str, str, list[str], tuple[str, ...]]:
-    """Return question, answer ("" if none is needed), image paths, choices.
-
-    Raises `RecordError`.
-    """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise RecordError(f"{where}: not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{where}: expected a JSON object with 'question' and 'answer'")
-    question, answer = record.get("question"), record.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not labelled:
-        answer = "unknown"
-    images = record.get("images", [record["image"]] if "image" in record else [])
-    choices = record.get("choices") or []
-    texts = isinstance(question, str) and isinstance(answer, str) and bool(question and answer)
-    listed = (isinstance(a, list) and all(isinstance(i, str) and i.strip() for i in a)
-              for a in (images, choices))  # fmt: skip
-    if not texts or not all(listed):
-        raise RecordError(
-            f"{where}: expected 'question' and 'answer' as text, 'image' as a path or 'images' "
-            "as a list of paths, and 'choices', if there are any, as a list of texts"
-        )
-    return str(question), str(answer) if labelled else "", images, tuple(choices)

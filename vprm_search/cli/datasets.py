@@ -43,10 +43,6 @@ File = Annotated[
     Path,
     typer.Argument(metavar="FILE", help="TSV, CSV, JSONL, JSON, or a folder of parquet or arrow."),
 ]
-ImageRoot = Annotated[
-    Path | None,
-    typer.Option("--images", help="Where paths of pictures begin; default: the file's folder."),
-]
 Set = Annotated[
     SetNameOption | None,
     typer.Option("--set", help="Which published set it is; default: told by its columns."),
@@ -66,7 +62,7 @@ def read(
 @datasets.command()
 def inspect(
     file: File,
-    images: ImageRoot = None,
+    images: options.ImageRoot = None,
     set_name: Set = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the examples with their pictures as a page.")

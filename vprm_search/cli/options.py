@@ -97,6 +97,10 @@ Images = Annotated[
         help="PNG, JPEG or WEBP of the problem; repeatable; none: text alone.",
     ),
 ]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option("--images", help="Where paths of pictures begin; default: the file's folder."),
+]
 Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
 PolicyName = Annotated[
     str,

@@ -29,11 +29,12 @@ def preflight(
     problems: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|FILE.jsonl",
+            metavar="NUMBER|FILE",
             rich_help_panel=_ON,
-            help="How many problems of the world, or a file of your own: question, image.",
+            help="How many problems of the world, or a problem set; it needs no answers.",
         ),
     ] = None,
+    images: options.ImageRoot = None,
     limit: Annotated[
         int, typer.Option(min=1, rich_help_panel=_ON, help="Most problems of a file: the first.")
     ] = 20,
@@ -74,6 +75,7 @@ def preflight(
         asked = file_world(
             Path(problems),
             limit,
+            images=images,
             policy={
                 "name": policy,
                 "base_url": base_url,
@@ -87,7 +89,7 @@ def preflight(
             labelled=False,
         )
     elif (policy, scorer, base_url) != ("tiny", "tiny", None):
-        raise ConfigError("--policy and --scorer are for --problems FILE.jsonl")
+        raise ConfigError("--policy and --scorer are for --problems FILE")
     else:
         given = {"problems": count or 20, "first": 0, "split": "validation"}
         given_too = {"difficulty": difficulty, "temperature": temperature}

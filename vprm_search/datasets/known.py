@@ -64,7 +64,10 @@ def question_of(row: Row) -> str:
 
 
 def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
-    """Return the published answer, and others that are as right: MMMU gives some as lists."""
+    """Return the published answer, and others that are as right: MMMU gives some as lists.
+
+    Raises `ValueError`, which begins with the column, for what is neither a text nor a number.
+    """
     value = next((row[column] for column in _ANSWERS if not is_empty(row.get(column))), None)
     if name == "mmmu" and as_text(value).startswith("["):
         try:
@@ -72,6 +75,8 @@ def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
         except ValueError:
             return as_text(value), ()
         return first, tuple(others)
+    if isinstance(value, bool | dict):
+        raise ValueError(f"column answer: {value!r:.80} is neither a text nor a number")
     return as_text(value), ()
 
 
@@ -131,6 +136,8 @@ def choices_of_row(row: Row, question: str) -> tuple[str, ...]:
             listed = as_list(value)
         except ValueError as error:
             raise ValueError(f"column {column}: {error}") from error
+        if "" in listed:
+            raise ValueError(f"column {column}: one of the choices is empty")
         if listed:
             return tuple(listed)
     return choices_in(question)

@@ -6,6 +6,7 @@ thousand problems with pictures cost no more memory than their texts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -27,12 +28,15 @@ from vprm_search.datasets.cells import (
 from vprm_search.datasets.known import AnswerType, SetName
 from vprm_search.datasets.tables import Row, Table, TextTable, open_table
 from vprm_search.errors import ImageError, RecordError
+from vprm_search.ids import digest
 from vprm_search.images.normalise import (
     check_is_path,
     decode_base64,
     decode_data_uri,
     normalise_image,
+    read_image_file,
 )
+from vprm_search.steps import normalise_text
 from vprm_search.types import ImageData, Problem
 
 MAX_PICTURE_BYTES = 100_000_000
@@ -124,7 +128,24 @@ class ProblemSet(Sequence[Item]):
         where = f"{self.path}, row {item.row}"
         images = load_pictures(item.pictures, self.table, self.image_root, where)
         digests = tuple(image.digest for image in images)
-        return LoadedItem(Problem(item.question, digests, choices=item.choices), images)
+        choices = tuple(map(normalise_text, item.choices))
+        question = normalise_text(item.question).strip()
+        return LoadedItem(Problem(question, digests, choices=choices), images)
+
+    def identity(self) -> dict[str, str]:
+        """Return digests of all texts and of the bytes of all pictures.
+
+        Raises `ImageError` for a picture that is not there.
+        """
+        texts, pictures = hashlib.sha256(), hashlib.sha256()
+        for item in self.items:
+            said = (item.id, item.question, item.answer, *item.also, item.letters)
+            texts.update(digest("item", *said, "choices", *item.choices))
+            for picture in item.pictures:
+                pictures.update(
+                    hashlib.sha256(_data(picture, self.table, self.image_root)).digest()
+                )
+        return {"problems": texts.hexdigest(), "images": pictures.hexdigest()}
 
     def check_images(self) -> None:
         """Raise `ImageError` if pictures are not there: how many, and where the first should be."""
@@ -205,18 +226,23 @@ def load_pictures(
     images = []
     for picture in pictures:
         try:
-            if picture.path:
-                inside = None if os.path.isabs(picture.path) else root
-                images.append(normalise_image(picture.path, image_root=inside))
-                continue
-            data = picture_bytes(table.row(picture.row)[picture.column], picture.place)
-            if isinstance(data, str):
-                read = decode_data_uri if data.lstrip().startswith("data:") else decode_base64
-                data = read(data, max_bytes=MAX_PICTURE_BYTES)
-            images.append(normalise_image(data))
+            images.append(normalise_image(_data(picture, table, root)))
         except ImageError as error:
-            raise ImageError(f"{where}, column {picture.column}: {error}") from error
+            named = f" ({picture.path})" if picture.path else ""
+            raise ImageError(f"{where}, column {picture.column}{named}: {error}") from error
     return tuple(images)
+
+
+def _data(picture: Picture, table: Table, root: Path) -> bytes:
+    """Return the bytes of a picture's file."""
+    if picture.path:
+        inside = None if os.path.isabs(picture.path) else str(root)
+        return read_image_file(picture.path, max_bytes=MAX_PICTURE_BYTES, image_root=inside)
+    data = picture_bytes(table.row(picture.row)[picture.column], picture.place)
+    if isinstance(data, bytes):
+        return data
+    read = decode_data_uri if data.lstrip().startswith("data:") else decode_base64
+    return read(data, max_bytes=MAX_PICTURE_BYTES)
 
 
 def picture_is_there(picture: Picture, root: Path, where: str) -> bool:
@@ -234,8 +260,8 @@ def _item(row: Row, number: int, name: SetName, where: str, references: bool) ->
     question = known.question_of(row)
     if not question:
         raise RecordError(f"{where}, column question: it is empty, and so is every other prompt")
-    answer, also = known.answer_of(row, name)
     try:
+        answer, also = known.answer_of(row, name)
         choices = known.choices_of_row(row, question)
     except ValueError as error:
         raise RecordError(f"{where}, {error}") from error

@@ -219,6 +219,9 @@ class ColumnTable:
         self._rows = [0]  # before each file
         self._open: tuple[int, int, Iterator[Row]] | None = None  # file, next row in it, its rows
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}  # another process opens its own files
+
     def __iter__(self) -> Iterator[Row]:
         self._rows = [0]
         for file in self._files:
