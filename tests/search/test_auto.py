@@ -70,10 +70,21 @@ def test_the_width_grows_over_the_levels_that_the_budget_pays_for(problem: int) 
     assert sum(widths[:5]) < 0.9 * sum(widths[5:])
 
 
-def test_without_a_limit_the_width_grows_to_a_bound() -> None:
-    tree = solve(replace(WIDE, depth=14), strategy=AutoSearch(n=10))
-    assert proposed_by_depth(tree) == [6, 7, 8, 9, 10, 10, 11, 12, 13, 14, 14, 14, 14, 14]
-    assert tree.rounds == 1 + 2 * 13
+@pytest.mark.parametrize("depth", [2, 5, 9, 14, 25])
+def test_without_a_limit_it_takes_the_steps_of_n_solutions(depth: int) -> None:
+    tree = solve(replace(WIDE, depth=depth), strategy=AutoSearch(n=10))
+    widths = proposed_by_depth(tree)
+    assert sum(widths) == pytest.approx(10 * depth, abs=depth)
+    assert widths[0] == 6 or depth < 5  # what a short solution leaves over begins at the root
+    assert min(widths) >= 6
+    assert len(tree.finished()) >= 6
+
+
+def test_without_a_limit_a_policy_that_says_nothing_else_is_sampled_whole() -> None:
+    tree = solve(replace(WIDE, words=1, depth=8), strategy=AutoSearch(n=16))
+    whole = [path for path in tree.finished() if path.role == "completion"]
+    assert len(whole) >= 12
+    assert len(tree) - 1 <= 16 * 8
 
 
 def test_under_a_limit_of_rounds_a_level_takes_one() -> None:

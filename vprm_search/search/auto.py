@@ -58,7 +58,8 @@ class AutoSearch(BaseModel):
     * **The width grows** from 0.6 to 1.4 times the mean: few first steps have to be right, and at
       the end many right paths are needed to outvote the wrong ones. How many levels there will be
       the budget tells, which pays for `n` solutions, and the finished paths when there are some.
-      Without a limit on tokens, candidates or requests the width grows over ten levels.
+      Without a limit on tokens, candidates or requests it is the steps of `n` solutions, taken to be
+      ten steps long until one has finished.
     * **A path has at most six children**, so that no single one takes a level; what they leave over
       is spent on the levels below.
     * **Equal siblings count.** A path's share is multiplied by the number of samples that were
@@ -167,10 +168,8 @@ class AutoSearch(BaseModel):
         return (Expand(tree.root_id, count, first, until="end", role="completion"),)
 
     def _payable(self, tree: SearchTree) -> float:
-        """Return how many more solutions can be paid, 0 where nothing limits them."""
+        """Return how many more solutions can be paid."""
         paid = self._paid(tree)
-        if paid is None:
-            return 0.0
         known = [tree.depth(record.id) for record in tree.finished()]
         steps = fmean(known) if known else max(_FEWEST_STEPS, round(paid / self.n))
         tokens = self.budget.paths_affordable(tree, steps)
@@ -180,25 +179,31 @@ class AutoSearch(BaseModel):
         """Return the steps to propose at a level in all, less a place for every finished path."""
         place, paid = level.depth - 1, self._paid(tree)
         depths = [tree.depth(record.id) for record in tree.finished()]
-        if paid is None:
-            width = self.n * _growth(place, _STEPS)
-        else:
-            steps = max(depths) if depths else max(_FEWEST_STEPS, round(paid / self.n))
-            last = steps if place < steps else place + 2  # longer than thought: keep something back
-            ahead = math.fsum(_growth(later, steps) for later in range(place, last))
-            left = paid - (tree.totals.candidates - level.count)
-            width = left * _growth(place, steps) / ahead
+        steps = max(depths) if depths else max(_FEWEST_STEPS, round(paid / self.n))
+        last = steps if place < steps else place + 2  # longer than thought: keep something back
+        ahead = math.fsum(_growth(later, steps) for later in range(place, last))
+        left = paid - (tree.totals.candidates - level.count)
+        width = left * _growth(place, steps) / ahead
         return max(0 if depths else 1, round(width) - _ended(tree, level.depth))
 
-    def _paid(self, tree: SearchTree) -> float | None:
-        """Return the steps that the budget pays for, those so far included; None: no limit."""
+    def _paid(self, tree: SearchTree) -> float:
+        """Return the steps that the budget pays for, those so far included.
+
+        Without a limit they are those of `n` solutions, as long as the finished ones and at least
+        as long as what is open; a solution that was sampled whole has cost all its steps.
+        """
         usage, limits = tree.totals, self.budget
         paid = [] if limits.candidates is None else [float(limits.candidates)]
         for name in ("requests", "generated_tokens", "scored_tokens"):
             limit, spent = getattr(limits, name), getattr(usage, name)
             if limit is not None and spent:
                 paid.append(usage.candidates * limit / spent)
-        return min(paid, default=None)
+        if paid:
+            return min(paid)
+        known = [tree.depth(record.id) for record in tree.finished()]
+        reached = max((tree.depth(leaf.id) for leaf in tree.open_leaves()), default=0)
+        steps = max(fmean(known), reached + 1) if known else max(_STEPS, reached + 2)
+        return usage.candidates + self.n * steps - (len(tree) - 1)
 
 
 @dataclass(frozen=True, slots=True)
