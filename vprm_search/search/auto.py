@@ -58,8 +58,8 @@ class AutoSearch(BaseModel):
     * **The width grows** from 0.6 to 1.4 times the mean: few first steps have to be right, and at
       the end many right paths are needed to outvote the wrong ones. How many levels there will be
       the budget tells, which pays for `n` solutions, and the finished paths when there are some.
-      Without a limit on tokens, candidates or requests it is the steps of `n` solutions, taken to be
-      ten steps long until one has finished.
+      Without a limit on tokens, candidates or requests it pays for the steps of `n` solutions, each
+      of ten steps until one has finished.
     * **A path has at most six children**, so that no single one takes a level; what they leave over
       is spent on the levels below.
     * **Equal siblings count.** A path's share is multiplied by the number of samples that were
