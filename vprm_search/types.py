@@ -40,6 +40,7 @@ Cause = Literal[
     "budget",
     "failed",
     "unusable",
+    "review",
 ]
 """Why a step is where its path ends, for programs; a record's `reason` says it in words.
 
@@ -49,8 +50,8 @@ depth limit; "pruned": a threshold on the path score; "outranked": after the fir
 "no_share": resampling gave it
 no next step; "rollout": a lookahead step that has served; "not_needed": the search, or its part of
 it, ended without it; "budget": a limit ended the search; "failed": the policy's call failed;
-"unusable": it succeeded, and its reply is no step (both are "failed" in older records); "": none of
-these, such as a rule of your own.
+"unusable": it succeeded, and its reply is no step (both are "failed" in older records); "review": a
+person put it aside; "": none of these, such as a rule of your own.
 """
 
 NODE_STATUSES: tuple[NodeStatus, ...] = get_args(NodeStatus)

@@ -1,13 +1,14 @@
 """Searches that are killed with SIGKILL again and again, each time going on in a new process.
 
-    python -m tests.graph.kill_driver DIRECTORY KILLS SEED hash|tiny [POSTGRES]
+    python -m tests.graph.kill_driver DIRECTORY KILLS SEED hash|cached|tiny [memory|POSTGRES]
 
 The processes are forked from this one, which imports the libraries but never runs a search. Every
 call to the model and the scorer is written to a log before it sleeps and answers; a search is
 killed a random moment after a random number of calls, so that kills land in the middle of calls,
-of checkpoints and between supersteps. "tiny" takes the trained models instead of the made-up ones.
-Checkpoints go to a SQLite file, or to the PostgreSQL database with the address POSTGRES. Prints a
-JSON summary.
+of checkpoints and between supersteps. "tiny" takes the trained models instead of the made-up ones,
+"cached" puts the made-up scorer behind a file of scores that all processes share. Checkpoints go to
+a SQLite file, or to the PostgreSQL database with the address POSTGRES, or into memory and so into
+nothing: then every process begins anew. Prints a JSON summary.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked, noisy_png
 from vprm_search.graph import create_search_graph, search_done, tree_of_state
 from vprm_search.images.store import DiskImageStore
+from vprm_search.scoring.score_cache import CachedScorer, FileScoreStore, StoredScore, step_keys
 from vprm_search.search import BeamSearch
 from vprm_search.types import ScoreRequest, ScoreResult, StepScorer
 
-POSTGRES = sys.argv[5] if len(sys.argv) > 5 else ""
+SAVER = sys.argv[5] if len(sys.argv) > 5 else ""
+MOST_KILLS = 6  # of a search that begins anew in every process
 SLEEP_S = 0.012
 
 
@@ -58,6 +62,31 @@ class LoggedScorer:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         _append(self.log, "score")
         return await self.inner.score(requests)
+
+
+class LoggedStore(FileScoreStore):
+    """Writes a line to `log` for every score that it holds by now."""
+
+    log = ""
+
+    def put(self, key: str, entry: StoredScore) -> None:
+        super().put(key, entry)
+        _append(self.log, f"stored {key}")
+
+
+class LoggedSteps(LoggedScorer):
+    """Writes a line to `steps` for every step it is asked to score."""
+
+    identity = "made up"
+
+    def __init__(self, inner: StepScorer, log: str, steps: str) -> None:
+        super().__init__(inner, log)
+        self.steps = steps
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        for request in requests:
+            _append(self.steps, f"asked {step_keys(self.identity, request)[-1]}")
+        return await super().score(requests)
 
 
 @dataclass(frozen=True)
@@ -103,13 +132,16 @@ def tiny_models() -> Models:
 
 @contextlib.contextmanager
 def saver_in(folder: Path) -> Iterator[BaseCheckpointSaver[Any]]:
-    if not POSTGRES:
+    if SAVER == "memory":
+        yield InMemorySaver()
+        return
+    if not SAVER:
         with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as sqlite:
             yield sqlite
         return
     from langgraph.checkpoint.postgres import PostgresSaver
 
-    with PostgresSaver.from_conn_string(POSTGRES) as postgres:
+    with PostgresSaver.from_conn_string(SAVER) as postgres:
         postgres.setup()
         yield postgres
 
@@ -125,7 +157,7 @@ def run(folder: Path, models: Models, *, delta: bool) -> None:
     with saver_in(folder) as saver:
         app = create_search_graph(
             policy=models.policy(log),
-            scorer=LoggedScorer(models.scorer, log),
+            scorer=_scorer(folder, models),
             strategy=BeamSearch(width=3, expand=3, stop=None),
             image_store=DiskImageStore(folder / "images"),
             delta_checkpoints=delta,
@@ -143,6 +175,16 @@ def run(folder: Path, models: Models, *, delta: bool) -> None:
         (folder / "tree.json").write_text(tree_of_state(state.values).dumps())
 
 
+def _scorer(folder: Path, models: Models) -> StepScorer:
+    log = str(folder / "calls.log")
+    if sys.argv[4] != "cached":
+        return LoggedScorer(models.scorer, log)
+    steps = str(folder / "steps.log")
+    store = LoggedStore(folder / "scores.sqlite")
+    store.log = steps
+    return CachedScorer(LoggedSteps(models.scorer, log, steps), store)
+
+
 def killed_search(
     folder: Path, models: Models, chance: random.Random, *, kills: bool, delta: bool
 ) -> int:
@@ -155,7 +197,8 @@ def killed_search(
         child = os.fork()
         if child == 0:
             _child(folder, models, delta=delta)
-        after = _lines(log) + chance.randint(1, 14) if kills else 1 << 30
+        tired = SAVER == "memory" and count >= MOST_KILLS
+        after = _lines(log) + chance.randint(1, 14) if kills and not tired else 1 << 30
         if _ended(child, log, after):
             return count
         time.sleep(chance.random() * 3 * SLEEP_S)
@@ -196,12 +239,23 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
+def scored_again(log: str) -> int:
+    """Count the steps that the scorer was asked for although their score was stored."""
+    stored, again = set(), 0
+    for line in log.splitlines():
+        word, key = line.split()
+        again += word == "asked" and key in stored
+        stored |= {key} if word == "stored" else set()
+    return again
+
+
 def main() -> None:
     folder, wanted, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     models = tiny_models() if sys.argv[4] == "tiny" else hash_models()
     chance = random.Random(seed)
     killed_search(folder / "calm", models, chance, kills=False, delta=False)
-    summary: dict[str, Any] = {"kills": [], "calls": [], "trees": [], "results": [], "found": []}
+    names = ("kills", "calls", "trees", "results", "found", "again")
+    summary: dict[str, Any] = {name: [] for name in names}
     while sum(summary["kills"]) < wanted:
         number = len(summary["kills"])
         part = folder / f"killed-{number}"
@@ -211,6 +265,8 @@ def main() -> None:
         summary["trees"].append((part / "tree.json").read_text())
         summary["results"].append((part / "result.json").read_text())
         summary["found"] += map(json.loads, (part / "seen.log").read_text().splitlines())
+        steps = part / "steps.log"
+        summary["again"].append(scored_again(steps.read_text()) if steps.exists() else 0)
     summary["calm_calls"] = _lines(folder / "calm" / "calls.log")
     summary["calm_tree"] = (folder / "calm" / "tree.json").read_text()
     summary["calm_result"] = (folder / "calm" / "result.json").read_text()

@@ -9,9 +9,13 @@ from typing import Any, TypedDict
 import pytest
 from langchain_core.messages import AnyMessage
 from langgraph.graph import START, StateGraph
+from langgraph.stream.transformers import CustomTransformer
+from pydantic import TypeAdapter, ValidationError
 
 from tests.graph.fakes import HashChatModel, HashScorer, asked
+from tests.search.strategies import EVERY
 from vprm_search.graph import arun_search, create_search_graph, tree_of_state
+from vprm_search.graph.events import SearchEvent, search_event
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch, Pruning
 from vprm_search.testing import ScriptedScorer
@@ -125,3 +129,51 @@ async def test_a_parent_graph_sees_the_events_of_a_search_inside_it() -> None:
     outer = parent.compile()
     heard = [data async for _, data in outer.astream(asked(), stream_mode="custom", subgraphs=True)]
     assert heard == (await streamed(True))[0]
+
+
+SCHEMA: TypeAdapter[Any] = TypeAdapter(SearchEvent)
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "beam-pruned", "dvts", "cascade", "mcts"])
+async def test_every_event_has_the_documented_shape(name: str) -> None:
+    models = {"draft": HashChatModel(fail=0.1), "strong": HashChatModel(spread=9)}
+    events, _ = await streamed(
+        True, policy=models, scorer=HashScorer(fail=0.1), strategy=EVERY[name](), candidates=True
+    )
+    for event in events:
+        assert SCHEMA.validate_python(event) == event
+    shape = SCHEMA.json_schema()
+    assert shape["discriminator"]["propertyName"] == "event"
+    with pytest.raises(ValidationError, match="more"):
+        SCHEMA.validate_python({**events[0], "more": 1})
+
+
+def inner_and_outer() -> tuple[Any, Any]:
+    class State(TypedDict):
+        messages: list[AnyMessage]
+
+    parent = StateGraph(State)
+    parent.add_node("search", app())
+    parent.add_edge(START, "search")
+    return app(), parent.compile()
+
+
+def told(parts: Any) -> list[dict[str, Any]]:
+    return [event for part in parts if (event := search_event(part)) is not None]
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+@pytest.mark.parametrize("place", ["alone", "subgraph"])
+async def test_one_reader_finds_the_events_in_every_kind_of_stream(place: str) -> None:
+    graph = inner_and_outer()[place == "subgraph"]
+    below: Any = {} if place == "alone" else {"subgraphs": True}
+    events = (await streamed(True))[0]
+    assert told(events) == events
+    assert told(graph.stream(asked(), stream_mode="custom", **below)) == events
+    assert told(graph.stream(asked(), stream_mode=["custom", "updates"], **below)) == events
+    modes: Any = ["custom", "values"]
+    assert told(graph.stream(asked(), stream_mode=modes, version="v2", **below)) == events
+    parts = [p async for p in graph.astream(asked(), stream_mode="custom", version="v2", **below)]
+    assert told(parts) == events
+    run = graph.stream_events(asked(), version="v3", transformers=[CustomTransformer])
+    assert told(run) == events

@@ -61,6 +61,22 @@ def test_a_killed_search_goes_on_to_the_same_tree_in_postgres(
     check(driven(tmp_path, 60, 4, "hash", postgres), 60)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("saver", ["memory", "sqlite", "postgres"])
+def test_no_step_is_scored_again_where_processes_share_a_file_of_scores(
+    saver: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With checkpoints in memory every process begins anew, and still scores nothing twice."""
+    address = {"memory": ["memory"], "sqlite": []}.get(saver)
+    if address is None:
+        address = [request.getfixturevalue("postgres")]
+    found = driven(tmp_path, 36, 5, "cached", *address)
+    assert sum(found["kills"]) >= 36
+    assert set(found["trees"]) == {found["calm_tree"]}
+    assert set(found["results"]) == {found["calm_result"]}
+    assert set(found["again"]) == {0}
+
+
 class Dies(Exception):
     """Stands for SIGKILL between a node's writes and the checkpoint after it."""
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vprm_search.graph.review import Review
     from vprm_search.graph.run import SearchRun, arun_search, run_jobs, run_search
     from vprm_search.graph.search_graph import (
         CompiledSearchGraph,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompiledSearchGraph": "search_graph",
+    "Review": "review",
     "SearchGraph": "search_graph",
     "SearchRun": "run",
     "SearchState": "state",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "CompiledSearchGraph",
+    "Review",
     "SearchGraph",
     "SearchRun",
     "SearchState",

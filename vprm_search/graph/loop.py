@@ -29,6 +29,7 @@ from vprm_search.graph.records import (
     store_scores,
     take_replies,
 )
+from vprm_search.graph.review import gone_on_with
 from vprm_search.graph.session import CallsInFlight, ScoredRounds, propose_in_time
 from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, OnNoAnswer, conclude
 from vprm_search.search.plan import (
@@ -228,7 +229,7 @@ def next_plan(
     `under_way` is what a `PartwiseStrategy` planned before and the policy has not answered yet; it
     stays in the plan.
     """
-    plan = _planned(rules.strategy, tree, under_way)
+    plan = gone_on_with(_planned(rules.strategy, tree, under_way), tree)
     met = rules.budget.exhausted(usage_of(tree, seconds))
     if met is not None and (was_cut or not plan.finish or _gave_up(tree)):
         return ended(plan, tree, rules, f"budget: {met}", cut_short=True)

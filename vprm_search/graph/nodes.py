@@ -20,7 +20,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, patch_config, var_child_runnable_config
 from langgraph.config import get_stream_writer
 from langgraph.constants import TAG_NOSTREAM
-from langgraph.types import Overwrite, TracePolicy
+from langgraph.types import Overwrite, TracePolicy, interrupt
 from typing_extensions import TypedDict
 
 from vprm_search import ids
@@ -35,6 +35,7 @@ from vprm_search.graph.questions import (
     restored_conversation,
     storable,
 )
+from vprm_search.graph.review import PERSON, ReviewWhen, apply_review, frontier, review_of
 from vprm_search.graph.session import LiveTrees, RunClocks, run_blocking
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
 from vprm_search.images.messages import ImageIntake
@@ -56,6 +57,7 @@ class SearchNodes:
         run_seed: makes the seeds of all candidates.
         candidates: whether the outcome lists all candidates.
         question_of: makes the reward model's question of a conversation.
+        review: tells after a round whether a person is asked; None if never.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SearchNodes:
         run_seed: int = 0,
         candidates: bool = False,
         question_of: QuestionOf = question_in_context,
+        review: ReviewWhen | None = None,
     ) -> None:
         self.loop = loop
         self.intake = intake
@@ -73,6 +76,7 @@ class SearchNodes:
         self._run_seed = run_seed
         self._candidates = candidates
         self._question_of = question_of
+        self.review = review
         self._trees = LiveTrees()
         self._clocks = RunClocks()
 
@@ -84,6 +88,7 @@ class SearchNodes:
             "propose": Node(self._propose),
             "score": Node(self._score),
             "answer": Node(self._answer),
+            **({"review": Node(self._review)} if self.review is not None else {}),
         }
 
     async def _ingest(self, state: State) -> Outcome:
@@ -135,6 +140,24 @@ class SearchNodes:
         cut_now = _planned(job) if job.plan.cut and not cut else {}
         return self._update(state, job, records, began) | cut_now, told
 
+    def _review(self, state: State) -> Outcome:
+        """Let a person decide about this round, if it is time for that.
+
+        A node of its own: an interrupt repeats the node it is in.
+        """
+        began = time.monotonic()
+        job = self._job(state)
+        rules = self.loop.rules
+        shown = frontier(job.tree, (*rules.strategy.aggregates, rules.selector.aggregate)[0])
+        if self.review is None or not shown or not self.review(job.tree):
+            return self._update(state, job, [], began), []
+        pause = {"search": job.tree.root_id, "round": job.tree.rounds, "frontier": shown}
+        answer = interrupt(pause, response_schema=review_of(job.tree))
+        records = apply_review(job.tree, answer, rules)
+        table = record_table(records)  # the tree is not kept: what strategies made of it is stale
+        grown = {"search_nodes": table, "search_size": len(job.tree)} if table else {}
+        return grown, events.reviewed(job.tree, records)
+
     def _answer(self, state: State) -> Outcome:
         """Choose the answer and say it."""
         job = self._job(state)
@@ -179,6 +202,15 @@ class Planned(TypedDict):
 def next_node(state: Planned) -> str:
     """Return the node after `plan`: "answer" when the search is over, else "propose"."""
     return "answer" if state["search_plan"]["finish"] else "propose"
+
+
+def after_review(state: Mapping[str, Any]) -> str:
+    """Return the node after `review`: "score" where a person's step waits for its score."""
+    waits = any(
+        r.get("policy") == PERSON and "score" not in r and "score_reason" not in r
+        for r in state["search_nodes"].values()
+    )
+    return "score" if waits else "plan"
 
 
 def answer_message(

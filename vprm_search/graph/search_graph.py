@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import RetryPolicy
+from langgraph.types import RetryPolicy, StateSnapshot
 from typing_extensions import TypedDict
 
 from vprm_search.answers import extract_answer
@@ -20,9 +21,10 @@ from vprm_search.budget import Budget
 from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
 from vprm_search.graph.loop import Loop
-from vprm_search.graph.nodes import TRACED, SearchNodes, next_node
+from vprm_search.graph.nodes import TRACED, SearchNodes, after_review, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, question_in_context
+from vprm_search.graph.review import ReviewWhen
 from vprm_search.graph.session import ScoredRounds, in_run, new_run
 from vprm_search.graph.state import SearchState, channels, talk
 from vprm_search.images.messages import ImageIntake
@@ -66,6 +68,7 @@ def create_search_graph(
     retry_policy: RetryPolicy = RETRY,
     candidates: bool = False,
     delta_checkpoints: bool = True,
+    review: bool | ReviewWhen = False,
 ) -> SearchGraph:
     """Return the graph ingest → plan → propose → score → plan … → answer, not yet compiled.
 
@@ -124,6 +127,11 @@ def create_search_graph(
             deleted: tree and messages are then whole in every one. Records that are missing are
             noticed (`RecordError`). The messages of a `state_schema` are stored as it says.
             Default: True.
+        review: pause after a round, once it is scored, and let a person prune, prefer or edit steps
+            (`Review`): True for every round, or a function of the tree that tells. The pause is
+            LangGraph's interrupt: it needs a checkpointer, shows the paths that may be chosen from,
+            and goes on with `Command(resume={"prune": [...]})`. Every round then waits for all its
+            replies. Default: False.
 
     Raises:
         ConfigError: the policy is neither, there is no scorer where one is needed, or
@@ -138,7 +146,7 @@ def create_search_graph(
         proposer,
         as_scorer(scorer, rules),
         rules,
-        waits=rules.waits_for_all(proposer),
+        waits=bool(review) or rules.waits_for_all(proposer),
         on_no_answer=on_no_answer,
         scored=ScoredRounds(),
     )
@@ -149,6 +157,7 @@ def create_search_graph(
         run_seed=run_seed,
         candidates=candidates,
         question_of=question_of or question_in_context,
+        review=(lambda tree: True) if review is True else review or None,
     )
     schema = _state_schema(state_schema, messages_key, delta=delta_checkpoints)
     graph = SearchGraph(schema, context_schema, nodes)
@@ -203,8 +212,50 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
                     if chunk is _END:
                         return
                     yield chunk
+        except NotImplementedError as error:
+            await self._explain(error)
+            raise
         finally:
             self._nodes.loop.calls.end_run(run)
+
+    async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        """Return the state as `CompiledStateGraph.aget_state` does."""
+        try:
+            return await super().aget_state(config, subgraphs=subgraphs)
+        except NotImplementedError as error:
+            await self._explain(error)
+            raise
+
+    async def aupdate_state(
+        self,
+        config: RunnableConfig,
+        values: Any,
+        as_node: str | None = None,
+        task_id: str | None = None,
+    ) -> RunnableConfig:
+        """Change the state as `CompiledStateGraph.aupdate_state` does."""
+        try:
+            return await super().aupdate_state(config, values, as_node, task_id)
+        except NotImplementedError as error:
+            await self._explain(error)
+            raise
+
+    async def _explain(self, error: NotImplementedError) -> None:
+        """Raise `ConfigError` if the error is the saver's, whose own has no text, as a rule."""
+        saver = self.checkpointer
+        if not isinstance(saver, BaseCheckpointSaver):
+            return
+        try:
+            await saver.aget_tuple({"configurable": {"thread_id": "", "checkpoint_ns": ""}})
+        except NotImplementedError:
+            name = type(saver).__name__
+            place = type(saver).__module__.removesuffix(".base")
+            known = name in ("SqliteSaver", "PostgresSaver")
+            other = f"Async{name} ({place}.aio)" if known else "a saver with asynchronous methods"
+            raise ConfigError(
+                f"the checkpointer {name} has no asynchronous methods, and the graph was called "
+                f"asynchronously: compile it with {other}, or call invoke, stream and get_state"
+            ) from error
 
     @property
     def _nodes(self) -> SearchNodes:
@@ -254,7 +305,11 @@ def _wire(graph: SearchGraph, retry_policy: RetryPolicy, *, delta: bool) -> None
     graph.add_edge("ingest", "plan")
     graph.add_conditional_edges("plan", next_node, {"propose": "propose", "answer": "answer"})
     graph.add_edge("propose", "score")
-    graph.add_edge("score", "plan")
+    if nodes.review is None:
+        graph.add_edge("score", "plan")
+    else:
+        graph.add_edge("score", "review")
+        graph.add_conditional_edges("review", after_review, {"score": "score", "plan": "plan"})
     graph.add_edge("answer", END)
 
 

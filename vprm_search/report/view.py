@@ -98,7 +98,8 @@ class NodeView:
     `copies` counts the identical siblings merged into this one, itself included; `chosen` marks
     the path of the answer, and `said` names its end so (`shown_answer`). `reading` says where in
     the text the path's answer was read; None where the step does not hold it, or the search read
-    it by a rule of its own. Ids in `reason` are replaced by the text of their step.
+    it by a rule of its own. `policy` names who proposed it where there are several ("person": a
+    person wrote it). Ids in `reason` are replaced by the text of their step.
     """
 
     id: NodeId
@@ -117,6 +118,7 @@ class NodeView:
     said: str = ""
     copies: int = 1
     reading: AnswerReading | None = None
+    policy: str = ""
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -273,6 +275,7 @@ def _node(
         answer=record.answer,
         round=record.round,
         chosen=chosen,
+        policy=printable(record.policy),
         reading=reading if reading is not None and reading.text == record.answer else None,
     )
 
@@ -330,6 +333,8 @@ def _line(node: NodeView, width: int) -> Text:
     else:
         line.append_text(_read_text(node, width, style))
     line.append(copies, style="dim")
+    if node.policy:
+        line.append(f"  by {node.policy}", style="dim")
     if node.status == "finished" and node.path_score is not None:
         line.append(f"  path {node.path_score:.2f}", style="dim")
     if node.reason and node.status != "open":

@@ -78,7 +78,8 @@
       const why = step.reason || step.score_reason;
       const merged = step.copies > 1 ? `proposed ${step.copies} times` : "";
       const state = step.status === "open" && !why ? "" : step.status + (why ? ": " + why : "");
-      const status = [merged, state].filter((part) => part).join("; ");
+      const who = step.policy ? `by ${step.policy}` : "";
+      const status = [merged, who, state].filter((part) => part).join("; ");
       if (status) item.append(html("div", "why", status));
       list.append(item);
     }

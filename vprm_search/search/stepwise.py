@@ -214,9 +214,14 @@ def rollout_ends(tree: SearchTree, node: NodeId) -> Iterable[NodeId]:
 
 
 def candidates(tree: SearchTree, parent: NodeId) -> list[NodeRecord]:
-    """Return the children that count: nothing that stands aside, no drafts that were redone."""
+    """Return the children that count: nothing that stands aside, no drafts that were redone.
+
+    Nor what a person put aside, whatever a strategy makes of its score.
+    """
     return [
-        child for child in tree.children(parent) if not child.is_aside and child.cause != "redone"
+        child
+        for child in tree.children(parent)
+        if not child.is_aside and child.cause not in ("redone", "review")
     ]
 
 
@@ -307,6 +312,7 @@ def missing(
             return target - len(asked)
         tries -= min(asked) not in asked[1:] and len(asked) > 1
     have = len(living) if key is None else len({key(child.text) for child in living})
+    have += sum(1 for child in tree.children(parent) if child.cause == "review")  # not asked again
     return max(0, target - have) if tries <= refill else 0
 
 
