@@ -152,6 +152,10 @@ class ImageData:
 # --- the scorer's seam -------------------------------------------------------------------------
 
 
+NO_SCORER = "the search has no scorer"
+"""Why no step of a search has a score where there is nothing that scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepScore:
     """P('+') of one step given the problem and the steps before it, in [0, 1].

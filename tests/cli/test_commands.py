@@ -50,6 +50,7 @@ def test_without_a_scorer_the_most_frequent_answer_counts(run: Run, asked: Asked
     answers = Counter(record.answer for record in tree.finished() if record.answer is not None)
     assert answers[data["result"]["answer"]] == max(answers.values())
     assert {record.score for record in tree} == {None}
+    assert "no score" not in run(*alone[:-1]).out
     refused = run(*alone, "--calibration", "map.json")
     assert refused.code == 1
     assert "--scorer none gives none" in refused.err

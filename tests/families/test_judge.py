@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import re
 from itertools import cycle
 
@@ -369,6 +370,19 @@ def test_the_last_verdict_token_counts() -> None:
     content = [token("no", 0.9), token(" way", 0.5), token(" yes", 0.6, no=0.2), token(".", 1.0)]
     message = AIMessage("no way yes.", response_metadata={"logprobs": {"content": content}})
     assert probability_of_yes(message, ("yes", "no")) == pytest.approx(0.75)
+
+
+def test_a_reply_that_says_neither_word_is_read_at_its_first_token() -> None:
+    def reply(**options: float) -> AIMessage:
+        listed = [{"token": t, "logprob": math.log(p)} for t, p in options.items()]
+        first = {"token": "1", "logprob": math.log(0.3), "top_logprobs": listed}
+        content = [first, {"token": ".", "logprob": 0.0, "top_logprobs": []}]
+        return AIMessage("1.", response_metadata={"logprobs": {"content": content}})
+
+    words = ("yes", "no")
+    assert probability_of_yes(reply(Yes=0.2, No=0.1, yes=0.1), words) == pytest.approx(0.75)
+    assert probability_of_yes(reply(Yes=0.2), words) is None  # nothing to hold it against
+    assert probability_of_yes(reply(The=0.2), words) is None
 
 
 async def test_whole_answers() -> None:

@@ -7,14 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from langchain_openai import ChatOpenAI
 
 from tests.real_models.checkpoint import ensure_checkpoint
 from tests.serving.plain_server import plain_server
+from vprm_search.chat.calls import RetryRules
 from vprm_search.scoring.judge_scorer import JudgeScorer
 
 NAME = "smollm2"
 CONTEXT = 2048
+PATIENT = RetryRules(timeout_s=900, deadline_s=1800)
+"""Other work runs on these cores too."""
 FLAGS = (
     *("--dtype", "bfloat16", "--max-model-len", str(CONTEXT), "--max-num-seqs", "64"),
     # requests with a seed kill vLLM 0.32 on a CPU when their prompt is cut into chunks
@@ -31,17 +35,14 @@ def served(python: Path, log: Path) -> Iterator[str]:
 
 
 def chat_model(address: str, **options: Any) -> ChatOpenAI:
-    """Return a client of the server at `address`."""
+    """Return a client of the server at `address`, with connections for one event loop."""
+    options.setdefault("http_async_client", httpx.AsyncClient(timeout=PATIENT.timeout_s))
     return ChatOpenAI(
-        model=NAME,
-        base_url=f"{address}/v1",
-        api_key="none",
-        max_retries=0,
-        timeout=900,
-        **options,
+        model=NAME, base_url=f"{address}/v1", api_key="none", max_retries=0, **options
     )
 
 
 def self_judge(address: str) -> JudgeScorer:
     """Return the model at `address` as a judge, by the probabilities of its words."""
-    return JudgeScorer(chat_model(address, temperature=0), mode="logprobs", max_concurrency=32)
+    model = chat_model(address, temperature=0)
+    return JudgeScorer(model, mode="logprobs", max_concurrency=32, retry=PATIENT)

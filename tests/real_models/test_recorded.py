@@ -140,6 +140,17 @@ def test_every_answer_is_graded_and_counted_once() -> None:
                 assert number == classes[0]
 
 
+def test_the_page_says_what_came_of_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    for asked in HEADER["instructions"]:
+        mine = [s for s in SOLUTIONS if s.asked == asked]
+        readings = [(reading_of(s.text), s.problem.answer) for s in mine]
+        read = [(reading.text, answer) for reading, answer in readings if reading is not None]
+        right = sum(same_answer(*pair, rules=STRICT) for pair in read)
+        ended = sum(s.finish == "stop" for s in mine)
+        assert f" | {len(mine)} | {ended} | {len(read)} | {right} |\n" in page
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 

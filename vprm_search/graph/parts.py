@@ -22,6 +22,7 @@ from vprm_search.steps import (
     splitter_of,
 )
 from vprm_search.types import (
+    NO_SCORER,
     Policy,
     Problem,
     Proposal,
@@ -176,7 +177,7 @@ class NoScorer:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Say of every step that there is no scorer."""
-        return [ScoreResult.failed(len(r.steps), "the search has no scorer") for r in requests]
+        return [ScoreResult.failed(len(r.steps), NO_SCORER) for r in requests]
 
 
 def as_policy(policy: OnePolicy | Mapping[str, OnePolicy]) -> Policy:

@@ -20,6 +20,7 @@ from rich.tree import Tree
 from vprm_search.answers import AnswerReading, choices_of, read_answer
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
+    NO_SCORER,
     Candidate,
     NodeId,
     NodeRecord,
@@ -240,7 +241,10 @@ def _placed(
     rows = _rows(order)
     end = max((node for node in order if node.chosen), key=lambda n: n.column, default=None)
     said = shown_answer("answer", unfinished=end is None or end.status != "finished")
-    return [replace(n, row=rows[n.id], said=said if n is end else "") for n in order]
+    placed = [replace(n, row=rows[n.id], said=said if n is end else "") for n in order]
+    if any(node.score_reason == NO_SCORER for node in placed):  # not worth a word at every step
+        return [replace(node, score_reason="") for node in placed]
+    return placed
 
 
 def _rows(order: Sequence[NodeView]) -> dict[NodeId, float]:

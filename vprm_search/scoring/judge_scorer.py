@@ -354,26 +354,27 @@ def probability_of_yes(message: BaseMessage, words: tuple[str, str]) -> float | 
     """Return P(yes) = p(yes) / (p(yes) + p(no)) at the last token that says one of the words.
 
     All spellings of a word count (case, blanks, punctuation); a word that is not among the listed
-    alternatives counts as 0. Returns None when no token says one of the words, raises
-    `NoLogprobsError` when there are no probabilities.
+    alternatives counts as 0. Of a reply that says neither word (small models begin another
+    sentence) the first token is read, if both words are among its alternatives. Returns None where
+    neither can be read, raises `NoLogprobsError` when there are no probabilities.
     """
     listed = message.response_metadata.get("logprobs")
     tokens = listed.get("content") if isinstance(listed, Mapping) else None
     if not isinstance(tokens, Sequence) or not tokens:
         raise NoLogprobsError
-    for token in reversed(tokens):
-        if _said(token, words) is None:
-            continue
-        options = list(token.get("top_logprobs") or ())
-        if not any(option.get("token") == token["token"] for option in options):
-            options.append(token)
-        sums = [0.0, 0.0]
-        for option in options:
-            place = _said(option, words)
-            if place is not None:
-                sums[place] += _probability(option)
-        return sums[0] / sum(sums) if sum(sums) > 0 else None
-    return None
+    said = next((token for token in reversed(tokens) if _said(token, words) is not None), None)
+    token = tokens[0] if said is None else said
+    options = list(token.get("top_logprobs") or ())
+    if not any(option.get("token") == token.get("token") for option in options):
+        options.append(token)
+    sums = [0.0, 0.0]
+    for option in options:
+        place = _said(option, words)
+        if place is not None:
+            sums[place] += _probability(option)
+    if said is None and min(sums) == 0:
+        return None
+    return sums[0] / sum(sums) if sum(sums) > 0 else None
 
 
 def line_verdict(text: str, words: tuple[str, str]) -> float | None:
