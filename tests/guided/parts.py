@@ -59,7 +59,7 @@ class Traces(BaseTracer):
     """Keeps the runs it is told of, as trees."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(_schema_format="original+chat")  # messages, not their texts
         self.roots: list[Run] = []
 
     def _persist_run(self, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import warnings
 from io import BytesIO
 from typing import Any
@@ -19,7 +20,7 @@ from langchain_core.messages import (
 )
 from PIL import Image
 
-from tests.guided.parts import by_words, calling, guided, in_turn
+from tests.guided.parts import Traces, by_words, calling, guided, in_turn
 from tests.policy.models import RED
 from vprm_search import BeamSearch, BestOfN, Budget, GuidedChatModel, MajorityVote, run_search
 from vprm_search.errors import ConfigError, ImageError, InputError, SearchWarning
@@ -102,6 +103,17 @@ def test_the_reward_model_sees_pictures_in_any_form(form: str) -> None:
     for request in model.scorer.asked:
         assert [image.digest for image in request.images] == [RED.digest]
         assert request.problem.question == "What is this?"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_candidate_runs_carry_no_copy_of_the_picture(form: str) -> None:
+    model, traces = guided("good", "bad", "neither"), Traces()
+    asked = HumanMessage([FORMS[form], {"type": "text", "text": "What is this?"}])
+    model.invoke([asked], {"callbacks": [traces]})
+    (run,) = traces.roots
+    said = [json.dumps(r.inputs, default=str) + str(r.outputs) for r in (run, *run.child_runs)]
+    assert [text.count(PNG) for text in said] == [1, 0, 0, 0]
+    assert all(PNG in str(call.messages) for call in model.policy.calls)
 
 
 def test_a_picture_given_by_address_is_never_fetched() -> None:
