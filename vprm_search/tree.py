@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import fields
-from operator import add, sub
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +38,6 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 _KEPT_PATHS = 512
-_COUNTED = frozenset(COUNTED)
 _RANK = {status: rank for rank, status in enumerate(NODE_STATUSES)}
 
 
@@ -77,7 +75,7 @@ class SearchTree:
     def __init__(self, problem: Problem, run_seed: int = 0) -> None:
         self.problem = problem
         self.run_seed = run_seed
-        self._sums: tuple[Any, ...] = counted_values(Usage())
+        self._sums: dict[str, Any] = Usage().counts()
         self._candidates = 0
         self._scored_steps = 0
         self._rounds = 0
@@ -87,6 +85,9 @@ class SearchTree:
         self._expanded: set[NodeId] = set()
         self._open_leaves: dict[NodeId, None] = {}
         self._ended: dict[NodeId, None] = {}
+        self._finished: dict[NodeId, int] = {}  # with the depth, -1 until it is counted
+        self._finished_depths: Counter[int] = Counter()
+        self._new_finished: list[NodeId] = []
         self._unscored: dict[NodeId, None] = {}
         self._depths: dict[NodeId, int] = {}
         self._steps: dict[NodeId, tuple[str, ...]] = {}
@@ -127,8 +128,12 @@ class SearchTree:
         """
         old = self._records[node]
         record = self._records[node] = old.but(**known)
-        if not _COUNTED.isdisjoint(known):
-            self._count(record, old)
+        sums = self._sums
+        for name, value in known.items():
+            if name in sums:
+                sums[name] += value - getattr(old, name)
+        if "scored_tokens" in known and record.parent is not None:
+            self._scored_steps += bool(record.scored_tokens) - bool(old.scored_tokens)
         self._index(record)
 
     def _check_identity(self, record: NodeRecord) -> None:
@@ -146,16 +151,28 @@ class SearchTree:
         self._records[record.id] = record
         self._count(record, old)
         if old is None:
-            self._by_round[record.round][record.id] = None
-            self._rounds = max(self._rounds, record.round)
-            if record.parent is not None:
-                self._children[record.parent][record.index] = record.id
-                if not record.is_aside:
-                    self._expanded.add(record.parent)
-                    self._open_leaves.pop(record.parent, None)
+            self._place(record)
         else:
             self._move(record, old)
         self._index(record)
+
+    def _place(self, record: NodeRecord) -> None:
+        """Index what never changes of a new record."""
+        node, parent, number = record.id, record.parent, record.round
+        self._by_round[number][node] = None
+        if number > self._rounds:
+            self._rounds = number
+        if parent is None:
+            self._depths[node] = self._text_keys[node] = 0
+            return
+        self._children[parent][record.index] = node
+        if not record.is_aside:
+            self._expanded.add(parent)
+            self._open_leaves.pop(parent, None)
+        if parent in self._depths and parent in self._text_keys:  # else it arrives later
+            self._depths[node] = self._depths[parent] + 1
+            text = (self._text_keys[parent], record.text)
+            self._text_keys[node] = self._texts.setdefault(text, len(self._texts) + 1)
 
     def _move(self, record: NodeRecord, old: NodeRecord) -> None:
         """Bring up to date what a changed record makes stale."""
@@ -168,14 +185,13 @@ class SearchTree:
             self._counted.clear()
 
     def _count(self, record: NodeRecord, old: NodeRecord | None) -> None:
-        new = counted_values(record)
-        if old is None:
-            self._sums = tuple(map(add, self._sums, new))
-        else:
-            self._sums = tuple(map(add, self._sums, map(sub, new, counted_values(old))))
-        if record.parent is not None:
-            self._candidates += bool(record.seed) - bool(old and old.seed)
-            self._scored_steps += bool(record.scored_tokens) - bool(old and old.scored_tokens)
+        for sign, one in ((1, record),) if old is None else ((1, record), (-1, old)):
+            for name, value in zip(COUNTED, counted_values(one), strict=True):
+                if value:
+                    self._sums[name] += sign * value
+            if one.parent is not None:
+                self._candidates += sign * bool(one.seed)
+                self._scored_steps += sign * bool(one.scored_tokens)
 
     def _index(self, record: NodeRecord) -> None:
         node, status = record.id, record.status
@@ -185,8 +201,14 @@ class SearchTree:
             self._open_leaves.pop(node, None)
         if status == "finished" or status == "truncated":
             self._ended[node] = None
-        else:
-            self._ended.pop(node, None)
+        elif node in self._ended:
+            del self._ended[node]
+        if status == "finished":
+            if node not in self._finished:
+                self._finished[node] = -1
+                self._new_finished.append(node)
+        elif node in self._finished:
+            self._finished_depths[self._finished.pop(node)] -= 1
         if record.score is not None or record.score_reason:
             self._unscored.pop(node, None)
             if record.score is not None and record.is_step:
@@ -226,7 +248,7 @@ class SearchTree:
     def totals(self) -> Usage:
         """What all records together have spent, without seconds."""
         return Usage(
-            **dict(zip(COUNTED, self._sums, strict=True)),
+            **self._sums,
             candidates=self._candidates,
             scored_steps=self._scored_steps,
             rounds=self._rounds,
@@ -262,6 +284,15 @@ class SearchTree:
         """Return the nodes at which the policy ended its answer itself, by id."""
         return [record for record in self.ended() if record.status == "finished"]
 
+    def finished_depths(self) -> dict[int, int]:
+        """Return how many finished nodes there are at each depth at which there are any."""
+        for node in self._new_finished:  # not counted on arrival: a parent may arrive later
+            if self._finished.get(node) == -1:
+                self._finished[node] = self.depth(node)
+                self._finished_depths[self._finished[node]] += 1
+        self._new_finished.clear()
+        return {depth: count for depth, count in self._finished_depths.items() if count > 0}
+
     def unscored(self) -> list[NodeRecord]:
         """Return the nodes that wait for a score, parents before children."""
         waiting = [self._records[node] for node in self._unscored]
@@ -282,13 +313,15 @@ class SearchTree:
 
     def depth(self, node: NodeId) -> int:
         """Return the number of steps from the root to `node`, end markers included."""
-        if node not in self._depths:
+        known = self._depths.get(node)
+        if known is None:
             below = self._climb(node, self._depths)
             top = below[-1].parent
-            start = 0 if top is None else self._depths[top] + 1
-            for depth, record in enumerate(reversed(below), start):
-                self._depths[record.id] = depth
-        return self._depths[node]
+            known = -1 if top is None else self._depths[top]
+            for record in reversed(below):
+                known += 1
+                self._depths[record.id] = known
+        return known
 
     def _climb(self, node: NodeId, known: Container[NodeId]) -> list[NodeRecord]:
         """Return the records from `node` upwards to the first below a known one, or the root."""

@@ -67,7 +67,7 @@ _stored = with_config(ConfigDict(extra="forbid"))
 
 
 @_stored
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """What something cost, wherever it is counted: one call, one score, one node, one search.
 
@@ -245,7 +245,7 @@ class ProposeRequest:
     max_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proposal(Counts):
     """One continuation.
 
@@ -284,7 +284,7 @@ class Policy(Protocol):
 
 
 @_stored
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Usage(Counts):
     """What a search has spent: the counts, and candidates, scored steps, rounds and seconds.
 
@@ -329,7 +329,7 @@ class PriceList(Protocol):
 
 
 @_stored
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeRecord(Counts):
     """One step in the tree. The root has no parent, no text and index 0.
 
@@ -376,13 +376,11 @@ class NodeRecord(Counts):
     def but(self, **changes: Any) -> NodeRecord:
         """Return the record with other values in the named fields: a quick `dataclasses.replace`.
 
-        A search makes several per candidate and round.
+        A search makes several per candidate and round, so nothing is checked and the values are
+        copied in one go.
         """
         changed = object.__new__(NodeRecord)
-        for write, value in zip(_NODE_SLOTS, node_values(self), strict=True):
-            write(changed, value)
-        for name, value in changes.items():
-            object.__setattr__(changed, name, value)
+        changed.__dict__.update(self.__dict__, **changes)
         return changed
 
     def to_json(self) -> dict[str, Json]:
@@ -392,10 +390,8 @@ class NodeRecord(Counts):
         """
         data: dict[str, Json] = {
             name: value
-            for name, value, default in zip(
-                NODE_FIELDS, node_values(self), _NODE_DEFAULTS, strict=True
-            )
-            if value != default
+            for name, value in self.__dict__.items()
+            if value is not (default := _NODE_DEFAULTS[name]) and value != default
         }
         if self.path_scores:
             data["path_scores"] = dict(self.path_scores)
@@ -429,10 +425,10 @@ NODE_FIELDS: tuple[str, ...] = tuple(entry.name for entry in fields(NodeRecord))
 node_values: Callable[[NodeRecord], tuple[Any, ...]] = attrgetter(*NODE_FIELDS)
 """Returns the values of a record's fields."""
 
-_NODE_SLOTS = tuple(getattr(NodeRecord, name).__set__ for name in NODE_FIELDS)
-_NODE_DEFAULTS: tuple[Json, ...] = tuple(
-    {} if entry.name == "path_scores" else entry.default for entry in fields(NodeRecord)
-)
+_NODE_DEFAULTS: dict[str, Json] = {
+    entry.name: {} if entry.name == "path_scores" else entry.default
+    for entry in fields(NodeRecord)
+}
 _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
     "failed": (("cut by budget", "budget"), ("", "failed")),
     "": (

@@ -4,8 +4,8 @@
 
 What is in the folder is not measured again.
 
-In every world it is measured how often a search, a weighted vote and a majority are right at equal
-generated tokens (16 whole solutions' worth), and the check is made again and again on problems of
+In every world it is measured how often the default search, a weighted vote and a majority are right
+at equal generated tokens (those of 16 whole solutions of the problem), and the check is made again and again on problems of
 its own. An advice is right if its way is the best, or not surely worse: by less than two standard
 errors of the paired difference, or less than two points.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from vprm_search.budget import Budget
 from vprm_search.cli.compare import TinyProblems
 from vprm_search.compare.cell import write_atomically
 from vprm_search.compare.preflight import Advice, PreflightReport, preflight
@@ -35,11 +36,13 @@ from vprm_search.compare.worlds import (
     WorldSettings,
     is_right,
 )
-from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.run import SearchRun, search_many
+from vprm_search.graph.loop import Job
+from vprm_search.graph.parts import SearchRules, choose_rules
+from vprm_search.graph.run import SearchRun, run_jobs
 from vprm_search.scoring.wrappers import BlankImages
-from vprm_search.search import REBASE, BestOfN, BestScore, MajorityVote, Selector, WeightedVote
+from vprm_search.search import BestOfN, MajorityVote, Selector, Strategy, WeightedVote
 from vprm_search.steps import split_steps
+from vprm_search.tree import SearchTree
 from vprm_search.types import StepScorer
 
 WAYS: tuple[Advice, ...] = ("search", "vote", "majority")
@@ -57,7 +60,6 @@ class Case:
     world: Callable[[int], World]
     truth: int = 100
     checks: int = 12
-    levels: int = 10
     blank: bool = False
 
     def load(self) -> LoadedWorld:
@@ -68,7 +70,7 @@ class Case:
 
 def synthetic(title: str, settings: WorldSettings) -> Case:
     """Return a synthetic world with a title."""
-    return Case(title, lambda size: SyntheticProblems(settings, size), levels=settings.depth)
+    return Case(title, lambda size: SyntheticProblems(settings, size))
 
 
 def tiny(title: str, *, blank: bool) -> Case:
@@ -77,7 +79,7 @@ def tiny(title: str, *, blank: bool) -> Case:
     def world(size: int) -> World:
         return TinyProblems(problems=size, first_index=500, temperature=1.0)
 
-    return Case(title, world, truth=60, checks=3, levels=6, blank=blank)
+    return Case(title, world, truth=60, checks=3, blank=blank)
 
 
 BLIND = replace(GOOD, auc=0.5, noise=0.9)
@@ -115,16 +117,22 @@ def rights(loaded: LoadedWorld, runs: Sequence[SearchRun], selector: Selector) -
 
 def truth_of(case: Case, loaded: LoadedWorld, scorer: StepScorer) -> dict[Advice, list[int]]:
     """Measure the three ways: for each, whether it is right on every problem."""
-    asked = [(task.problem, task.images) for task in loaded.tasks[: case.truth]]
-    search = REBASE(width=SIZE, start=0.6, levels=case.levels, refill=0)
+    tasks = loaded.tasks[: case.truth]
 
-    def runs(strategy: BestOfN | REBASE) -> list[SearchRun]:
-        rules = SearchRules(strategy, BestScore(), extract=loaded.extract, split=split_steps)
-        return asyncio.run(search_many(asked, loaded.policy, scorer, rules))
+    def runs(strategy: Strategy, selector: Selector, budgets: Sequence[Budget]) -> list[SearchRun]:
+        rules = SearchRules(strategy, selector, extract=loaded.extract, split=split_steps)
+        jobs = [
+            Job(SearchTree(task.problem), task.images, budget=budget)
+            for task, budget in zip(tasks, budgets, strict=True)
+        ]
+        return asyncio.run(run_jobs(jobs, loaded.policy, scorer, rules))
 
-    samples = runs(BestOfN(SIZE))
+    samples = runs(BestOfN(SIZE), WeightedVote(), [Budget()] * len(tasks))
+    spent = [run.tree.totals.generated_tokens for run in samples]
+    strategy, selector = choose_rules("auto", None, policy=loaded.policy, scorer=scorer)
+    searched = runs(strategy, selector, [Budget(generated_tokens=tokens) for tokens in spent])
     return {
-        "search": rights(loaded, runs(search), WeightedVote()),
+        "search": rights(loaded, searched, selector),
         "vote": rights(loaded, samples, WeightedVote()),
         "majority": rights(loaded, samples, MajorityVote()),
     }

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from vprm_search.answers.canonical import MAX_ANSWER_CHARS
 from vprm_search.answers.choices import written_choice
 from vprm_search.answers.trimming import answer_in, content_behind, pieces
-from vprm_search.steps.phrases import marks_in
+from vprm_search.steps.phrases import marks_in, may_mark
 from vprm_search.steps.thinking import thinking_spans
 
 AnswerSource = Literal["boxed", "tag", "marker", "heading", "hashes", "choice"]
@@ -52,6 +52,7 @@ class AnswerFormat(BaseModel):
 
 DEFAULT_FORMAT = AnswerFormat()
 _MOST_TRIED = 256  # statements that say nothing are passed over, but not without end
+_MOST_NESTED = 8  # statements within statements; some texts would go on for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,17 @@ def read_answer(
             is stated is read whole, whatever it says ("It is 5, because 2 + 3 = 5"), and the last
             line may be one instead of its letter.
     """
+    return _reading(text, fmt, tuple(choices))
+
+
+def _reading(
+    text: str, fmt: AnswerFormat, choices: tuple[str, ...], nested: int = 0
+) -> AnswerReading | None:
+    if fmt is DEFAULT_FORMAT and _is_silent(text):
+        return _chosen(text, choices)
     text = _without_thinking(text)
     statements = _with_stops(text, sorted(_statements(text, fmt), key=lambda s: (s.start, s.end)))
-    read = partial(_read, text, fmt=fmt, choices=choices)
+    read = partial(_read, text, fmt=fmt, choices=choices, nested=nested)
     readings = (read(*statement) for statement in statements[:_MOST_TRIED])
     first = next((reading for reading in readings if reading is not None), None)
     end = len(text) if first is None else _run_on(text, first.span[0])
@@ -105,6 +114,45 @@ def read_answer(
     readings = (read(*statement) for statement in reversed(told))
     last = next((reading for reading in readings if reading is not None), first)
     return last or (_chosen(text, choices) if "choice" in fmt.sources else None)
+
+
+def answer_in_steps(steps: Sequence[str], choices: Sequence[str] = ()) -> str | None:
+    """Return what `extract_answer` reads in the steps of a path, joined by blank lines.
+
+    Paths share their steps, so what a step has to do with an answer is remembered, and those
+    before the first one that may have to do with it are not read again.
+    """
+    speaking = (at for at, step in enumerate(steps[:-1]) if not _was_silent(step))
+    text = "\n\n".join(steps[next(speaking, -1) :])
+    if not text.strip() or thinking_spans(text):  # then the last line may be above
+        text = "\n\n".join(steps)
+    return extract_answer(text, choices=choices)
+
+
+_NAMES_CHOICE = re.compile("answer|option|choice", re.IGNORECASE)
+
+
+def _is_silent(text: str) -> bool:
+    """Tell whether `text` states no answer, whatever stands around it, and opens no box or tag.
+
+    But for the letter of a choice alone on its last line.
+    """
+    if "oxed" in text or "\\fbox" in text or "####" in text:
+        return False
+    lower = text.lower() if text.isascii() else ""
+    if "answer" in lower or "option" in lower or "choice" in lower:
+        return False
+    if not lower and _NAMES_CHOICE.search(text):
+        return False
+    if ("<" in text and _TAG.search(text)) or thinking_spans(text) or may_mark(text):
+        return False
+    deep = 0
+    for match in _BRACE.finditer(text) if "{" in text else ():
+        deep = deep + 1 if match.group() == "{" else max(0, deep - (match.group() == "}"))
+    return not deep
+
+
+_was_silent = lru_cache(maxsize=1024)(_is_silent)
 
 
 def _without_thinking(text: str) -> str:
@@ -345,7 +393,13 @@ _DENIED = re.compile(
 
 
 def _read(
-    text: str, statement: _Statement, stop: int, *, fmt: AnswerFormat, choices: Sequence[str]
+    text: str,
+    statement: _Statement,
+    stop: int,
+    *,
+    fmt: AnswerFormat,
+    choices: tuple[str, ...],
+    nested: int,
 ) -> AnswerReading | None:
     """Return what a statement says, None if it is none after all."""
     if statement.source in ("boxed", "tag") or statement.inside:
@@ -367,12 +421,18 @@ def _read(
     if not answer or len(answer) > fmt.max_chars or _is_placeholder(answer):
         return None
     alone = f"\\boxed{{{answer}}}" if statement.source == "boxed" else f"Answer: {answer}"
-    if text != alone:
-        again = read_answer(alone, choices=choices)  # a statement within a statement
+    if text != alone and nested < _MOST_NESTED:
+        again = _read_again(alone, choices, nested + 1)  # a statement within a statement
         if again is None:
             return None
-        answer = again.text
+        answer = again
     return AnswerReading(answer, statement.source, _span(text, places, answer))
+
+
+@lru_cache(maxsize=512)  # most answers of a search have been read before
+def _read_again(alone: str, choices: tuple[str, ...], nested: int) -> str | None:
+    reading = _reading(alone, DEFAULT_FORMAT, choices, nested)
+    return reading.text if reading else None
 
 
 _LETTER_FIRST = re.compile(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vprm_search.answers import choices_of, extract_answer
+from vprm_search.answers import answer_in_steps, choices_of, extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
 from vprm_search.search.auto import Advice, AutoSearch
@@ -18,6 +18,7 @@ from vprm_search.steps import (
     DEFAULT_LIMITS,
     Splitter,
     StepLimits,
+    join_steps,
     split_solution,
     splitter_of,
 )
@@ -63,11 +64,11 @@ class SearchRules:
         if isinstance(self.split, str):
             splitter_of(self.split)
 
-    def answer_of(self, solution: str, problem: Problem) -> str | None:
-        """Return the final answer of a whole solution, by the choices of its problem if any."""
+    def answer_in(self, steps: Sequence[str], problem: Problem) -> str | None:
+        """Return the final answer of a path's steps, by the choices of its problem if any."""
         if self.extract is extract_answer:
-            return extract_answer(solution, choices=choices_of(problem))
-        return self.extract(solution)
+            return answer_in_steps(steps, choices_of(problem))
+        return self.extract(join_steps(steps))
 
     def steps_of(self, solution: str) -> list[str]:
         """Return the steps of a whole solution. Raises `InputError` if it is too long."""

@@ -15,7 +15,7 @@ from vprm_search import ids
 from vprm_search.errors import InputError, PolicyError, ScorerError
 from vprm_search.graph.parts import SearchRules
 from vprm_search.search.plan import Expand
-from vprm_search.steps import join_steps, normalise_text
+from vprm_search.steps import normalise_text
 from vprm_search.steps.thinking import put_thinking_aside
 from vprm_search.tree import SearchTree
 from vprm_search.types import (
@@ -33,6 +33,7 @@ from vprm_search.types import (
 
 _ENDED = ("finished", "truncated")
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
+_EMPTY = NodeRecord(id="", parent=None, index=0)
 
 
 # --- what was proposed ---------------------------------------------------------------------------
@@ -78,8 +79,8 @@ def proposed_nodes(
         return [_child(expand.node, index, "", **first, **failure)]
     end: dict[str, Any] = {"status": _STATUS[proposal.finish]}
     if proposal.finish != "step":
-        solution = join_steps([*tree.steps(expand.node), *texts])
-        end["answer"] = rules.answer_of(solution, tree.problem)
+        steps = [*tree.steps(expand.node), *texts]
+        end["answer"] = rules.answer_in(steps, tree.problem)
     if not texts:  # the answer ended at the step before
         return [_child(expand.node, index, "", **first, **end)]
     chain: list[NodeRecord] = []
@@ -92,7 +93,7 @@ def proposed_nodes(
 
 def _child(parent: NodeId, index: int, text: str, **told: Any) -> NodeRecord:
     node = ids.child_id(parent, index, text)
-    return NodeRecord(id=node, parent=parent, index=index, text=text, **told)
+    return _EMPTY.but(id=node, parent=parent, index=index, text=text, **told)
 
 
 def _texts_or_failure(

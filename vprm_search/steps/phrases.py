@@ -7,6 +7,7 @@ or in front of a colon the noun may have company ("Final Answer", "Réponse fina
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -290,6 +291,11 @@ _NOUNS = {
     for noun in sorted({noun for language in LANGUAGES for noun in language.nouns})
 }
 """Each noun with its first word, by which a text is searched before any pattern is."""
+_ROOTS = tuple(
+    sorted({w for w in _NOUNS.values() if not any(o in w for o in _NOUNS.values() if o != w)})
+)
+"""The shortest of those words: where none of them is, there is no noun."""
+_ASCII_ROOTS = tuple(root for root in _ROOTS if root.isascii())
 _BEHIND = tuple(_behind_noun(language) for language in LANGUAGES)
 _HEADINGS = tuple(_heading(language) for language in LANGUAGES)
 _LETTER_NOUN = re.compile(
@@ -322,14 +328,28 @@ def opening_mark(line: str) -> Mark | None:
 
 def marks_in(text: str) -> list[Mark]:
     """Return the phrases of `text` that may mark an answer, in order."""
-    marks: list[Mark] = []
+    marks = (_mark_at(text, noun) for noun in _nouns_in(text))
+    return [mark for mark in marks if mark is not None]
+
+
+def may_mark(text: str) -> bool:
+    """Tell whether a noun stands in `text` as a word; where none does, nothing marks an answer."""
+    return any(True for _ in _nouns_in(text))
+
+
+def _nouns_in(text: str) -> Iterator[re.Match[str]]:
+    """Return the nouns of `text` that are words of their own, in order."""
     folded = text.casefold()
+    for root in _ASCII_ROOTS if folded.isascii() else _ROOTS:
+        if root in folded:
+            break
+    else:
+        return
     there = tuple(noun for noun, word in _NOUNS.items() if word in folded)
     for noun in _pattern(there).finditer(text) if there else ():
-        mark = _mark_at(text, noun)
-        if mark is not None:
-            marks.append(mark)
-    return marks
+        before = text[max(0, noun.start() - 1) : noun.start()]
+        if _SPACED.match(noun[0].lower()) or not before.isalnum() or before in "فول":
+            yield noun
 
 
 @lru_cache(maxsize=256)
@@ -339,9 +359,6 @@ def _pattern(nouns: tuple[str, ...]) -> re.Pattern[str]:
 
 def _mark_at(text: str, noun: re.Match[str]) -> Mark | None:
     start, word = noun.start(), " ".join(noun[0].lower().split())
-    before = text[max(0, start - 1) : start]
-    if not _SPACED.match(word) and before and (before.isalnum()) and before not in "فول":
-        return None
     for place, language in enumerate(LANGUAGES):
         if word not in language.nouns:
             continue

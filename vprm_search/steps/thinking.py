@@ -42,7 +42,7 @@ def thinking_spans(text: str) -> list[tuple[int, int]]:
     thought that began with the text; alone at the end, behind a thought already closed, it is
     just a stray mark.
     """
-    if not any(sign in text for sign in "<[\u25c1"):
+    if "<" not in text and "[" not in text and "\u25c1" not in text:
         return []  # no mark begins with anything else
     spans: list[tuple[int, int]] = []
     opened: int | None = None
