@@ -132,7 +132,8 @@ class SearchTree:
         for name, value in known.items():
             if name in sums:
                 sums[name] += value - getattr(old, name)
-        if "scored_tokens" in known and record.parent is not None:
+        if record.parent is not None:
+            self._candidates += bool(record.seed) - bool(old.seed)
             self._scored_steps += bool(record.scored_tokens) - bool(old.scored_tokens)
         self._index(record)
 

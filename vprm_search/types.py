@@ -426,8 +426,7 @@ node_values: Callable[[NodeRecord], tuple[Any, ...]] = attrgetter(*NODE_FIELDS)
 """Returns the values of a record's fields."""
 
 _NODE_DEFAULTS: dict[str, Json] = {
-    entry.name: {} if entry.name == "path_scores" else entry.default
-    for entry in fields(NodeRecord)
+    entry.name: {} if entry.name == "path_scores" else entry.default for entry in fields(NodeRecord)
 }
 _CAUSES_IN_WORDS: dict[str, tuple[tuple[str, Cause], ...]] = {
     "failed": (("cut by budget", "budget"), ("", "failed")),

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.answers.solutions import ENGLISH, MENTIONS, OTHER_LANGUAGES
-from vprm_search.answers import AnswerFormat, extract_answer, has_final_answer, read_answer
+from vprm_search.answers import (
+    AnswerFormat,
+    answer_in_steps,
+    extract_answer,
+    has_final_answer,
+    read_answer,
+)
 
 OUR_CASES = json.loads((Path(__file__).parent / "extraction.json").read_text(encoding="utf-8"))
 SOLUTIONS = [*ENGLISH, *OTHER_LANGUAGES]
@@ -212,6 +218,31 @@ def test_an_essay_on_one_line_is_not_an_answer() -> None:
     assert extract_answer("Answer: 123456", fmt) is None
     assert extract_answer("Answer: 12345", fmt) == "12345"
     assert extract_answer(r"Answer: 1 \boxed{123456}", fmt) == "1"
+
+
+paths = st.lists(pieces | sentences | st.sampled_from([text for text, _ in SOLUTIONS]), max_size=5)
+
+
+@given(paths)
+@example(["B", "<think>\\boxed{5}", "Answer: 5"])
+@example(["B", "Step 2", "  "])
+@example(["Is it {5", "or \\boxed{6}} then"])
+@example(["so the better option", "(B) is red"])
+def test_the_answer_in_steps_is_that_of_the_whole_text(steps: list[str]) -> None:
+    whole = read_answer("\n\n".join(steps), AnswerFormat())  # an equal format takes no short cut
+    assert answer_in_steps(steps) == (whole.text if whole else None)
+    assert answer_in_steps([*steps, "Step 9"]) == extract_answer("\n\n".join([*steps, "Step 9"]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B\\Question:\\boxed{\n#\n\nB\\\\boxed{3}}the answer}",  # grows when it is read again
+        "</think>\\boxed{** choice\n\n$x = \\boxed{3}$ or $x = \\boxed{-3}$\n\nhow> }#### 7",
+    ],
+)
+def test_statements_within_statements_come_to_an_end(text: str) -> None:
+    assert extract_answer(text) is not None
 
 
 HOSTILE = [

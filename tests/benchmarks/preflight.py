@@ -5,9 +5,9 @@
 What is in the folder is not measured again.
 
 In every world it is measured how often the default search, a weighted vote and a majority are right
-at equal generated tokens (those of 16 whole solutions of the problem), and the check is made again and again on problems of
-its own. An advice is right if its way is the best, or not surely worse: by less than two standard
-errors of the paired difference, or less than two points.
+at equal generated tokens (those of 16 whole solutions of the same problem), and the check is made
+again and again on problems of its own. An advice is right if its way is the best, or not surely
+worse: by less than two standard errors of the paired difference, or less than two points.
 """
 
 from __future__ import annotations

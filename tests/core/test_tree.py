@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from random import Random
 from types import FrameType
@@ -115,6 +116,7 @@ def test_every_index_agrees_with_a_scan_of_the_records(records: list[NodeRecord]
     assert tree.open_leaves() == [r for r in by_id if r.status == "open" and r.id not in parents]
     assert tree.ended() == [r for r in by_id if r.status in ("finished", "truncated")]
     assert tree.finished() == [r for r in by_id if r.status == "finished"]
+    assert tree.finished_depths() == Counter(tree.depth(r.id) for r in tree.finished())
     waiting = {r.id for r in records if r.score is None and not r.score_reason}
     waiting -= {r.id for r in records if r.status == "failed"}
     assert {r.id for r in tree.unscored()} == waiting
@@ -170,6 +172,7 @@ def test_what_becomes_known_of_a_node_reaches_every_index(
     for record in data.draw(st.permutations(records)):
         for node in tree.records:
             tree.path_scores(node, 0.5, ["mean"])  # remembered paths must not become stale
+        tree.finished_depths()  # nor what was counted
         news = data.draw(contents(record.id, record.parent, record.index, record.text))
         joined = join_records(tree[record.id], replace(news, round=tree[record.id].round))
         known = {n: getattr(joined, n) for n in NODE_FIELDS if n not in ("text", "round")}
@@ -180,6 +183,7 @@ def test_what_becomes_known_of_a_node_reaches_every_index(
         _check_path_scores(tree, record.id)
     assert view(tree) == view(tree_from(tree))
     assert tree.totals == tree_from(tree).totals
+    assert tree.finished_depths() == Counter(tree.depth(r.id) for r in tree.finished())
     table = dict(tree.records)
     for node in table:
         _check_node(tree, table, node)

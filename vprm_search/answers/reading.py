@@ -13,7 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -52,7 +52,8 @@ class AnswerFormat(BaseModel):
 
 DEFAULT_FORMAT = AnswerFormat()
 _MOST_TRIED = 256  # statements that say nothing are passed over, but not without end
-_MOST_NESTED = 8  # statements within statements; some texts would go on for ever
+_MOST_KEPT = 1000  # characters of a text whose answer is remembered
+_MOST_NESTED = 4  # statements within statements; some texts would go on for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def _reading(
         return _chosen(text, choices)
     text = _without_thinking(text)
     statements = _with_stops(text, sorted(_statements(text, fmt), key=lambda s: (s.start, s.end)))
-    read = partial(_read, text, fmt=fmt, choices=choices, nested=nested)
+    read = cache(partial(_read, text, fmt=fmt, choices=choices, nested=nested))
     readings = (read(*statement) for statement in statements[:_MOST_TRIED])
     first = next((reading for reading in readings if reading is not None), None)
     end = len(text) if first is None else _run_on(text, first.span[0])
@@ -126,7 +127,8 @@ def answer_in_steps(steps: Sequence[str], choices: Sequence[str] = ()) -> str | 
     text = "\n\n".join(steps[next(speaking, -1) :])
     if not text.strip() or thinking_spans(text):  # then the last line may be above
         text = "\n\n".join(steps)
-    return extract_answer(text, choices=choices)
+    read = _read_again if len(text) <= _MOST_KEPT else _read_again.__wrapped__
+    return read(text, tuple(choices), 0)
 
 
 _NAMES_CHOICE = re.compile("answer|option|choice", re.IGNORECASE)

@@ -172,9 +172,10 @@ class SearchNodes:
         return {key: [answer_message(result, name, metadata)], "search_result": outcome}, told
 
     async def _images(self, state: State) -> tuple[ImageData, ...]:
+        if not state["search_problem"].get("images"):
+            return ()
         problem = Problem.from_json(state["search_problem"])
-        read = self.intake.images  # from disk, as a rule
-        return await asyncio.to_thread(read, problem) if problem.images else ()
+        return await asyncio.to_thread(self.intake.images, problem)  # from disk, as a rule
 
     def _job(self, state: State, images: tuple[ImageData, ...] = (), *, gap: float = 0.0) -> Job:
         tree = self._trees.take(state, _thread())

@@ -25,10 +25,9 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from vprm_search import ids
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeId, Policy, Problem, Proposal, ProposeRequest
+from vprm_search.types import NodeId, Policy, Proposal, ProposeRequest
 
 T = TypeVar("T")
 RecordTable = dict[str, Any]
@@ -68,11 +67,16 @@ _updates: WeakValueDictionary[int, _Kept] = WeakValueDictionary()
 """By the identity of an update: the kept tree whose update it is."""
 
 
-def note_merge(known: RecordTable, update: RecordTable, merged: RecordTable) -> None:
-    """Note that the state's reducer made `merged` of `known` and `update`."""
+def merged_by_tree(known: RecordTable, update: RecordTable) -> RecordTable | None:
+    """Return what the state's reducer makes of `known` and `update`, None if that is to be found.
+
+    A live tree that was taken for `known` has joined the records of `update` already.
+    """
     kept = _updates.get(id(update))
-    if kept is not None and kept.update is update and kept.table is known:
-        kept.merged = merged
+    if kept is None or kept.update is not update or kept.table is not known:
+        return None
+    kept.merged = {**known, **update}
+    return kept.merged
 
 
 class LiveTrees:
@@ -121,8 +125,7 @@ class LiveTrees:
 
 
 def _key(state: Mapping[str, Any], thread: str) -> str:
-    problem = Problem.from_json(state["search_problem"])
-    return f"{thread} {ids.root_id(problem, state['search_run_seed'])}"
+    return f"{thread} {state['search_run_seed']} {state['search_problem']}"
 
 
 # --- calls in flight -----------------------------------------------------------------------------

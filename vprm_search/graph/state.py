@@ -12,7 +12,7 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search.errors import RecordError
-from vprm_search.graph.session import note_merge
+from vprm_search.graph.session import merged_by_tree
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import Json, NodeId, NodeRecord, Problem
@@ -30,6 +30,8 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
     Idempotent, commutative and associative, so a node that is replayed after a crash, or whose
     writes arrive twice, changes nothing. Records that do not change stay the same objects.
     """
+    if (joined := merged_by_tree(known, new)) is not None:
+        return joined
     merged = dict(known)
     for node, record in new.items():
         old = merged.get(node)
@@ -37,7 +39,6 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
             merged[node] = record
         elif old != record:
             merged[node] = _joined(old, record)
-    note_merge(known, new, merged)
     return merged
 
 

@@ -54,7 +54,8 @@ class BeamSearch(StepwiseSearch):
             return Plan(expand=refill, close=tuple(merged))
         gone = {close.node for close in merged}
         leaves = [leaf for leaf in tree.open_leaves() if leaf.id not in gone]
-        finished = [record for record in tree.finished() if record.id not in gone]
+        ended = [] if self.stop is None else tree.finished()
+        finished = (record for record in ended if record.id not in gone)
         keep, close, reason = self.advance(tree, leaves, finished, self.width)
         closed = (*merged, *close)
         if reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from statistics import fmean
+from fractions import Fraction
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -24,11 +24,12 @@ class _Queue:
 
     `fresh` are the parents whose children came last, `close` is what goes among these, `expanded`
     are all parents, and `changes` holds, by the children's depth, by how much each parent's best
-    child scores above it, in logits.
+    child scores above it, in logits; `sums` are their exact sums.
     """
 
     heaps: dict[int, list[tuple[float, NodeId]]] = field(default_factory=lambda: defaultdict(list))
     changes: dict[int, dict[NodeId, float]] = field(default_factory=lambda: defaultdict(dict))
+    sums: dict[int, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
     round: int = 0
     fresh: list[NodeId] = field(default_factory=list)
     close: list[Close] = field(default_factory=list)
@@ -39,12 +40,18 @@ class _Queue:
         """The expansions made; the root's own is not counted."""
         return len(self.expanded) - 1
 
+    def note(self, depth: int, parent: NodeId, change: float) -> None:
+        """Note by how much the best of a parent's children, at that depth, scores above it."""
+        known = self.changes[depth]
+        self.sums[depth] += Fraction(change) - Fraction(known.get(parent, 0.0))
+        known[parent] = change
+
     def usual(self) -> dict[int, float]:
         """Return by how many logits a path of each depth usually scores above its first step."""
         found, total = {}, 0.0
         for depth in sorted(self.heaps):
-            known = self.changes[depth].values()
-            total += fmean(known) if known else 0.0
+            known = len(self.changes[depth])
+            total += float(self.sums[depth]) / known if known else 0.0
             found[depth] = total
         return found
 
@@ -135,7 +142,7 @@ class BestFirst(StepwiseSearch):
         below = [self.value(tree, child.id) for child in children]
         known = [value for value in below if value is not None]
         if above is not None and known:
-            queue.changes[tree.depth(parent) + 1][parent] = logit(max(known)) - logit(above)
+            queue.note(tree.depth(parent) + 1, parent, logit(max(known)) - logit(above))
 
     def _best(
         self, tree: SearchTree, queue: _Queue, gone: set[NodeId]
@@ -145,28 +152,35 @@ class BestFirst(StepwiseSearch):
         They are at most a batch, and no more than may be expanded unless none may; they stay in
         the queue.
         """
-        best: list[tuple[int, float, NodeId]] = []
-        top, usual = (0.0, tree.root_id), queue.usual()
-        left = self.expansions - queue.made
+        best: list[tuple[int, tuple[float, NodeId]]] = []
+        tops: dict[int, tuple[float, NodeId]] = {}
+        usual, left = queue.usual(), self.expansions - queue.made
+        taken = set(gone)  # a path that was ranked again stands in its heap twice
+
+        def look(depth: int) -> None:
+            heap = queue.heaps[depth]
+            while heap and (heap[0][1] in taken or not _is_open(tree, heap[0][1])):
+                heapq.heappop(heap)
+            if heap:
+                tops[depth] = heap[0]
+
+        for depth in queue.heaps:
+            look(depth)
+        top = min(tops.values(), default=(0.0, tree.root_id))
         for place in range(self.batch if left <= 0 else min(self.batch, left)):
-            tops, taken = [], gone.union(node for _, _, node in best)
-            for depth, heap in queue.heaps.items():
-                while heap and (heap[0][1] in taken or not _is_open(tree, heap[0][1])):
-                    heapq.heappop(heap)
-                tops += [(depth, *heap[0])] if heap else []
             if not tops:
                 break
-            if not best:
-                top = min(entry[1:] for entry in tops)
             if (queue.made + place) % 2:
-                chosen = min(tops, key=lambda one: (usual[one[0]] - logit(-one[1]), one[2]))
+                depth = min(tops, key=lambda d: (usual[d] - logit(-tops[d][0]), tops[d][1]))
             else:
-                chosen = min(tops, key=lambda one: one[1:])
-            heapq.heappop(queue.heaps[chosen[0]])
-            best.append(chosen)
-        for depth, priority, node in best:
-            heapq.heappush(queue.heaps[depth], (priority, node))
-        return [node for _, _, node in best], top
+                depth = min(tops, key=lambda d: tops[d])
+            best.append((depth, tops.pop(depth)))
+            taken.add(best[-1][1][1])
+            heapq.heappop(queue.heaps[depth])
+            look(depth)
+        for depth, entry in best:
+            heapq.heappush(queue.heaps[depth], entry)
+        return [node for _, (_, node) in best], top
 
 
 def _is_open(tree: SearchTree, node: NodeId) -> bool:

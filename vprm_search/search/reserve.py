@@ -66,10 +66,11 @@ def leave_enough(
     """
     if all(expand.until == "end" for expand in plan.expand):
         return plan
-    ended = [tree.depth(record.id) for record in tree.finished()]
+    ended = tree.finished_depths()
     deepest = _deepest(plan, tree)
     usual = min(longest, max(_USUAL, deepest + deepest // 2))
-    length = round(sum(ended) / len(ended)) if ended else usual
+    steps = sum(depth * count for depth, count in ended.items())
+    length = round(steps / sum(ended.values())) if ended else usual
     left = max(1, length - deepest)
     if ended:
         even = budget.paths_affordable(tree, left)
