@@ -379,7 +379,7 @@ _MENTION = re.compile(
 )
 _ABOUT_IT = re.compile(r"\b((?:for|of|to|from|in|with|by)\s)?(?:this|that)\s$", re.IGNORECASE)
 _QUESTION = re.compile(r"(?:[^.!?\n]|\.(?=\d)){0,200}[?\uff1f\u061f]")
-_OUGHT = re.compile(r"\b(?:(?:must|should|has to|would|will) be|as)\W*$", re.IGNORECASE)
+_OUGHT = re.compile(r"\b(?:must|should|has to|would|will) be\W*$", re.IGNORECASE)
 _KIND = re.compile(
     r"(?:an?|the|some|some kind of)\s(?:\w+[\s-]){0,3}(?:integer|number|fraction|letter|value|word"
     r"|option|choice|result|product|sum|difference|percentage|decimal|answer)\b",

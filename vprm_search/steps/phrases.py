@@ -39,7 +39,7 @@ LANGUAGES = (
         ("is as follows:", "is the following:",
          "would be", "should be", "must be", "will be", "has to be", "comes out to be",
          "comes out to", "comes out as", "turns out to be", "works out to be", "works out to",
-         "is equal to", "amounts to", "equals", "becomes", "is", "are", "as"),
+         "is equal to", "amounts to", "equals", "becomes", "is", "are"),
         ("the", "my", "our", "final", "correct", "right", "short", "complete", "simplified",
          "exact", "numerical", "conclusion and"),
         ("in total", "altogether", "in all", "overall"),
@@ -226,7 +226,7 @@ _ABOUT = (
 _TO_WHAT = (
     r"(?:[ \t]{1,4}(?:to|for|of)"
     r"(?:[ \t](?!(?:is|are|was|were|be|can|will|has|have|we|you|i)\b)[\w()]{1,20}){1,4}"
-    r"(?=[ \t*]{0,4}:))?"
+    r"(?=[ \t*]{0,4}:(?!\d)))?"
 )
 _DASH = (
     r"(?:[ \t]{1,4}[\u2013\u2014]{1,2}(?=\s)|[ \t]-[ \t](?=[*$\\(]{0,4}(?:\d|[A-J]\b))"
