@@ -75,6 +75,7 @@ test-clients: $(STAMP)  ## Run every common chat client against a double of its 
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$($(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(CLIENTS)/bin/python -m pytest -n auto --dist worksteal tests/clients $(PYTEST_ARGS)
+	$(CLIENTS)/bin/python -m pytest -n 0 tests/servers/test_openai_server.py -k litellm
 
 # Over $(VENV), with LangGraph's server and the newer line of MCP's SDK.
 test-servers: $(STAMP)  ## Run the servers for other protocols against their real clients

@@ -1,13 +1,7 @@
-"""Reward-guided search as a graph for LangGraph's server and Studio.
-
-Without settings it serves the packaged tiny models. `POLICY_URL`, `POLICY_MODEL`, `POLICY_KEY` name
-an OpenAI-compatible server, `SCORER_URL` a served reward model (`vprm-search serve`).
-"""
+"""Reward-guided search as a graph for LangGraph's server and Studio (models: `models.py`)."""
 
 import asyncio
-import os
 from functools import cache
-from threading import Lock
 from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AnyMessage, HumanMessage
@@ -16,6 +10,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
+from models import load_models
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict  # typing's has no schema before Python 3.12
 
@@ -24,7 +19,6 @@ from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import InputError
 from vprm_search.images.messages import ImageIntake
 
-LOADING = Lock()
 STORE = DiskImageStore()
 INTAKE = ImageIntake(STORE)
 
@@ -82,30 +76,8 @@ def intake(state: State) -> dict[str, Any]:
 
 
 @cache
-def _models() -> tuple[Any, Any]:
-    if "POLICY_URL" not in os.environ:
-        from vprm_search import TransformersScorer
-        from vprm_search.tiny.chat_model import TinyChatModel
-        from vprm_search.tiny.weights import weights_path
-
-        return TinyChatModel(), TransformersScorer.from_pretrained(weights_path("prm"))
-    from langchain_openai import ChatOpenAI
-
-    from vprm_search import VllmScorer
-
-    policy = ChatOpenAI(
-        model=os.environ.get("POLICY_MODEL", "policy"),
-        base_url=os.environ["POLICY_URL"],
-        api_key=os.environ.get("POLICY_KEY", "none"),
-        max_retries=0,
-    )
-    return policy, VllmScorer(os.environ["SCORER_URL"])
-
-
-@cache
 def _search(strategy: str, n: int, max_seconds: float) -> Any:
-    with LOADING:
-        policy, scorer = _models()
+    policy, scorer = load_models()
     return create_search_graph(
         policy=policy,
         scorer=scorer,

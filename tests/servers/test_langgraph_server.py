@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]: make test-clients")
@@ -40,7 +41,7 @@ def asked() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
-    for name in ("langgraph.json", "graph.py"):
+    for name in ("langgraph.json", "graph.py", "models.py", "openai_routes.py"):
         shutil.copy(ROOT / "integrations" / "langgraph_server" / name, folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -172,3 +173,16 @@ async def test_the_graph_is_an_mcp_tool_of_few_arguments(server: str) -> None:
         )
     (tool,) = reply.json()["result"]["tools"]
     assert len(tool["inputSchema"]["properties"]) <= 4
+
+
+async def test_openai_clients_are_served_by_the_same_server(server: str) -> None:
+    given = asked()
+    image = {"type": "image_url", "image_url": {"url": given["images"][0]}}
+    content = [image, {"type": "text", "text": given["question"]}]
+    async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as client:
+        reply: Any = await client.chat.completions.create(
+            model="vprm-search",
+            messages=[{"role": "user", "content": content}],  # type: ignore[list-item,misc]
+            extra_body={"vprm": {"n": 4}},
+        )
+    assert reply.model_extra["vprm"]["answer"] in reply.choices[0].message.content

@@ -26,6 +26,7 @@ from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
 from vprm_search.cli.mcp import mcp
 from vprm_search.cli.preflight import preflight
+from vprm_search.cli.proxy import proxy
 from vprm_search.cli.score import score
 from vprm_search.cli.serve import serve
 from vprm_search.cli.solve import solve
@@ -50,6 +51,7 @@ app.command()(score)
 app.command()(preflight)
 app.command()(compare)
 app.command()(serve)
+app.command()(proxy)
 app.command()(mcp)
 app.command()(convert)
 app.command()(check)

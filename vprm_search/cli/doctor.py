@@ -36,6 +36,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "sqlite": (("langgraph-checkpoint-sqlite",), "searches that survive a restart"),
     "parquet": (("pyarrow",), "problem sets in parquet or arrow files"),
     "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
+    "server": (
+        ("starlette", "uvicorn", "pyyaml"),
+        "vprm-search proxy, for OpenAI clients",
+    ),
     "mcp": (("mcp",), "vprm-search mcp: tools for MCP clients"),
     "vllm": (("vllm",), "vprm-search serve: a reward model as a vLLM server"),
     "gpu": (("accelerate", "bitsandbytes"), "models over several GPUs, or in 4 or 8 bits"),

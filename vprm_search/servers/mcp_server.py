@@ -40,7 +40,6 @@ except ImportError:  # 1.x
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-    from vprm_search.servers.access import App
     from vprm_search.types import ImageData, Policy, StepScorer
 
 STRATEGIES = ("auto", "best-of-n", "beam", "dvts", "rebase", "particles", "best-first", "mcts")
@@ -211,8 +210,8 @@ def create_mcp_server(
     return server
 
 
-def http_app(server: Any, limits: McpLimits | None = None, *, keys: tuple[str, ...] = ()) -> App:
-    """Return the ASGI app of `create_mcp_server`'s server, at `/mcp`, mountable beside others.
+def http_app(server: Any, limits: McpLimits | None = None, *, keys: tuple[str, ...] = ()) -> Any:
+    """Return the Starlette app of `create_mcp_server`'s server, at `/mcp`, mountable beside others.
 
     Args:
         server: the server.
@@ -223,7 +222,8 @@ def http_app(server: Any, limits: McpLimits | None = None, *, keys: tuple[str, .
     app = server.streamable_http_app(
         **({"max_request_body_size": limit} if _BODY_LIMIT_OF_APP else {})
     )
-    return AccessMiddleware(app, keys=keys, max_body_bytes=limit)
+    app.add_middleware(AccessMiddleware, keys=keys, max_body_bytes=limit)
+    return app
 
 
 def _numbered(steps: list[str]) -> dict[str, str]:
