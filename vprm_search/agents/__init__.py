@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vprm_search.agents.acting import ToolPolicy
+    from vprm_search.agents.decision_model import VPRMDecisionModel
+    from vprm_search.agents.judging import create_async_vprm_evaluator, create_vprm_evaluator
     from vprm_search.agents.middleware import ProcessRewardMiddleware
     from vprm_search.agents.search import create_agent_search
     from vprm_search.agents.turns import StepOf, turn_as_step
@@ -17,9 +19,21 @@ _HOMES = {
     "ToolPolicy": "acting",
     "create_agent_search": "search",
     "turn_as_step": "turns",
+    "VPRMDecisionModel": "decision_model",
+    "create_async_vprm_evaluator": "judging",
+    "create_vprm_evaluator": "judging",
 }
 
-__all__ = ["ProcessRewardMiddleware", "StepOf", "ToolPolicy", "create_agent_search", "turn_as_step"]
+__all__ = [
+    "ProcessRewardMiddleware",
+    "StepOf",
+    "ToolPolicy",
+    "VPRMDecisionModel",
+    "create_agent_search",
+    "create_async_vprm_evaluator",
+    "create_vprm_evaluator",
+    "turn_as_step",
+]
 
 
 def __getattr__(name: str) -> Any:
