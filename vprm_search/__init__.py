@@ -10,13 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vprm_search.agents import (
-        ProcessRewardMiddleware,
-        VPRMDecisionModel,
-        create_agent_search,
-        create_async_vprm_evaluator,
-        create_vprm_evaluator,
-    )
+    from vprm_search.agents import ProcessRewardMiddleware, create_agent_search
     from vprm_search.budget import Budget
     from vprm_search.compare.preflight import PreflightReport, preflight
     from vprm_search.errors import VprmError
@@ -75,10 +69,6 @@ __all__ = [
     "create_agent_search",
     # in the place of a chat model
     "GuidedChatModel",
-    # judges of runs
-    "create_vprm_evaluator",
-    "create_async_vprm_evaluator",
-    "VPRMDecisionModel",
     # how to search
     "AutoSearch",
     "BeamSearch",
@@ -136,9 +126,6 @@ _HOMES = {
     "ProcessRewardMiddleware": "vprm_search.agents",
     "create_agent_search": "vprm_search.agents",
     "GuidedChatModel": "vprm_search.guided.chat_model",
-    "VPRMDecisionModel": "vprm_search.agents",
-    "create_async_vprm_evaluator": "vprm_search.agents",
-    "create_vprm_evaluator": "vprm_search.agents",
     "AutoSearch": "vprm_search.search",
     "BeamSearch": "vprm_search.search",
     "BestFirst": "vprm_search.search",

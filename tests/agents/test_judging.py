@@ -14,7 +14,7 @@ from langsmith import Client, schemas
 from langsmith.evaluation import evaluate
 from PIL import Image
 
-from vprm_search import create_async_vprm_evaluator, create_vprm_evaluator
+from vprm_search.agents import create_async_vprm_evaluator, create_vprm_evaluator
 from vprm_search.errors import ConfigError, InputError, ScorerError
 from vprm_search.testing import ScriptedChatModel, ScriptedScorer
 from vprm_search.types import ScoreRequest
@@ -145,7 +145,7 @@ def test_langsmith_takes_it_as_an_evaluator() -> None:
 
 def decision_model(scorer: ScriptedScorer) -> Any:
     pytest.importorskip("langchain_core.decisions", reason="core 1.8 and newer")
-    from vprm_search import VPRMDecisionModel
+    from vprm_search.agents import VPRMDecisionModel
 
     return VPRMDecisionModel(scorer=scorer)
 

@@ -104,14 +104,14 @@ def test_the_served_policy_is_built_without_a_server(
 
 
 def test_a_chain_over_a_picture_answers_by_a_search(capsys: pytest.CaptureFixture[str]) -> None:
-    alone, found = _load("06_chat_model").main()
+    alone, found = _load("05_chat_model").main()
     assert "Answer: " in alone
     assert found.endswith("Answer: 34")
     assert capsys.readouterr().out.endswith("right: 34\n")
 
 
 def test_the_chain_is_short() -> None:
-    assert len((EXAMPLES / "06_chat_model.py").read_text().splitlines()) <= 40
+    assert len((EXAMPLES / "05_chat_model.py").read_text().splitlines()) <= 40
 
 
 def test_the_serve_demo_serves_both_models_on_loopback_only() -> None:

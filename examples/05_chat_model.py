@@ -1,6 +1,6 @@
 """A reward-guided search in the place of a chat model: `prompt | guided | parser` over a picture.
 
-Run with:  python examples/06_chat_model.py
+Run with:  python examples/05_chat_model.py
 """
 
 import base64
