@@ -20,7 +20,7 @@ import httpx
 import openai
 import pytest
 
-pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]: make test-clients")
+pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]: make test-servers")
 
 from langgraph_sdk import get_client
 
