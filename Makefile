@@ -22,7 +22,7 @@ SERVERS := $(VENV)-servers
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving test-real soak coverage lint format docs bench-engine bench-gpu clean
+.PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving test-real soak coverage lint format docs bench-engine bench-gpu soak-serving clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -124,6 +124,9 @@ bench-engine: $(STAMP)  ## Measure the in-process scorer
 
 bench-gpu: $(STAMP)  ## Measure it at the 8B shape on a GPU, in ten minutes
 	$(BIN)/python -m tests.benchmarks.gpu --out gpu.json
+
+soak-serving: $(STAMP)  ## A real vLLM server's memory over 500 rounds of new pictures
+	$(BIN)/python -m tests.benchmarks.served_soak --out soak.json
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) $(OLDEST) $(CLIENTS) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

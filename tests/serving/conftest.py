@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.serving.install_vllm import ensure_environment
+from tests.serving.plugin_parts import plugin_package as plugin_package
 from tests.serving.server import PrmServer, free_port
 from vprm_search.cli.vllm_server import ServeOptions
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.tiny.weights import weights_path
 
-SERVE = ServeOptions(enforce_eager=True, dtype="float32", max_images=4)
+SERVE = ServeOptions(enforce_eager=True, dtype="float32", max_images=4, on_cpu=True)
 
 LIMITS = {"max_body_bytes": 8_000_000, "max_tokens": 100_000}
 """Lower than the defaults, so that a test can reach them."""

@@ -112,11 +112,7 @@ class PrmServer:
     def metrics(self) -> dict[str, float]:
         """Return vLLM's counters by name, summed over their labels."""
         with self.client() as client:
-            text = client.get("/metrics").text
-        found: dict[str, float] = {}
-        for name, value in _METRIC.findall(text):
-            found[name] = found.get(name, 0.0) + float(value)
-        return found
+            return metrics(client.get("/metrics").text)
 
     def wait_until_idle(self, timeout_s: float = 60) -> None:
         """Wait until the engine has no request, running or waiting."""
@@ -124,6 +120,14 @@ class PrmServer:
         while any(self.metrics()[f"num_requests_{state}"] for state in ("running", "waiting")):
             assert time.monotonic() < end, "the engine is still busy"
             time.sleep(0.2)
+
+
+def metrics(text: str) -> dict[str, float]:
+    """Return the counters in a page of vLLM's `/metrics`, summed over their labels."""
+    found: dict[str, float] = {}
+    for name, value in _METRIC.findall(text):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found
 
 
 def free_port() -> int:

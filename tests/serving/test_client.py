@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
+from tests.serving.forwarder import Forwarder
 from tests.serving.problems import Round, hostile_round, world_round
 from tests.serving.server import PrmServer
 from tests.serving.tolerances import TRAINED_TWICE
@@ -26,7 +29,14 @@ from vprm_search.scoring import (
 from vprm_search.search import BeamSearch, BestScore
 from vprm_search.tiny.world import FAMILIES, generate, render
 from vprm_search.tree import SearchTree
-from vprm_search.types import ImageData, Policy, Problem, ScoreResult, StepScorer
+from vprm_search.types import (
+    ImageData,
+    Policy,
+    Problem,
+    ScoreRequest,
+    ScoreResult,
+    StepScorer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -138,14 +148,20 @@ async def test_32_searches_at_once_grow_the_trees_of_the_in_process_scorer(
         return run.tree
 
     right = [await search(in_process, *one) for one in problems]
-    async with VllmScorer(prm_server.base_url, options=OPTIONS) as scorer:
-        found = await asyncio.gather(*(search(scorer, *one) for one in problems))
-        for tree, twin in zip(found, right, strict=True):
-            assert_same_tree(tree, twin)
-        rounds = sum(tree.rounds for tree in found)
-        assert scorer.meter.requests <= rounds + 1  # one per problem and round, and what it is
-        assert scorer.meter.images_sent == SEARCHES
-        assert scorer.meter.paths_reasked == 0
+    with Forwarder(prm_server.options.port) as counted:
+        async with VllmScorer(counted.url, options=OPTIONS) as scorer:
+            found = await asyncio.gather(*(search(scorer, *one) for one in problems))
+            for tree, twin in zip(found, right, strict=True):
+                assert_same_tree(tree, twin)
+            rounds = sum(tree.rounds for tree in found)
+            assert scorer.meter.requests <= rounds + 1  # one per problem and round, what it is
+            assert scorer.meter.images_sent == SEARCHES
+            assert scorer.meter.paths_reasked == 0
+        await asyncio.sleep(0.2)
+        assert counted.open == 0
+        print(f"\n{rounds} rounds over {counted.opened} connections, {counted.most_open} at once")
+        assert counted.most_open <= min(SEARCHES, OPTIONS.max_concurrency) + 2
+        assert counted.opened < rounds / 2  # they are used again
 
     async with VllmScorer(prm_server.base_url, options=OPTIONS) as scorer:  # an empty memory
         jobs = [Job(SearchTree(asked, 0), (image,)) for asked, image in problems]
@@ -160,11 +176,15 @@ async def test_a_server_killed_in_mid_search_costs_time_and_nothing_else(
     problems = [problem(number) for number in range(SEARCHES, SEARCHES + 8)]
     jobs = [Job(SearchTree(asked, 0), (image,)) for asked, image in problems]
     right = await run_jobs(jobs, policy, in_process, RULES)
+    plain = world_round(60, images=0)
+    heavy = replace(plain, paths=tuple(p * 4 + (f"{n}",) for n in range(24) for p in plain.paths))
     begun = threading.Event()
     done = threading.Event()
 
     def crash() -> None:
         begun.wait(600)
+        while not prm_server.metrics()["num_requests_running"]:  # in the middle of a request
+            time.sleep(0.01)
         prm_server.kill()
         prm_server.ensure_running()
         done.set()
@@ -173,15 +193,23 @@ async def test_a_server_killed_in_mid_search_costs_time_and_nothing_else(
     thread.start()
     async with VllmScorer(prm_server.base_url, options=OPTIONS) as scorer:
         jobs = [Job(SearchTree(asked, 0), (image,)) for asked, image in problems]
+        asking: list[asyncio.Task[list[ScoreResult]]] = []
 
         def at_the_third_round(event: object) -> None:
-            if any(job.tree.rounds >= 3 for job in jobs):
+            if not asking and any(job.tree.rounds >= 3 for job in jobs):
+                asking.append(asyncio.create_task(scorer.score(heavy.requests())))
                 begun.set()
 
         runs = await run_jobs(jobs, policy, scorer, RULES, on_event=at_the_third_round)
+        cut_off = await asking[0]
         await asyncio.to_thread(thread.join)
+        assert scorer.meter.retries >= 1
+        assert_equal(cut_off, in_process.score_sync(heavy.requests()))
         if not done.is_set() or scorer.meter.server_waits == 0:
             pytest.fail("the searches ended before the server was killed")
         for run, twin in zip(runs, right, strict=True):
             assert_same_tree(run.tree, twin.tree)
+        asked, image = problems[0]
+        (again,) = await scorer.score([ScoreRequest(asked, ("Step 1: red = 3.",), (image,))])
+        assert again.scores[0].value is not None
         assert 0 < scorer.meter.images_resent <= len(problems)  # some searches had ended

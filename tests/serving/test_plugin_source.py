@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import contextlib
-import importlib
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from tests.scoring.tokenizers_zoo import FAMILIES
-from tests.serving.server import scoring_body
-from vprm_search.images import normalise_image
+from tests.serving.plugin_parts import PLUGIN, REPOSITORY, load
 from vprm_search.scoring.families import read_scorer_file, scorer_identity
 from vprm_search.scoring.prompt.layout import PrmLayout, PromptBuilder
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.tiny.weights import weights_path
-from vprm_search.types import ImageData
 
-PLUGIN = Path(__file__).resolve().parents[2] / "integrations" / "vllm"
-REPOSITORY = PLUGIN.parents[1]
+pytestmark = pytest.mark.usefixtures("plugin_package")
+
 THIRD_PARTY = {"PIL", "numpy", "pydantic"}
 HOSTILE = st.one_of(
     st.text(max_size=30),
@@ -60,29 +52,6 @@ HOSTILE = st.one_of(
         max_size=6,
     ).map("".join),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The package as a build makes it, importable in this process."""
-    root = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PLUGIN / "vprm_search_vllm", root / "vprm_search_vllm")
-    build = runpy.run_path(str(PLUGIN / "hatch_build.py"))
-    build["write_shared"](REPOSITORY, root / "vprm_search_vllm" / "shared")
-    sys.path.insert(0, str(root))
-    yield
-    sys.path.remove(str(root))
-    for name in [name for name in sys.modules if name.startswith("vprm_search_vllm")]:
-        del sys.modules[name]
-
-
-def load(name: str) -> Any:
-    return importlib.import_module(f"vprm_search_vllm.{name}")
-
-
-def picture(width: int, height: int, seed: int = 0) -> ImageData:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return normalise_image(Image.fromarray(pixels))
 
 
 # --- one source ---------------------------------------------------------------------------------
@@ -210,6 +179,8 @@ def test_plugin_and_engine_give_the_same_files_the_same_name(
         {},
         {"version": 1},
         {"version": 2, "question": "q", "paths": [["s"]]},
+        {"version": True, "question": "q", "paths": [["s"]]},
+        {"version": 1.0, "question": "q", "paths": [["s"]]},
         {"version": "1", "question": "q", "paths": [["s"]]},
         {"version": 1, "question": 3, "paths": [["s"]]},
         {"version": 1, "question": "q", "paths": []},
@@ -226,6 +197,8 @@ def test_plugin_and_engine_give_the_same_files_the_same_name(
         {"version": 1, "question": "q", "paths": [["s"]], "use_prefix_cache": "yes"},
         {"version": 1, "question": "q", "paths": [["s"]], "image_uuid": "mine"},
         {"version": 1, "describe": False},
+        {"version": 1, "describe": 1},
+        {"version": True, "describe": True},
         {"version": 1, "describe": True, "question": "q"},
     ],
 )
@@ -234,6 +207,34 @@ def test_a_malformed_request_is_refused(broken: Any) -> None:
     with pytest.raises(contract.RequestError) as refused:
         contract.parse_body(broken, contract.Limits())
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "no JSON: Expecting value"),
+        (b'{"data": {}', "no JSON: Expecting"),
+        (b"\xff{}", "not UTF-8"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"9" * 5000, "no JSON"),
+        (b'{"data": NaN}', "NaN is no number"),
+        (b"[]", "must be an object, not list"),
+        (b'{"data": {"version": 1, "version": 1}}', "'version' twice"),
+        (b'{"data": {}, "data": {}}', "'data' twice"),
+        (b'{"data": {}, "input": "x"}', "holds 'input'"),
+        (b'{"data": {}, "messages": []}', "holds 'messages'"),
+        (b'{"model": "prm"}', "no 'data'"),
+        (b'{"data": {}, "model": 1}', "model must be a string"),
+        (b'{"data": {}, "task": "embed"}', "task must be"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_in_a_sentence(raw: bytes, said: str) -> None:
+    contract = load("shared.scoring.vllm.contract")
+    with pytest.raises(contract.RequestError, match=said) as refused:
+        contract.check_fields(contract.read_request(raw))
+    assert refused.value.status == 400
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
 
 
 @given(
@@ -284,79 +285,6 @@ def test_each_limit_is_exact(limit: dict[str, int], data: dict[str, Any]) -> Non
     name, value = next(iter(limit.items()))
     grown = {"max_text_bytes": 7, "max_step_bytes": 3}.get(name, value + 1)
     contract.parse_body(body, contract.Limits(**{name: grown}))
-
-
-# --- images -------------------------------------------------------------------------------------
-
-
-def test_an_image_is_kept_under_the_digest_of_its_pixels_only() -> None:
-    images, contract = load("images"), load("shared.scoring.vllm.contract")
-    cat, dog = picture(40, 30, 1), picture(40, 30, 2)
-    cache = images.ImageCache(contract.Limits())
-
-    def ask(*wanted: ImageData, **data: str) -> Any:
-        return cache.take(
-            contract.ScoringBody(
-                version=1,
-                question="q",
-                paths=[["s"]],
-                images=[i.digest for i in wanted],
-                image_data=data,
-            )
-        )
-
-    assert ask(cat) == {}
-    with pytest.raises(contract.RequestError, match="another image"):
-        ask(cat, **{cat.digest: base64.b64encode(dog.png).decode()})
-    assert len(cache) == 0
-    found = ask(cat, dog, **{cat.digest: base64.b64encode(cat.png).decode()})
-    assert set(found) == {cat.digest}
-    assert (found[cat.digest].width, found[cat.digest].height) == (40, 30)
-    assert ask(cat, dog) == found
-    for data in (
-        "!",
-        base64.b64encode(b"GIF89a").decode(),
-        base64.b64encode(dog.png[:-400]).decode(),
-    ):
-        with pytest.raises(contract.RequestError) as refused:
-            ask(dog, **{dog.digest: data})
-        assert refused.value.status == 400
-
-
-def test_the_image_cache_is_bounded_in_bytes() -> None:
-    images, contract = load("images"), load("shared.scoring.vllm.contract")
-    pictures = [picture(40, 30, seed) for seed in range(6)]
-    room = 3 * len(pictures[0].png) + 200
-    cache = images.ImageCache(contract.Limits(kept_image_bytes=room))
-    for one in pictures:
-        body = scoring_body("q", [one], [["s"]])
-        assert set(cache.take(contract.ScoringBody(**body))) == {one.digest}
-        assert cache.kept_bytes <= room
-    assert len(cache) == 3
-    body = scoring_body("q", pictures, [["s"]], image_data={})
-    assert set(cache.take(contract.ScoringBody(**body))) == {p.digest for p in pictures[3:]}
-
-
-def test_a_picture_bomb_is_refused_before_it_is_decoded() -> None:
-    images, contract = load("images"), load("shared.scoring.vllm.contract")
-    bomb = picture(600, 500)  # 300,000 pixels, one more than the limit below allows
-    cache = images.ImageCache(contract.Limits(max_image_pixels=299_999))
-    with pytest.raises(contract.RequestError, match="at most 299999 pixels") as refused:
-        cache.take(contract.ScoringBody(**scoring_body("q", [bomb], [["s"]])))
-    assert refused.value.status == 400
-
-
-def test_names_depend_on_key_rule_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = load("images").ImageNames
-    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "k")
-    assert names("rule").name("sha256-a") == names("rule").name("sha256-a")
-    others = {names("rule").name("sha256-a"), names("rule").name("sha256-b")}
-    others |= {names("other rule").name("sha256-a")}
-    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "l")
-    others |= {names("rule").name("sha256-a")}
-    monkeypatch.delenv("VPRM_SEARCH_VLLM_KEY")
-    others |= {names("rule").name("sha256-a"), names("rule").name("sha256-a")}
-    assert len(others) == 6  # without a key every process has its own names
 
 
 # --- rows and scores ----------------------------------------------------------------------------
@@ -423,38 +351,3 @@ def test_scores_of_other_tokens_are_never_returned() -> None:
         assert refused.value.status == 400
     with pytest.raises(RuntimeError, match="2 outputs for 1"):
         plan.reply([([1, 2], [0.1, 0.2])] * 2, "m")
-
-
-# --- requests under way -------------------------------------------------------------------------
-
-
-async def test_nothing_stays_of_a_request_however_it_ends() -> None:
-    pending = load("scoring_requests").RequestsInFlight()
-    error = load("shared.scoring.vllm.contract").RequestError
-    started = asyncio.Event()
-
-    async def request(name: str, end: str) -> str:
-        pending.add(name, name + "!")
-        started.set()
-        if end == "hang":
-            await asyncio.sleep(60)
-        if end == "fail":
-            raise ValueError(name)
-        return str(pending.get(name))
-
-    assert await asyncio.create_task(request("a", "answer")) == "a!"
-    with pytest.raises(ValueError, match="b"):
-        await asyncio.create_task(request("b", "fail"))
-    started.clear()
-    hanging = asyncio.create_task(request("c", "hang"))
-    await started.wait()
-    assert len(pending) == 1
-    with pytest.raises(error, match="in use") as refused:
-        await asyncio.create_task(request("c", "answer"))
-    assert refused.value.status == 409
-    assert pending.get("c") == "c!"  # the refused twin has taken nothing away
-    hanging.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await hanging
-    await asyncio.sleep(0)
-    assert len(pending) == 0

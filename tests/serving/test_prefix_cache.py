@@ -6,12 +6,12 @@ import pytest
 
 from tests.serving.problems import world_round
 from tests.serving.server import PrmServer, scoring_body
+from vprm_search.cli.vllm_server import CPU_BLOCK_TOKENS
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 
 pytestmark = pytest.mark.slow
 
-BLOCK = 128
-"""vLLM's block of cached tokens on the CPU."""
+BLOCK = CPU_BLOCK_TOKENS
 
 
 def test_a_repeated_request_is_read_from_the_cache_and_left_out(

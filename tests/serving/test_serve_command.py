@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shlex
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +24,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.serving.server import CPU_ENVIRONMENT, PrmServer, free_port, scoring_body
-from vprm_search.cli import main
-from vprm_search.cli.vllm_server import ServeCommand, ServeOptions, ServerProcess, serve_command
+from tests.serving.server import free_port
+from vprm_search.cli import main, serve
+from vprm_search.cli.vllm_server import (
+    MIDDLEWARE,
+    ServeCommand,
+    ServeOptions,
+    ServerProcess,
+    _members,
+    serve_command,
+)
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
 from vprm_search.scoring.families import ScorerFile
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.tiny.weights import weights_path
 
-# Stands for vLLM: sleeps a little, answers /health, ends on SIGTERM with the code it is given.
+# Stands for vLLM: sleeps a little, answers /health, ends on SIGTERM with the code it is given, or
+# by itself when it is asked to die.
 STAND_IN = """
-import http.server, signal, sys, time
+import http.server, os, signal, sys, time
+from multiprocessing import shared_memory
 port, delay, code = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 print("loading weights", flush=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
@@ -37,10 +52,17 @@ if code == 3:
     print("(Worker pid=7) ERROR 11-21 07:21:52 [x.py:1] ValueError: no room for the KV cache")
     print("RuntimeError: Engine core initialization failed.", flush=True)
     sys.exit(3)
+memory = shared_memory.SharedMemory(create=True, size=100)
+print(memory.name, flush=True)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/die":
+            print("RuntimeError: the engine is dead", flush=True)
+            os._exit(7)
         self.send_response(200 if self.path == "/health" else 404)
+        if name := os.environ.get("VPRM_SEARCH_VLLM_SERVER"):
+            self.send_header("vprm-search-server", name)
         self.end_headers()
     def log_message(self, *_):
         pass
@@ -50,7 +72,8 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def stand_in(port: int, delay: float = 0.0, code: int = 0) -> ServeCommand:
-    return ServeCommand((sys.executable, "-c", STAND_IN, str(port), str(delay), str(code)))
+    words = (str(port), str(delay), str(code), MIDDLEWARE)
+    return ServeCommand((sys.executable, "-c", STAND_IN, *words))
 
 
 def value_of(argv: tuple[str, ...], option: str) -> str:
@@ -88,6 +111,10 @@ def test_the_command_is_hardened() -> None:
 def test_words_come_from_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "internvl"}')
     ScorerFile(layout=PrmLayout(plus_word="yes", minus_word="no")).write(tmp_path)
+    for missing, name in (("weights", "model.safetensors"), ("tokenizer", "tokenizer.json")):
+        with pytest.raises(CheckpointError, match=f"holds no {missing}"):
+            serve_command(tmp_path, ServeOptions(), "python")
+        (tmp_path / name).touch()
     argv = serve_command(tmp_path, ServeOptions(), "python").argv
     assert json.loads(value_of(argv, "--hf-overrides"))["classifier_from_token"] == ["no", "yes"]
 
@@ -101,6 +128,7 @@ def test_words_come_from_the_checkpoint(tmp_path: Path) -> None:
         ("max_model_len", 9000, ["--max-model-len", "9000"]),
         ("enforce_eager", True, ["--enforce-eager"]),
         ("dtype", "bfloat16", ["--dtype", "bfloat16"]),
+        ("on_cpu", True, ["--block-size", "32"]),
         ("max_images", 3, ["--limit-mm-per-prompt", '{"image": 3}']),
         ("extra", ("--seed", "3"), ["--seed", "3"]),
     ],
@@ -134,6 +162,8 @@ def test_directories_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "internvl_chat"}')
     with pytest.raises(CheckpointError, match="vprm-search convert"):
         serve_command(tmp_path, ServeOptions())
+    with pytest.raises(CheckpointError, match="nothing says that it is a process reward model"):
+        serve_command(weights_path("policy"), ServeOptions())
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     ScorerFile().write(tmp_path)
     with pytest.raises(CheckpointError, match="'llama' model, needed is 'internvl'"):
@@ -161,7 +191,36 @@ def test_print_shows_the_command_and_no_secret(
     assert words[words.index("--port") + 1] == "8123"
     assert words[-2:] == ["--seed", "3"]
     assert "secret-canary" not in out + err
-    assert 'VLLM_API_KEY="$VLLM_API_KEY"' in out
+
+
+SAY = "#!/bin/sh\necho $VLLM_API_KEY; echo $VPRM_SEARCH_VLLM_KEY; echo $HF_HUB_OFFLINE; echo $@\n"
+
+
+def test_the_printed_command_runs_in_a_shell_with_the_keys_of_that_shell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    interpreter = tmp_path / "py thon"
+    interpreter.write_text(SAY)
+    interpreter.chmod(0o700)
+    words = ["--print", "--api-key", "secret-canary", "--vllm-python", str(interpreter)]
+    code, out, _ = run(capsys, str(weights_path("prm")), *words)
+    assert code == 0
+
+    def ran(**variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], **variables}
+        return subprocess.run(
+            ["sh", "-c", out], env=environment, capture_output=True, text=True, check=False
+        )
+
+    without = ran()  # an open server is not what was asked for
+    assert without.returncode != 0
+    assert "VLLM_API_KEY" in without.stderr
+    key, first, offline, argv = ran(VLLM_API_KEY="k y").stdout.splitlines()
+    assert (key, offline) == ("k y", "1")
+    assert argv.startswith("-m vllm.entrypoints.cli.main serve ")
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert ran(VLLM_API_KEY="k").stdout.splitlines()[1] != first
+    assert ran(VLLM_API_KEY="k", VPRM_SEARCH_VLLM_KEY="mine").stdout.splitlines()[1] == "mine"
 
 
 @pytest.mark.parametrize(
@@ -209,11 +268,86 @@ def test_it_waits_until_the_server_is_healthy(tmp_path: Path) -> None:
             f"http://127.0.0.1:{port}", 30, lambda _, line: seen.append(line)
         )
         assert 0.5 < seconds < 30
+        name = server.last_lines()[-1]
         assert "loading weights" in seen
     finally:
         server.stop()
-    with pytest.raises(ProcessLookupError):
-        os.killpg(server.pid, 0)
+    assert not list(_members(server.pid))
+    assert name.startswith("psm_")
+    assert not (Path("/dev/shm") / name).exists()
+
+
+def test_what_a_killed_server_had_in_shared_memory_is_removed(tmp_path: Path) -> None:
+    port = free_port()
+    server = ServerProcess(stand_in(port), {}, tmp_path / "log")
+    server.wait_until_healthy(f"http://127.0.0.1:{port}", 30, lambda *_: None)
+    memory = Path("/dev/shm") / server.last_lines()[-1]
+    assert memory.exists()
+    os.killpg(server.pid, signal.SIGKILL)  # Python's own helper, which would remove it, as well
+    server.stop()
+    assert not memory.exists()
+
+
+def test_a_taken_port_is_an_error_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+            words = [str(weights_path("prm")), "--host", host, "--port", str(port)]
+            code, out, err = run(capsys, *words)
+            assert (code, out) == (1, "")
+            assert f"port {port} of {host} is taken by another program" in " ".join(err.split())
+    code, _, err = run(capsys, str(weights_path("prm")), "--host", "192.0.2.1")
+    assert code == 1
+    assert "no server can listen at 192.0.2.1 port 8000" in " ".join(err.split())
+
+
+def test_another_server_that_answers_is_not_taken_for_ours(tmp_path: Path) -> None:
+    port = free_port()
+    other = ServerProcess(stand_in(port), {}, tmp_path / "other")
+    url = f"http://127.0.0.1:{port}"
+    other.wait_until_healthy(url, 30, lambda *_: None)
+    ours = ServerProcess(stand_in(port, delay=1), {}, tmp_path / "ours")  # it came a moment later
+    try:
+        with pytest.raises(ScorerError, match=r"ended with code 1 before .*Address already in use"):
+            ours.wait_until_healthy(url, 30, lambda *_: None)
+    finally:
+        ours.stop()
+        other.stop()
+
+
+def test_the_log_is_for_its_owner_only(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("from yesterday")
+    log.chmod(0o644)
+    ServerProcess(stand_in(free_port(), code=3), {}, log).stop()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert "yesterday" not in log.read_text()
+
+
+def test_a_server_that_ends_by_itself_says_what_it_said_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
+
+    def die() -> None:
+        while "ready after" not in said.getvalue():
+            time.sleep(0.05)
+        with suppress(httpx.HTTPError):
+            httpx.get(f"{url}/die")
+
+    said = io.StringIO()
+    killer = threading.Thread(target=die)
+    killer.start()
+    with (
+        redirect_stderr(said),
+        pytest.raises(ScorerError, match=rf"ended by itself with code 7.*{log}"),
+    ):
+        serve._run(stand_in(port), {}, url, log, 30)
+    killer.join()
+    assert "RuntimeError: the engine is dead" in said.getvalue()
 
 
 def test_a_server_that_dies_says_why(tmp_path: Path) -> None:
@@ -279,38 +413,3 @@ def test_what_vllm_said_before_it_died_is_shown(
     assert "unrecognized arguments: --no-such-option" in err
     assert "vLLM ended with code 2 before it was ready" in err.replace("\n", " ")
     assert str(log) in err.replace("\n", "")
-
-
-@pytest.mark.slow
-def test_the_command_serves_and_ends_with_its_user(
-    vllm_python: Path, servers: list[PrmServer], tmp_path: Path
-) -> None:
-    """From the shell: ready, a score over HTTP with the key, Ctrl-C, and nothing is left."""
-    for other in servers:
-        other.stop()
-    port, log = free_port(), tmp_path / "vllm.log"
-    words = ["serve", str(weights_path("prm")), "--port", str(port), "--log", str(log)]
-    words += ["--vllm-python", str(vllm_python), "--dtype", "float32", "--enforce-eager"]
-    child = subprocess.Popen(
-        [sys.executable, "-c", "from vprm_search.cli import main; main()", *words],
-        env={**os.environ, **CPU_ENVIRONMENT, "VLLM_API_KEY": "secret-canary"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _until(
-            lambda: "ready after" in (tmp_path / "err").read_text(), child, tmp_path / "err", 600
-        )
-        url = f"http://127.0.0.1:{port}/pooling"
-        body = {"model": "prm", "data": scoring_body("What is 2 + 3?", (), [["2 + 3 = 5"]])}
-        assert httpx.post(url, json=body).status_code == 401
-        headers = {"Authorization": "Bearer secret-canary"}
-        reply = httpx.post(url, json=body, headers=headers, timeout=60)
-        assert reply.status_code == 200
-        assert 0 <= reply.json()["data"]["scores"][0][0] <= 1
-    finally:
-        child.send_signal(signal.SIGINT)
-        assert child.wait(60) == 0
-    assert "secret-canary" not in log.read_text() + (tmp_path / "err").read_text()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url)

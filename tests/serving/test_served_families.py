@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,19 @@ from tests.families.tiny_models import TEXT, enlarge, write_settings
 from tests.families.tiny_tokenizers import TOKENIZERS, VOCAB
 from tests.scoring.random_internvl import Size, build_model
 from tests.serving.conftest import SERVE
+from tests.serving.forwarder import Forwarder
 from tests.serving.problems import INJECTIONS
 from tests.serving.server import PrmServer, free_port, scoring_body
 from tests.serving.test_served_tiles import photo
+from vprm_search.errors import ModelChangedError
+from vprm_search.scoring import VllmScorer
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.transformers_scorer import TransformersScorer
 from vprm_search.types import Problem, ScoreRequest
 
 pytestmark = pytest.mark.slow
 
+REQUEST = ScoreRequest(Problem("What is 2 + 3?"), ("2 + 3 = 5",))
 HIDDEN = 128  # vLLM's attention on the CPU wants heads of at least 32
 
 
@@ -42,9 +47,27 @@ def write(folder: Path, family: str) -> Path:
     return write_settings(folder, family)
 
 
+@pytest.fixture(scope="module")
+def address(prm_server: PrmServer) -> Iterator[Forwarder]:
+    """An address behind which the packaged reward model is served at first."""
+    prm_server.ensure_running()
+    with Forwarder(prm_server.options.port) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture(scope="module")
+def scorer_before(address: Forwarder) -> VllmScorer:
+    """A scorer that has scored with the packaged model at that address."""
+    scorer = VllmScorer(address.url)
+    (result,) = asyncio.run(scorer.score([REQUEST]))
+    assert result.scores[0].value is not None
+    return scorer
+
+
 @pytest.fixture(scope="module", params=["rlhflow", "mm-prm"])
 def served(
     request: pytest.FixtureRequest,
+    scorer_before: VllmScorer,
     vllm_python: Path,
     servers: list[PrmServer],
     tmp_path_factory: pytest.TempPathFactory,
@@ -58,6 +81,17 @@ def served(
     server.ensure_running()
     yield server
     server.stop()
+
+
+async def test_a_scorer_notices_another_model_behind_its_address(
+    served: PrmServer, address: Forwarder, scorer_before: VllmScorer
+) -> None:
+    address.target = served.options.port
+    address.cut()
+    with pytest.raises(ModelChangedError, match="now serves the model"):
+        await scorer_before.score([REQUEST])
+    (found,) = await VllmScorer(address.url).score([REQUEST])  # a new scorer takes it as it is
+    assert found.scores[0].value is not None
 
 
 def test_scores_equal_the_in_process_scorer(served: PrmServer) -> None:

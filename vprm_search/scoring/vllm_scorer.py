@@ -34,6 +34,7 @@ Route = Literal["plugin", "pooling"]
 
 _LOG = logging.getLogger(__name__)
 _NO_SUCH_ROUTE = frozenset({400, 403, 404, 405, 422, 501})
+_WRONG_KEY = frozenset({401, 403})
 _NO_POOLING = frozenset({404, 405, 501})
 
 
@@ -181,9 +182,11 @@ class VllmScorer:
         try:
             route = await self._choose_route(end)
         except RequestFailed as failure:
+            advice = "start one with `vprm-search serve`, and pass its address and key"
+            if failure.status in _WRONG_KEY:
+                advice = "pass the key it was started with: api_key=, or --scorer-api-key"
             raise ScorerError(
-                f"the scoring server at {self.address} cannot be used: {failure.reason}; start one "
-                "with `vprm-search serve`, and pass its address and key"
+                f"the scoring server at {self.address} cannot be used: {failure.reason}; {advice}"
             ) from failure
         with self._lock:
             first = self._route is None  # another thread may have been faster

@@ -6,10 +6,16 @@ package loads nothing.
 
 from __future__ import annotations
 
+import os
+import secrets
+
 __version__ = "0.1.0"
 
 ARCHITECTURE = "VprmInternVLForConditionalGeneration"
 """Name it with `--hf-overrides '{"architectures": [...]}'` to get this package's image rule."""
+
+KEY_VARIABLE = "VPRM_SEARCH_VLLM_KEY"
+"""Names the variable with the key of image names, see `images.ImageNames`."""
 
 
 def io_processor() -> str:
@@ -18,7 +24,13 @@ def io_processor() -> str:
 
 
 def register_model() -> None:
-    """Make the architecture known to vLLM (vllm.general_plugins); it is loaded when first used."""
+    """Make the architecture known to vLLM (vllm.general_plugins); it is loaded when first used.
+
+    The first process of a server draws the key of image names where none is given: those that it
+    starts inherit it, so all agree.
+    """
     from vllm import ModelRegistry
+
+    os.environ.setdefault(KEY_VARIABLE, secrets.token_hex(32))
 
     ModelRegistry.register_model(ARCHITECTURE, "vprm_search_vllm.model:VprmInternVL")

@@ -17,7 +17,8 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import BaseRenderer
 
 from vprm_search_vllm import ARCHITECTURE, __version__
-from vprm_search_vllm.images import ImageCache, ImageNames, KnownImage
+from vprm_search_vllm.images import ImageNames, KnownImage
+from vprm_search_vllm.intake import PreparedRequest, RequestIntake, open_intake
 from vprm_search_vllm.scoring_requests import PathPlan, RequestPlan, RequestsInFlight
 from vprm_search_vllm.shared.errors import InputError
 from vprm_search_vllm.shared.scoring.families import (
@@ -37,8 +38,9 @@ from vprm_search_vllm.shared.scoring.vllm.contract import (
     MissingImagesReply,
     RequestError,
     ScoringBody,
-    parse_body,
 )
+from vprm_search_vllm.shared.types import ImageData
+from vprm_search_vllm.tenants import Tenants
 
 _BACKBONES = ("internvl", "text")
 _METHOD = "from_2_way_softmax"
@@ -65,37 +67,36 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         tokenizer = copy.deepcopy(renderer.get_tokenizer())
         self.builder = _builder(tokenizer, self.file)
         _check_served_as_needed(config, self.file, self.builder, tokenizer)
-        self.limits = Limits.from_environment()
-        self.images = ImageCache(self.limits)
+        limits, most = Limits.from_environment(), _image_limit(config, self.file)
+        self.limits = limits.model_copy(update={"max_images": min(limits.max_images, most)})
         self.names = ImageNames(self.file.model_dump_json())
         self.in_flight: RequestsInFlight[RequestPlan] = RequestsInFlight()
         self.max_tokens = int(config.max_model_len)
-        self.max_images = _image_limit(config, self.file)
         self.tokens_per_tile = int(getattr(config.hf_config, "image_seq_length", 0))
         self.identity = scorer_identity(
             directory, self.file, str(config.dtype), quantization=config.quantization
         )
+        self.intake = RequestIntake(self.limits, len(Tenants.from_environment()), self._prepared)
+        open_intake(self.intake)
 
-    def parse_data(self, data: object) -> ScoringBody | DescribeBody:
-        """Check a request's `data`; a problem becomes an HTTP error."""
+    def parse_data(self, data: object) -> PreparedRequest:
+        """Return the request that `data` is, or is the ticket of; a problem is an HTTP error."""
         try:
-            return parse_body(data, self.limits)
+            return self.intake.take(data)
         except RequestError as error:
             raise HTTPException(error.status, str(error)) from None
 
     def pre_process(
-        self, prompt: Any, request_id: str | None = None, **kwargs: Any
+        self, prompt: PreparedRequest, request_id: str | None = None, **kwargs: Any
     ) -> Sequence[Any]:
         """Return one prompt per path, as token ids with the images beside them."""
         try:
-            plan, images = self._plan(prompt)
-            self.in_flight.add(request_id, plan)
+            self.in_flight.add(request_id, prompt.plan)
         except RequestError as error:
             raise HTTPException(error.status, str(error)) from None
-        _use_prefix_cache.set(not isinstance(prompt, ScoringBody) or prompt.use_prefix_cache)
-        if not plan.planned():
-            return [{"prompt_token_ids": [0]}]  # vLLM wants at least one prompt; nobody reads it
-        return [self._prompt(path, prompt, images) for path in plan.planned()]
+        _use_prefix_cache.set(prompt.use_prefix_cache)
+        # vLLM wants at least one prompt; nobody reads that one
+        return list(prompt.prompts) or [{"prompt_token_ids": [0]}]
 
     def merge_pooling_params(self, params: PoolingParams | None = None) -> PoolingParams:
         """Ask for a row per token; rows inside a cached prefix may be left out."""
@@ -125,20 +126,27 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
             raise HTTPException(error.status, str(error)) from None
         return reply.model_dump(exclude_unset=True)
 
-    def _plan(self, body: ScoringBody | DescribeBody) -> tuple[RequestPlan, dict[str, KnownImage]]:
+    def _prepared(
+        self, body: ScoringBody | DescribeBody, tenant: str, images: dict[str, KnownImage]
+    ) -> PreparedRequest:
+        """Return what the engine is asked for a tenant's request, of whose images some are known.
+
+        Raises `RequestError` 413 for more tokens than the limits allow.
+        """
         if isinstance(body, DescribeBody):
-            return RequestPlan(answer=self._description()), {}
-        if len(body.images) > self.max_images:
-            raise RequestError(
-                413,
-                f"{len(body.images)} images; this server takes at most {self.max_images} a problem",
-            )
-        images = self.images.take(body)
+            return PreparedRequest(RequestPlan(answer=self._description(tenant)))
         missing = [digest for digest in dict.fromkeys(body.images) if digest not in images]
         if missing:
             reply = MissingImagesReply(version=VERSION, missing_images=missing)
-            return RequestPlan(answer=reply.model_dump()), images
-        counts = [self._image_tokens(images[digest]) for digest in body.images]
+            return PreparedRequest(RequestPlan(answer=reply.model_dump()))
+        plan = self._plan(body, [self._image_tokens(images[digest]) for digest in body.images])
+        names = [self.names.name(digest, tenant) for digest in body.images]
+        salt = self.names.salt(body.cache_salt, tenant)
+        pictures = [images[digest].data for digest in body.images]
+        prompts = tuple(_prompt(path, salt, pictures, names) for path in plan.planned())
+        return PreparedRequest(plan, prompts, body.use_prefix_cache)
+
+    def _plan(self, body: ScoringBody, counts: Sequence[int]) -> RequestPlan:
         paths = tuple(self._path(body.question, steps, counts) for steps in body.paths)
         total = sum(len(path.ids) for path in paths if isinstance(path, PathPlan))
         if total > self.limits.max_tokens:
@@ -147,7 +155,7 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
                 f"the paths have {total} tokens; this server takes at most "
                 f"{self.limits.max_tokens} in one request: send fewer paths",
             )
-        return RequestPlan(paths, tuple(map(len, body.paths))), images
+        return RequestPlan(paths, tuple(map(len, body.paths)))
 
     def _path(self, question: str, steps: Sequence[str], counts: Sequence[int]) -> PathPlan | str:
         try:
@@ -170,18 +178,8 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         tiles = columns * rows
         return (tiles + (rule.thumbnail and tiles > 1)) * self.tokens_per_tile
 
-    def _prompt(
-        self, path: PathPlan, body: ScoringBody, images: dict[str, KnownImage]
-    ) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(path.sent)}
-        if body.cache_salt is not None:
-            prompt["cache_salt"] = body.cache_salt
-        if body.images:
-            prompt["multi_modal_data"] = {"image": [images[d].data for d in body.images]}
-            prompt["multi_modal_uuids"] = {"image": [self.names.name(d) for d in body.images]}
-        return prompt
-
-    def _description(self) -> dict[str, Any]:
+    def _description(self, tenant: str) -> dict[str, Any]:
+        images = self.intake.images(tenant)
         config = self.vllm_config.model_config
         names = config.served_model_name or config.model
         return Description(
@@ -191,15 +189,27 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
             family=self.file.family,
             layout=self.file.layout.model_dump(),
             preprocess=self.file.preprocess and self.file.preprocess.model_dump(),
-            limits={**self.limits.model_dump(), "max_images": self.max_images},
+            limits=self.limits.model_dump(),
             max_model_len=self.max_tokens,
             dtype=str(config.dtype).removeprefix("torch."),
             plugin=__version__,
             vllm=vllm.__version__,
             requests_under_way=len(self.in_flight),
-            images_kept=len(self.images),
-            image_bytes_kept=self.images.kept_bytes,
+            images_kept=len(images),
+            image_bytes_kept=images.kept_bytes,
         ).model_dump()
+
+
+def _prompt(
+    path: PathPlan, salt: str | None, images: list[ImageData], names: list[str]
+) -> dict[str, Any]:
+    prompt: dict[str, Any] = {"prompt_token_ids": list(path.sent)}
+    if salt is not None:
+        prompt["cache_salt"] = salt
+    if images:
+        prompt["multi_modal_data"] = {"image": list(images)}
+        prompt["multi_modal_uuids"] = {"image": list(names)}
+    return prompt
 
 
 def _builder(tokenizer: Any, file: ScorerFile) -> PromptBuilder | MarkerBuilder:

@@ -11,16 +11,26 @@
     → {"data": {"version": 1, "identity": …, "layout": {…}, "limits": {…}, …}}
 
 A null score without a failure of its path lies inside the cached prefix: ask for it with a fresh
-`cache_salt`. Images are known by the digest of their pixels (`vprm_search.images.pixel_digest`).
-A request may hold nothing else; a reply may hold more, for clients of later releases.
+`cache_salt`. Images are known by the digest of their pixels (`vprm_search.images.pixel_digest`), to
+each tenant those that it has sent itself. A request may hold nothing else, but for `"task":
+"plugin"` beside `model`; a reply may hold more, for clients of later releases.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 VERSION: Literal[1] = 1
 LIMITS_VARIABLE = "VPRM_SEARCH_VLLM_LIMITS"
@@ -32,6 +42,20 @@ PathNumber = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
+def _exactly(wanted: object) -> Callable[[object], object]:
+    """Return a check for a constant: Python takes true and 1.0 for 1, JSON does not."""
+
+    def check(value: object) -> object:
+        if type(value) is not type(wanted) or value != wanted:
+            raise ValueError(f"it must be {json.dumps(wanted)}")
+        return value
+
+    return check
+
+
+Version = Annotated[Literal[1], BeforeValidator(_exactly(VERSION))]
+
+
 # --- requests -----------------------------------------------------------------------------------
 
 
@@ -40,7 +64,7 @@ class ScoringBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1]
+    version: Version
     question: str
     images: list[Digest] = Field(default_factory=list)
     image_data: dict[Digest, str] = Field(default_factory=dict, repr=False)
@@ -54,8 +78,8 @@ class DescribeBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1]
-    describe: Literal[True]
+    version: Version
+    describe: Annotated[Literal[True], BeforeValidator(_exactly(True))]
 
 
 # --- replies ------------------------------------------------------------------------------------
@@ -75,7 +99,7 @@ class ScoresReply(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    version: Literal[1]
+    version: Version
     scores: list[list[Probability | None]]
     prefix_tokens: Count
     step_tokens: list[list[Count]]
@@ -88,7 +112,7 @@ class MissingImagesReply(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    version: Literal[1]
+    version: Version
     missing_images: Annotated[list[str], Field(min_length=1)]
 
 
@@ -97,7 +121,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    version: Literal[1]
+    version: Version
     identity: Name
     model: str = ""
     family: str = ""
@@ -117,7 +141,7 @@ def first_problem(error: ValidationError) -> str:
     """Say what is wrong and where, without repeating what was sent."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(("data", *(str(part)[:40] for part in first["loc"])))
-    return f"{place}: {first['msg']}"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 # --- what a server takes ------------------------------------------------------------------------
@@ -160,6 +184,57 @@ class Limits(BaseModel):
         """Return the defaults, changed by the JSON object in `VPRM_SEARCH_VLLM_LIMITS`."""
         text = os.environ.get(LIMITS_VARIABLE)
         return cls.model_validate_json(text) if text else cls()
+
+
+_FIELDS = frozenset({"model", "task", "data"})
+
+
+def read_request(raw: bytes) -> dict[str, Any]:
+    """Parse the body of a request. Raises `RequestError` 400 unless it is one JSON object.
+
+    Stricter than Python's parser: a name given twice, of which other parsers take the other one,
+    and numbers that JSON does not know are refused.
+    """
+    try:
+        body = json.loads(raw, object_pairs_hook=_named_once, parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise RequestError(400, "the body is no JSON: it is not UTF-8") from None
+    except RecursionError:
+        raise RequestError(400, "the body is no JSON that is read here: nested too deep") from None
+    except ValueError as error:
+        raise RequestError(400, f"the body is no JSON: {str(error)[:200]}") from None
+    if not isinstance(body, dict):
+        raise RequestError(400, f"the body must be an object, not {type(body).__name__}")
+    return body
+
+
+def check_fields(body: dict[str, Any]) -> None:
+    """Raise `RequestError` 400 for anything but `data`, the model's name and the task's."""
+    if strangers := sorted(body.keys() - _FIELDS):
+        raise RequestError(
+            400,
+            f"the request holds {strangers[0][:40]!r}; this server scores steps: 'data', 'model' "
+            "and 'task' are all that it takes",
+        )
+    if "data" not in body:
+        raise RequestError(400, "the request has no 'data'; this server scores steps only")
+    if not isinstance(body.get("model", ""), str | None):
+        raise RequestError(400, f"model must be a string, not {type(body['model']).__name__}")
+    if body.get("task", "plugin") != "plugin":
+        raise RequestError(400, "task must be 'plugin', or left out")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(400, f"the body holds {twice[:40]!r} twice; give it once")
+    return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise RequestError(400, f"the body is no JSON: {text} is no number")
 
 
 def parse_body(data: Any, limits: Limits) -> ScoringBody | DescribeBody:

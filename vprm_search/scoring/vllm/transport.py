@@ -458,13 +458,13 @@ def read_json(body: bytes) -> Any:
         raise bad_reply(f"the reply is no JSON ({one_line(str(error))}): {text!r}") from None
 
 
-def is_healthy(base_url: str, *, timeout_s: float = 2.0) -> bool:
-    """Return whether the server at `base_url` answers `GET /health` with 200, now."""
+def health_headers(base_url: str, *, timeout_s: float = 2.0) -> httpx.Headers | None:
+    """Return the headers of `GET /health` at `base_url`, None unless it answers 200 now."""
     try:
         reply = httpx.get(f"{base_url}/health", timeout=timeout_s, trust_env=False)
     except httpx.HTTPError:
-        return False
-    return reply.status_code == httpx.codes.OK
+        return None
+    return reply.headers if reply.status_code == httpx.codes.OK else None
 
 
 def _failure_of(state: RetryCallState) -> RequestFailed:

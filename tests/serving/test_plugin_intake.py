@@ -1,0 +1,249 @@
+"""The plugin's way in, without vLLM: images, tenants, requests read and planned in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.serving.plugin_parts import in_base64, load, picture
+from tests.serving.server import scoring_body
+from vprm_search.types import ImageData
+
+pytestmark = pytest.mark.usefixtures("plugin_package")
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def test_an_image_is_kept_under_the_digest_of_its_pixels_only() -> None:
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
+    cat, dog = picture(40, 30, 1), picture(40, 30, 2)
+    cache = images.ImageCache(contract.Limits())
+    both = [cat.digest, dog.digest]
+    assert cache.take(both, {}) == {}
+    for known in (False, True):  # bytes of an image that is kept are checked, too
+        for data in (dog.png, b"GIF89a", cat.png[:-400]):
+            with pytest.raises(contract.RequestError) as refused:
+                cache.checked(cat.digest, in_base64(data))
+            assert refused.value.status == 400
+        with pytest.raises(contract.RequestError, match="not base64"):
+            cache.checked(cat.digest, "!")
+        assert len(cache) == known
+        right = cache.checked(cat.digest, in_base64(cat.png))
+        found = cache.take(both, {cat.digest: right})
+        assert set(found) == {cat.digest}
+        assert (found[cat.digest].width, found[cat.digest].height) == (40, 30)
+    assert cache.take(both, {}) == found
+    other_file = png_again(cat)
+    assert other_file != cat.png
+    assert cache.checked(cat.digest, in_base64(other_file)).data.digest == cat.digest
+
+
+def png_again(image: ImageData) -> bytes:
+    """Return the same pixels in another file."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(image.png)).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def test_the_image_cache_is_bounded_in_bytes() -> None:
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
+    pictures = [picture(40, 30, seed) for seed in range(6)]
+    room = 3 * len(pictures[0].png) + 200
+    cache = images.ImageCache(contract.Limits(kept_image_bytes=room))
+    for one in pictures:
+        checked = {one.digest: cache.checked(one.digest, in_base64(one.png))}
+        assert set(cache.take([one.digest], checked)) == {one.digest}
+        assert cache.kept_bytes <= room
+    assert len(cache) == 3
+    assert set(cache.take([p.digest for p in pictures], {})) == {p.digest for p in pictures[3:]}
+
+
+def test_a_picture_bomb_is_refused_before_it_is_decoded() -> None:
+    images, contract = load("images"), load("shared.scoring.vllm.contract")
+    bomb = picture(600, 500)  # 300,000 pixels, one more than the limit below allows
+    cache = images.ImageCache(contract.Limits(max_image_pixels=299_999))
+    with pytest.raises(contract.RequestError, match="at most 299999 pixels") as refused:
+        cache.checked(bomb.digest, in_base64(bomb.png))
+    assert refused.value.status == 400
+
+
+# --- tenants ------------------------------------------------------------------------------------
+
+
+def test_a_tenant_is_known_by_its_key_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tenants = load("tenants")
+    both = tenants.Tenants({"ann": "a", "bob": "b"})
+    assert len(both) == 2
+    given = (b"Bearer a", b"bearer  b ", b"Bearer c", b"Bearer", b"", b"Basic a", b"a")
+    assert list(map(both.find, given)) == ["ann", "bob", None, None, None, None, None]
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.delenv("VPRM_SEARCH_VLLM_TENANTS", raising=False)
+    alone = tenants.Tenants.from_environment()
+    assert (len(alone), alone.find(b""), alone.find(b"Bearer x")) == (1, "", "")
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    alone = tenants.Tenants.from_environment()
+    assert (len(alone), alone.find(b"Bearer k"), alone.find(b"Bearer x")) == (1, "", None)
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_TENANTS", '{"ann": "a"}')
+    with pytest.raises(ValueError, match="both set"):
+        tenants.Tenants.from_environment()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"": "a"}', '{"a": ""}', '{"a": 1}', '{"a": "canary", "b": "canary"}'],
+)
+def test_tenants_that_cannot_be_told_apart_are_refused_without_a_word_of_their_keys(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_TENANTS", text)
+    with pytest.raises(ValueError, match=r"tenant|TENANTS") as refused:
+        load("tenants").Tenants.from_environment()
+    assert "canary" not in str(refused.value)
+
+
+def test_names_and_salts_of_tenants_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "k")
+    names = load("images").ImageNames("rule")
+    found = {names.name(d, t) for d in ("x", "y") for t in ("", "ann", "bob", 'ann", "x')}
+    found |= {names.salt(s, t) for s in (None, "x", "y") for t in ("ann", "bob")}
+    assert len(found) == 8 + 6
+    assert names.salt(None) is None  # one tenant: what the client chose
+    assert names.salt("x") == "x"
+
+
+def test_names_depend_on_key_rule_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = load("images").ImageNames
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "k")
+    assert names("rule").name("sha256-a") == names("rule").name("sha256-a")
+    others = {names("rule").name("sha256-a"), names("rule").name("sha256-b")}
+    others |= {names("other rule").name("sha256-a")}
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_KEY", "l")
+    others |= {names("rule").name("sha256-a")}
+    monkeypatch.delenv("VPRM_SEARCH_VLLM_KEY")
+    others |= {names("rule").name("sha256-a"), names("rule").name("sha256-a")}
+    assert len(others) == 6  # without a key every process has its own names
+
+
+# --- the way in ---------------------------------------------------------------------------------
+
+
+class Asked:
+    """A planner that remembers what it was given, and an intake for it."""
+
+    def __init__(self, tenants: int = 1) -> None:
+        self.known: list[tuple[str, set[str]]] = []
+        contract = load("shared.scoring.vllm.contract")
+        limits = contract.Limits(max_images=2, kept_image_bytes=8_000_000)
+        self.intake = load("intake").RequestIntake(limits, tenants, self.plan)
+
+    def plan(self, body: Any, tenant: str, known: dict[str, Any]) -> Any:
+        self.known.append((tenant, set(known)))
+        return load("intake").PreparedRequest(load("scoring_requests").RequestPlan())
+
+    async def ask(self, tenant: str, data: Any, **more: Any) -> None:
+        raw = json.dumps({"model": "m", "data": data, **more}).encode()
+        async with self.intake.prepared(raw, tenant, others=False) as stand_in:
+            body = json.loads(stand_in)
+            assert body["model"] == "m"
+            assert self.intake.take(body["data"]) is self.intake.take(body["data"])
+        with pytest.raises(load("shared.scoring.vllm.contract").RequestError):
+            self.intake.take(body["data"])  # the ticket is used up
+
+
+async def test_each_tenant_has_its_own_pictures() -> None:
+    asked, cat = Asked(tenants=2), picture(40, 30, 1)
+    data = scoring_body("q", [cat], [["s"]])
+    await asked.ask("ann", data)
+    await asked.ask("bob", {**data, "image_data": {}})
+    await asked.ask("ann", {**data, "image_data": {}})
+    assert asked.known == [("ann", {cat.digest}), ("bob", set()), ("ann", {cat.digest})]
+    large = [picture(900, 900, seed) for seed in (1, 2)]  # 2.4 MB each: one fits into half of 8 MB
+    await asked.ask("ann", scoring_body("q", large, [["s"]]))
+    assert len(asked.intake.images("ann")) == 1
+    assert len(asked.intake.images("bob")) == 0
+
+
+async def test_what_is_refused_on_the_way_in_leaves_nothing() -> None:
+    asked, error = Asked(), load("shared.scoring.vllm.contract").RequestError
+    good = scoring_body("q", (), [["s"]])
+    for data, more in (({}, {}), (good, {"input": 1}), ({**good, "version": True}, {})):
+        with pytest.raises(error):
+            await asked.ask("", data, **more)
+    others = asked.intake.prepared(b'{"messages": []}', "", others=True)
+    async with others as passed_on:
+        assert passed_on == b'{"messages": []}'
+    assert asked.known == []
+
+
+async def test_two_pictures_are_decoded_at_a_time_while_the_event_loop_goes_on() -> None:
+    cache, decoders = load("images").ImageCache, load("intake").DECODERS
+    asked, lock, running, most = Asked(), threading.Lock(), 0, 0
+
+    class Counting(cache):  # type: ignore[misc, valid-type]
+        def checked(self, digest: str, text: str) -> Any:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            try:
+                return super().checked(digest, text)
+            finally:
+                with lock:
+                    running -= 1
+
+    contract = load("shared.scoring.vllm.contract")
+    asked.intake._images[""] = Counting(contract.Limits())
+    pictures = [picture(700, 700, seed) for seed in range(8)]
+    asking = asyncio.gather(
+        *(asked.ask("", scoring_body("q", pictures[n : n + 2], [["s"]])) for n in range(0, 8, 2))
+    )
+    turns = 0
+    while not asking.done():
+        await asyncio.sleep(0)
+        turns += running > 0
+    await asking
+    assert most == decoders
+    assert turns > 100
+    assert all(len(known) == 2 for _, known in asked.known)
+
+
+# --- requests under way -------------------------------------------------------------------------
+
+
+async def test_nothing_stays_of_a_request_however_it_ends() -> None:
+    pending = load("scoring_requests").RequestsInFlight()
+    error = load("shared.scoring.vllm.contract").RequestError
+    started = asyncio.Event()
+
+    async def request(name: str, end: str) -> str:
+        pending.add(name, name + "!")
+        started.set()
+        if end == "hang":
+            await asyncio.sleep(60)
+        if end == "fail":
+            raise ValueError(name)
+        return str(pending.get(name))
+
+    assert await asyncio.create_task(request("a", "answer")) == "a!"
+    with pytest.raises(ValueError, match="b"):
+        await asyncio.create_task(request("b", "fail"))
+    started.clear()
+    hanging = asyncio.create_task(request("c", "hang"))
+    await started.wait()
+    assert len(pending) == 1
+    with pytest.raises(error, match="in use") as refused:
+        await asyncio.create_task(request("c", "answer"))
+    assert refused.value.status == 409
+    assert pending.get("c") == "c!"  # the refused twin has taken nothing away
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    await asyncio.sleep(0)
+    assert len(pending) == 0
