@@ -33,18 +33,20 @@ TILES_GB = "0.05"
 PATHS = (("Step 1: red = 3.", "The answer is 3."), ("Step 1: red = 4.", "The answer is 4."))
 
 
-def memory_mb(session: int) -> float:
-    """Return the proportional set size of all processes of a session, in MB."""
-    total = 0
+def memory_mb(session: int) -> dict[str, float]:
+    """Return the proportional set size of all processes of a session, in MB, by its kind."""
+    total = dict.fromkeys(("Pss", "Pss_Anon", "Pss_Shmem", "Pss_File"), 0.0)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             of = int((process / "stat").read_text().rpartition(")")[2].split()[3])
             if of == session or process.name == str(session):
                 pages = (process / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in pages if line.startswith("Pss:"))
+                for name, value in (line.split()[:2] for line in pages[1:]):
+                    if (kind := name.removesuffix(":")) in total:
+                        total[kind] += int(value) / 1000
         except (OSError, ValueError):  # it has just ended
             continue
-    return total / 1000
+    return total
 
 
 async def soak(server: PrmServer, rounds: int, every: int) -> list[dict[str, Any]]:
@@ -61,7 +63,9 @@ async def soak(server: PrmServer, rounds: int, every: int) -> list[dict[str, Any
                 rows.append(
                     {
                         "rounds": number,
-                        "server_mb": memory_mb(server.pid),
+                        "server_mb": (memory := memory_mb(server.pid))["Pss"],
+                        "anonymous_mb": memory["Pss_Anon"],
+                        "shared_mb": memory["Pss_Shmem"],
                         "images_kept": held["images_kept"],
                         "image_mb_kept": held["image_bytes_kept"] / 1e6,
                         "image_mb_sent": scorer.meter.image_bytes_sent / 1e6,
