@@ -23,11 +23,11 @@ from vprm_search.cli.vllm_server import (
     ServeCommand,
     ServeOptions,
     ServerProcess,
-    check_port,
     serve_command,
 )
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.report.view import printable, shortened
+from vprm_search.scoring.vllm.transport import check_port
 
 _NEW_KEY = "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"  # 64 hex digits, in any shell
 _PROBE = (  # vLLM, too, knows a build for processors by its version

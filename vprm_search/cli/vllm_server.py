@@ -6,13 +6,11 @@ a command until it is healthy, and ends it with all its processes.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shlex
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -217,24 +215,6 @@ def _in_pairs(argv: tuple[str, ...]) -> list[str]:
             lines.append([])
         lines[-1].append(word)
     return [shlex.join(line) for line in lines]
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise `ConfigError` unless a server could listen at `host` and `port` now."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {port} of {host} is taken by another program; end it, or choose another "
-                "with --port"
-            ) from error
-        reason = error.strerror or str(error)
-        raise ConfigError(f"no server can listen at {host} port {port}: {reason}") from error
 
 
 class ServerProcess:

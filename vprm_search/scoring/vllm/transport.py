@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -465,6 +467,24 @@ def health_headers(base_url: str, *, timeout_s: float = 2.0) -> httpx.Headers | 
     except httpx.HTTPError:
         return None
     return reply.headers if reply.status_code == httpx.codes.OK else None
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `ConfigError` unless a server could listen at `host` and `port` now."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is taken by another program; end it, or choose another "
+                "with --port"
+            ) from error
+        reason = error.strerror or str(error)
+        raise ConfigError(f"no server can listen at {host} port {port}: {reason}") from error
 
 
 def _failure_of(state: RetryCallState) -> RequestFailed:
