@@ -12,14 +12,13 @@ kept for another.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,11 +29,11 @@ from starlette.routing import Route
 
 from vprm_search.budget import Budget
 from vprm_search.chat.failures import explain
-from vprm_search.chat.finish_reasons import end_of
 from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import ConfigError, InputError, VprmError
 from vprm_search.guided.chat_model import GuidedChatModel
 from vprm_search.servers.access import AccessMiddleware
+from vprm_search.servers.openai_completion import Completion, sse_data
 
 _PASSED_ON = (
     "temperature",
@@ -202,7 +201,8 @@ class _Server:
             message = f"{self._under_way} searches are under way or wait; try again later"
             raise _RefusedError(429, message, "rate_limit_exceeded")
         self._under_way += 1
-        reply = _Reply(asked)
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        reply = Completion(asked.model, n=asked.n or 1, with_usage=with_usage)
         if asked.stream:
             return _Stream(self._streamed(model, messages, asked, reply), self._ended)
         task = asyncio.ensure_future(self._candidates(model, messages, asked))
@@ -211,7 +211,8 @@ class _Server:
                 await asyncio.wait([task], timeout=_LOOK_S)
                 if not task.done() and await request.is_disconnected():
                     return JSONResponse({}, status_code=499)  # nobody reads it
-            return reply.whole(task.result())
+            body, headers = reply.whole(task.result())
+            return JSONResponse(body, headers=headers)
         except Exception as error:
             raise _refused(error) from error
         finally:
@@ -263,7 +264,7 @@ class _Server:
         model: GuidedChatModel,
         messages: list[BaseMessage],
         asked: ChatRequest,
-        reply: _Reply,
+        reply: Completion,
     ) -> AsyncIterator[bytes]:
         """Yield the lines of a stream; while the search is silent, comments keep it open."""
         lines: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -289,7 +290,7 @@ class _Server:
                 for data in reply.ending():
                     lines.put_nowait(data)
             except Exception as error:
-                lines.put_nowait(_data(_error_json(_refused(error))))
+                lines.put_nowait(sse_data(_error_json(_refused(error))))
             finally:
                 lines.put_nowait(None)
 
@@ -337,133 +338,6 @@ def _bound(model: GuidedChatModel, asked: ChatRequest) -> tuple[Any, dict[str, A
     choice = {} if asked.tool_choice is None else {"tool_choice": asked.tool_choice}
     bound: Any = model.bind_tools(asked.tools, **choice)
     return model, {**bound.kwargs, **given}
-
-
-class _Reply:
-    """One reply in the protocol's words: as a whole, or piece by piece."""
-
-    def __init__(self, asked: ChatRequest) -> None:
-        self._asked = asked
-        self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": asked.model,
-        }
-        self._begun: set[int] = set()
-        self._usage: dict[str, Any] = {}
-        self._told: dict[str, Any] = {}
-
-    def whole(self, candidates: Sequence[AIMessage]) -> JSONResponse:
-        """Return the best `n` candidates as a completion."""
-        chosen = candidates[: self._asked.n or 1]
-        self.spent(chosen)
-        choices = [
-            {
-                "index": index,
-                "message": _message_json(message),
-                "finish_reason": _finish(message),
-                "logprobs": None,
-            }
-            for index, message in enumerate(chosen)
-        ]
-        body = {**self._head, "object": "chat.completion", "choices": choices}
-        body |= {"usage": self._usage, "vprm": self._told}
-        # what no client keeps of the body stands in the headers, too
-        headers = {f"x-vprm-{name}": str(self._told[name]) for name in ("score", "ended_by")
-                   if self._told.get(name) is not None}  # fmt: skip
-        return JSONResponse(body, headers=headers)
-
-    def spent(self, messages: Sequence[AIMessage]) -> None:
-        """Remember usage and outcome: they stand on the answer, or its last piece."""
-        for message in messages:
-            if message.usage_metadata is not None:
-                self._usage = _usage_json(message)
-            if "vprm" in message.response_metadata and not self._told:
-                self._told = message.response_metadata["vprm"]
-
-    def pieces(self, message: AIMessage, index: int) -> list[bytes]:
-        """Return the lines for a whole message or a chunk of one."""
-        deltas: list[dict[str, Any]] = []
-        if index not in self._begun:
-            self._begun.add(index)
-            deltas.append({"role": "assistant", "content": ""})
-        reasoning = message.additional_kwargs.get("reasoning_content")
-        deltas += [{"reasoning_content": reasoning}] if reasoning else []
-        text = str(message.text)
-        deltas += [{"content": text}] if text else []
-        deltas += [{"tool_calls": [call]} for call in _tool_call_pieces(message)]
-        lines = [self._chunk([_choice(index, delta)]) for delta in deltas]
-        last = not isinstance(message, AIMessageChunk) or message.chunk_position == "last"
-        if last:
-            end = {**_choice(index, {}), "finish_reason": _finish(message)}
-            told = message.response_metadata.get("vprm")
-            lines.append(self._chunk([end], **({"vprm": told} if told else {})))
-        return lines
-
-    def ending(self) -> list[bytes]:
-        """Return the last lines of a stream: the usage if it is asked for, and the mark."""
-        lines = []
-        if self._asked.stream_options and self._asked.stream_options.include_usage:
-            lines.append(self._chunk([], usage=self._usage))
-        return [*lines, b"data: [DONE]\n\n"]
-
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = {"object": "chat.completion.chunk"}
-        return _data({**self._head, **kind, "choices": choices, **more})
-
-
-def _choice(index: int, delta: dict[str, Any]) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
-
-
-def _data(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _message_json(message: AIMessage) -> dict[str, Any]:
-    calls = [
-        {
-            "id": call["id"] or f"call_{uuid.uuid4().hex[:24]}",
-            "type": "function",
-            "function": {"name": call["name"], "arguments": json.dumps(call["args"])},
-        }
-        for call in message.tool_calls
-    ]
-    body: dict[str, Any] = {"role": "assistant", "content": str(message.text) or None}
-    body |= {"tool_calls": calls} if calls else {"content": str(message.text)}
-    reasoning = message.additional_kwargs.get("reasoning_content")
-    return {**body, "reasoning_content": reasoning} if reasoning else body
-
-
-def _tool_call_pieces(message: AIMessage) -> list[dict[str, Any]]:
-    """Return the calls of a message or chunk: the name first, then the arguments."""
-    found: list[dict[str, Any]] = []
-    for place, call in enumerate(message.tool_calls):
-        name = {"name": call["name"], "arguments": ""}
-        known = call["id"] or f"call_{uuid.uuid4().hex[:24]}"
-        found.append({"index": place, "id": known, "type": "function", "function": name})
-        found.append({"index": place, "function": {"arguments": json.dumps(call["args"])}})
-    return found
-
-
-def _finish(message: AIMessage) -> str:
-    if message.tool_calls:
-        return "tool_calls"
-    end = end_of(message.response_metadata, message)
-    if end.ending == "length":
-        return "length"
-    return "content_filter" if "filtered" in end.reason else "stop"
-
-
-def _usage_json(message: AIMessage) -> dict[str, Any]:
-    usage: Any = message.usage_metadata
-    cached = (usage.get("input_token_details") or {}).get("cache_read", 0)
-    return {
-        "prompt_tokens": usage["input_tokens"],
-        "completion_tokens": usage["output_tokens"],
-        "total_tokens": usage["total_tokens"],
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
 
 
 # --- what is asked, and what is wrong with it ----------------------------------------------------
