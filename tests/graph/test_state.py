@@ -150,7 +150,7 @@ def searched(question: str = QUESTION) -> dict[str, Any]:
 
 
 def test_a_kept_tree_is_given_out_once() -> None:
-    trees, state = LiveTrees(), searched()
+    trees, state = LiveTrees(tree_of_state), searched()
     tree = trees.take(state, "t")
     trees.give(state, "t", {}, tree)
     assert trees.take(state, "t") is tree
@@ -158,7 +158,7 @@ def test_a_kept_tree_is_given_out_once() -> None:
 
 
 def test_a_kept_tree_is_used_only_for_the_state_it_belongs_to() -> None:
-    trees, state = LiveTrees(), searched()
+    trees, state = LiveTrees(tree_of_state), searched()
     nodes = state["search_nodes"]
     some = next(n for n, r in nodes.items() if r["parent"])
     edited = {**state, "search_nodes": {**nodes, some: {**nodes[some], "score": 0.123}}}
@@ -170,7 +170,7 @@ def test_a_kept_tree_is_used_only_for_the_state_it_belongs_to() -> None:
 
 
 def test_a_kept_tree_follows_what_the_reducer_makes_and_nothing_else() -> None:
-    trees, state = LiveTrees(), searched()
+    trees, state = LiveTrees(tree_of_state), searched()
     first = next(n for n, r in state["search_nodes"].items() if r["parent"])
     for _ in range(3):
         tree = trees.take(state, "t")
@@ -190,7 +190,7 @@ def test_a_kept_tree_follows_what_the_reducer_makes_and_nothing_else() -> None:
 
 
 def test_equal_values_from_a_checkpoint_find_the_kept_tree() -> None:
-    trees, state = LiveTrees(), searched()
+    trees, state = LiveTrees(tree_of_state), searched()
     tree = tree_of_state(state)
     trees.give(state, "t", {}, tree)
     assert trees.take(json.loads(json.dumps(state)), "t") is tree
@@ -198,7 +198,7 @@ def test_equal_values_from_a_checkpoint_find_the_kept_tree() -> None:
 
 def test_the_memory_is_bounded(monkeypatch: Any) -> None:
     monkeypatch.setattr("vprm_search.graph.session._KEPT_NODES", 60)
-    trees = LiveTrees()
+    trees = LiveTrees(tree_of_state)
     states = [searched(f"Question {number}") for number in range(12)]
     kept = []
     for state in states:
@@ -211,7 +211,10 @@ def test_the_memory_is_bounded(monkeypatch: Any) -> None:
 
 
 def test_threads_may_share_the_memory() -> None:
-    trees, states = LiveTrees(), [searched(f"Question {number}") for number in range(3)]
+    trees, states = (
+        LiveTrees(tree_of_state),
+        [searched(f"Question {number}") for number in range(3)],
+    )
     expected = [tree_of_state(state).dumps() for state in states]
     wrong: list[int] = []
 

@@ -37,7 +37,7 @@ from vprm_search.graph.questions import (
 )
 from vprm_search.graph.review import PERSON, ReviewWhen, apply_review, frontier, review_of
 from vprm_search.graph.session import LiveTrees, RunClocks, run_blocking
-from vprm_search.graph.state import plan_from_json, plan_to_json, record_table
+from vprm_search.graph.state import plan_from_json, plan_to_json, record_table, tree_of_state
 from vprm_search.images.messages import ImageIntake
 from vprm_search.search.plan import Plan
 from vprm_search.types import ImageData, Json, NodeRecord, Problem, SearchResult
@@ -77,7 +77,7 @@ class SearchNodes:
         self._candidates = candidates
         self._question_of = question_of
         self.review = review
-        self._trees = LiveTrees()
+        self._trees = LiveTrees(tree_of_state)
         self._clocks = RunClocks()
 
     def runnables(self) -> dict[str, Node]:

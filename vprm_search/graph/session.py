@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -87,7 +87,9 @@ class LiveTrees:
     Safe to use from several threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Mapping[str, Any]], SearchTree]) -> None:
+        """Make an empty memory; `read` builds the tree of a state that is not in it."""
+        self._read = read
         self._trees: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -105,9 +107,7 @@ class LiveTrees:
             and kept.fits(state.get("search_nodes") or {})
         ):
             return kept.tree
-        from vprm_search.graph.state import tree_of_state  # loads LangGraph
-
-        return tree_of_state(state)
+        return self._read(state)
 
     def give(
         self, state: Mapping[str, Any], thread: str, update: RecordTable, tree: SearchTree
