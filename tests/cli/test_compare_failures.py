@@ -106,6 +106,7 @@ def outcome(record: Record) -> Record:
 # --- a server that is down -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_stops_the_run_and_leaves_no_results(
     run: Run, servers: Servers
 ) -> None:

@@ -86,7 +86,13 @@ def searched(folder: Path, wrap: Wrap, deaths: Sequence[int]) -> str:
     raise AssertionError("it never ended")
 
 
-@pytest.mark.parametrize("name", WRAPS)
+_FAST = ("plain", "cached")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in WRAPS],
+)
 def test_a_killed_search_ends_in_the_same_tree_through_every_wrapper(
     name: str, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_the_graph_and_the_function_take_the_same_options() -> None:
         "retry_policy",
         "candidates",
         "delta_checkpoints",
+        "review",
     }
     of_graph = inspect.signature(create_search_graph).parameters
     for function in (run_search, arun_search):

@@ -65,6 +65,7 @@ def right(asked: list[ScoreRequest], results: list[ScoreResult]) -> bool:
     return [[s.value for s in r.scores] for r in results] == [expected_of(one) for one in asked]
 
 
+@pytest.mark.slow
 @given(REQUESTS, st.lists(st.sampled_from(PASSING), max_size=5), st.booleans(), st.booleans())
 @settings(max_examples=40)
 def test_faults_that_pass_change_nothing(
@@ -82,6 +83,7 @@ def test_faults_that_pass_change_nothing(
     asyncio.run(run())
 
 
+@pytest.mark.slow
 @given(
     st.lists(REQUESTS, min_size=1, max_size=3),
     st.lists(st.sampled_from(LASTING), max_size=30),

@@ -113,8 +113,9 @@ def test_no_path_is_there_twice_and_ended_paths_are_not_gone_on_with(
         if below and record.parent is not None:
             assert record.status == "open"  # never below what finished, failed or was put aside
         if isinstance(strategy, BestOfN):
-            continue  # equal samples are votes
-        living = [c.text for c in below if c.status not in ("failed", "pruned")]
+            continue  # equal samples are votes, and so are other strategies' whole ones
+        gone = ("failed", "pruned")
+        living = [c.text for c in below if c.status not in gone and c.role != "completion"]
         assert len(living) == len(set(living))
         own = [step for step in tree.path(record.id) if step.role != "completion"]
         ahead = 2 if record.role == "lookahead" else 0  # two steps of lookahead
