@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.search.strategies import EVERY
@@ -64,6 +64,7 @@ def gone_on(tree: SearchTree) -> list[NodeRecord]:
 
 @every
 @given(seed=st.integers(0, 10**6), call=st.integers(1, 4))
+@example(seed=19546, call=1)  # two equal solutions, both without a score at first
 @settings(max_examples=6)
 def test_a_call_without_scores_ends_no_search_and_is_made_up_for(
     name: str, seed: int, call: int

@@ -229,12 +229,14 @@ def _copy_twin(tree: SearchTree, record: NodeRecord, aggregates: Sequence[str]) 
 def settle(tree: SearchTree, aggregates: Sequence[str], again: Sequence[NodeRecord] = ()) -> None:
     """Score what no request was made for: twins, end markers, and what is left without a score.
 
-    `again` are ended paths that were asked for once more; their end markers follow.
+    `again` are ended paths that were asked for once more; their twins and end markers follow.
     """
     for record in copy_twins(tree, tree.unscored(), aggregates):
         _settle(tree, record.id, _inherited(tree, record), aggregates)
     for record in again:
-        if not record.is_step and "score" in (told := _inherited(tree, record)):
+        if record.is_step:
+            copy_twins(tree, [record] if tree[record.id].score is None else [], aggregates)
+        elif "score" in (told := _inherited(tree, record)):
             _settle(tree, record.id, told, aggregates)
 
 
