@@ -127,7 +127,8 @@ def gone_on_with(plan: Plan, tree: SearchTree) -> Plan:
     left = [r for r in tree.open_leaves() if r.policy == PERSON and r.id not in gone]
     if not plan.finish or not left:
         return plan
-    return Plan(expand=tuple(Expand(r.id, 1, until="end") for r in left), close=plan.close)
+    rests = tuple(Expand(r.id, 1, tree.child_count(r.id), until="end") for r in left)
+    return Plan(expand=rests, close=plan.close)
 
 
 def _may_change(tree: SearchTree, record: NodeRecord) -> bool:
