@@ -149,11 +149,13 @@ def test_a_port_where_nothing_listens(run: Run, servers: Servers) -> None:
     assert "bug" not in ran.err
 
 
-def test_a_scorer_that_is_not_there_is_one_line(run: Run, servers: Servers) -> None:
+def test_a_scorer_that_wants_another_key_is_one_line(run: Run, servers: Servers) -> None:
     ran = run(*servers.command("--scorer-api-key", "another-key-000000"))
     assert ran.code == 1
-    assert "vprm-search serve" in ran.err
     assert "401" in ran.err
+    assert "--scorer-api-key" in ran.err
+    assert "vprm-search serve" not in ran.err  # a server is there
+    assert "another-key" not in ran.err
     assert servers.asked == 0
     assert not servers.records
 
