@@ -83,7 +83,8 @@ def _usual(tree: SearchTree) -> dict[int, float]:
         for record in tree:
             if record.parent is None or tree.depth(record.id) != depth - 1:
                 continue
-            children = [c for c in tree.children(record.id) if c.is_step and not c.is_aside]
+            below_it = tree.children(record.id)
+            children = [c for c in below_it if c.status != "failed" and not c.is_aside]
             below = [exact_score(tree, c.id, "mean") for c in children]
             known = [value for value in below if value is not None]
             above = exact_score(tree, record.id, "mean")

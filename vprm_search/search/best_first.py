@@ -138,8 +138,8 @@ class BestFirst(StepwiseSearch):
     def _note_change(self, tree: SearchTree, queue: _Queue, parent: NodeId) -> None:
         late = parent == tree.root_id or tree[parent].score_reason  # see `_scores`
         above = None if late else self.value(tree, parent)
-        children = (child for child in candidates(tree, parent) if not child.score_reason)
-        below = [self.value(tree, child.id) for child in children]
+        children = [c for c in candidates(tree, parent) if c.status != "failed"]
+        below = [self.value(tree, child.id) for child in children if not child.score_reason]
         known = [value for value in below if value is not None]
         if above is not None and known:
             queue.note(tree.depth(parent) + 1, parent, logit(max(known)) - logit(above))

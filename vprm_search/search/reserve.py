@@ -78,7 +78,9 @@ def leave_enough(
         if left == 1:
             return plan
     count = plan.count
-    if budget.affords(tree, rounds=2, candidates=count + 1, steps=count + left - 1):
+    if all(expand.role != "lookahead" for expand in plan.expand):  # rollouts lead no path on
+        left -= 1
+    if budget.affords(tree, rounds=2, candidates=count + 1, steps=count + left):
         return plan
     return _rests(plan, tree, budget, length, aggregate) or plan
 
