@@ -210,6 +210,7 @@ async def test_a_cancelled_search_does_not_harm_the_others(checkpoint: PrmCheckp
     await asyncio.sleep(0)
     first.cancel()
     second.cancel()
+    await asyncio.wait([second])  # the event loop has to deliver it before the queue is read
     gate.open.set()
     assert (await third)[0].scores[1].value is not None
     assert first.cancelled() or (await asyncio.wait([first]))[0]
