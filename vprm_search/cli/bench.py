@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as json_module
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,109 +19,69 @@ if TYPE_CHECKING:
     from vprm_search.bench.labelled_solutions import BenchmarkName
     from vprm_search.types import StepScorer
 
-bench = typer.Typer(
-    help="Measure a scorer on solutions whose steps people have labelled.",
-    no_args_is_help=True,
-)
 
-File = Annotated[
-    Path, typer.Argument(metavar="FILE", help="JSONL, JSON, or a folder of parquet or arrow.")
-]
-Out = Annotated[
-    Path, typer.Option(help="Folder of scores, results and report; what is scored there stays.")
-]
-Judge = Annotated[
-    str | None,
-    typer.Option(metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model in place of --scorer."),
-]
-BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server of --judge.")]
-Threshold = Annotated[
-    list[float] | None,
-    typer.Option(min=0.0, max=1.0, help="Repeatable, of P('+'); default: .5, .8 and .85."),
-]
-TuneOn = Annotated[
-    str | None, typer.Option(help="Source whose best threshold is applied to all others.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Records to take, the first ones.")]
-LeaveOut = Annotated[
-    bool, typer.Option("--leave-out", help="Leave defective records out, and count them.")
-]
-Batch = Annotated[int, typer.Option(min=1, help="Solutions of one call.")]
-Seed = Annotated[int, typer.Option(help="Draws the resamples.")]
+class BenchName(StrEnum):
+    """Benchmarks of labelled steps by name."""
+
+    visualprocessbench = "visualprocessbench"
+    processbench = "processbench"
+    prmbench = "prmbench"
 
 
-@bench.command()
-def visualprocessbench(
-    file: File,
+def bench(
+    name: Annotated[BenchName, typer.Argument(metavar="BENCHMARK", help="Whose format it has.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL, JSON, or a folder of parquet or arrow.")
+    ],
     images: options.ImageRoot = None,
-    out: Out = Path("visualprocessbench"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of scores, results and report; what is scored there stays. "
+            "Default: the benchmark's name."
+        ),
+    ] = None,
     scorer: options.Scorer = "tiny",
     scorer_api_key: options.ScorerKey = None,
     scorer_tokenizer: options.ScorerTokenizer = None,
     device: options.Device = "auto",
-    judge: Judge = None,
-    base_url: BaseUrl = None,
-    threshold: Threshold = None,
-    tune_on: TuneOn = None,
-    limit: Limit = None,
-    leave_out: LeaveOut = False,
-    batch: Batch = 8,
-    seed: Seed = 0,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model in place of --scorer."
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server of --judge.")
+    ] = None,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Repeatable, of P('+'); default: .5, .8 and .85."),
+    ] = None,
+    tune_on: Annotated[
+        str | None, typer.Option(help="Source whose best threshold is applied to all others.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Records to take, the first ones.")
+    ] = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave defective records out, and count them.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Solutions of one call.")] = 8,
+    seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
 ) -> None:
-    """VisualProcessBench: macro F1 over steps, all together and by source, as the paper has it.
+    """Measure a scorer on solutions whose steps people have labelled.
 
-    Steps are scored as they are given, neutral ones dropped afterwards. A stopped run is taken up
-    again.
+    visualprocessbench: macro F1 over steps, all together and by source, as the paper has it; steps
+    are scored as they are given, neutral ones dropped afterwards. processbench (text): the first
+    wrong step, counted from 0; its F1 is the second table. prmbench (text): wrong steps, counted
+    from 1, by class; a class's PRMScore is macro F1. A stopped run is taken up again.
     """
+    if images is not None and name is not BenchName.visualprocessbench:
+        raise ConfigError(f"--images is for visualprocessbench; {name.value} is text alone")
     judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
     told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
-    _run("visualprocessbench", file, images, out, judged, limit, leave_out, batch, told)
-
-
-@bench.command()
-def processbench(
-    file: File,
-    out: Out = Path("processbench"),
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    judge: Judge = None,
-    base_url: BaseUrl = None,
-    threshold: Threshold = None,
-    tune_on: TuneOn = None,
-    limit: Limit = None,
-    leave_out: LeaveOut = False,
-    batch: Batch = 8,
-    seed: Seed = 0,
-) -> None:
-    """ProcessBench (text): the first wrong step, counted from 0; its F1 is the second table."""
-    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
-    told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
-    _run("processbench", file, None, out, judged, limit, leave_out, batch, told)
-
-
-@bench.command()
-def prmbench(
-    file: File,
-    out: Out = Path("prmbench"),
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    judge: Judge = None,
-    base_url: BaseUrl = None,
-    threshold: Threshold = None,
-    tune_on: TuneOn = None,
-    limit: Limit = None,
-    leave_out: LeaveOut = False,
-    batch: Batch = 8,
-    seed: Seed = 0,
-) -> None:
-    """PRMBench (text): wrong steps, counted from 1, by class; a class's PRMScore is macro F1."""
-    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
-    told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
-    _run("prmbench", file, None, out, judged, limit, leave_out, batch, told)
+    _run(name.value, file, images, out or Path(name.value), judged, limit, leave_out, batch, told)
 
 
 def _scorer(

@@ -200,18 +200,7 @@ def planned(
 
 def expanded(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
     """Return "expanded": the steps the policy proposed in this round."""
-    nodes = [
-        {
-            "node": r.id,
-            "parent": r.parent,
-            "index": r.index,
-            "text": r.text,
-            "status": r.status,
-            "reason": r.reason,
-            "answer": r.answer,
-        }
-        for r in records
-    ]
+    nodes = [_step(r) for r in records]
     return [_event(tree, "expanded", round=tree.rounds, nodes=nodes)]
 
 
@@ -232,19 +221,7 @@ def scored(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
 
 def reviewed(tree: SearchTree, records: Sequence[NodeRecord]) -> list[Event]:
     """Return "reviewed": what a person changed; a step with the policy "person" is a new one."""
-    nodes = [
-        {
-            "node": r.id,
-            "parent": r.parent,
-            "index": r.index,
-            "text": r.text,
-            "status": r.status,
-            "reason": r.reason,
-            "answer": r.answer,
-            "policy": r.policy,
-        }
-        for r in records
-    ]
+    nodes = [{**_step(r), "policy": r.policy} for r in records]
     return [_event(tree, "reviewed", round=tree.rounds, nodes=nodes)]
 
 
@@ -263,6 +240,18 @@ def answered(tree: SearchTree, result: SearchResult) -> list[Event]:
             warning=result.warning,
         )
     ]
+
+
+def _step(record: NodeRecord) -> dict[str, Json]:
+    return {
+        "node": record.id,
+        "parent": record.parent,
+        "index": record.index,
+        "text": record.text,
+        "status": record.status,
+        "reason": record.reason,
+        "answer": record.answer,
+    }
 
 
 def _event(tree: SearchTree, kind: str, **data: Json) -> Event:
