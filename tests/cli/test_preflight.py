@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Asked, Run
 from vprm_search import PreflightReport
 from vprm_search.cli.options import load_scorer
-from vprm_search.compare.preflight import Signal
+from vprm_search.compare.signals import Signal
 from vprm_search.tiny.world import generate, render
 
 

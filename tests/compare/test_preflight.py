@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vprm_search import PreflightReport, preflight
-from vprm_search.compare.preflight import SIGNALS, ScoredSolution, apreflight, measured_signals
+from vprm_search.compare.preflight import apreflight
+from vprm_search.compare.signals import SIGNALS, ScoredSolution, measured_signals
 from vprm_search.compare.worlds import WORLDS, SyntheticPolicy, SyntheticScorer, SyntheticWorld
 from vprm_search.compare.worlds import WorldSettings as Settings
 from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError

@@ -130,7 +130,7 @@ def _checked(
 
 
 def _show(report: PreflightReport) -> None:
-    from vprm_search.compare.preflight import SIGNALS
+    from vprm_search.compare.signals import SIGNALS
 
     table = Table("signal", "value", "95 % interval", "what it is", box=None, pad_edge=False)
     for name, signal in report.signals.items():
