@@ -1,0 +1,1 @@
+"""Problem sets: pools of candidates, their critics at every N, and what is told of them."""
