@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_inspect_tells_what_was_understood(run: Run, world: Path, tmp_path: Path
     assert "problems: 6" in ran.out
     assert "answer types: choice: 6" in ran.out
     assert WORLD[0].question in ran.out
+    assert re.search(rf"^│ \(A\) {choices_for(WORLD[0])[0]} +│$", ran.out, re.MULTILINE)
     html = page.read_text()
     assert html.count("<img") == 3
     assert "<script" not in html
@@ -78,3 +80,19 @@ def test_grade_refuses_strays(run: Run, world: Path, tmp_path: Path) -> None:
     assert "no column 'prediction'" in run("datasets", "grade", str(world), str(said)).err
     bad = run("datasets", "grade", str(world), str(said), "--record", "x.jsonl")
     assert "--record is for --judge" in bad.err
+
+
+def test_text_sets_are_graded_with_the_papers_rows_beside(run: Run, tmp_path: Path) -> None:
+    file, said = tmp_path / "test.jsonl", tmp_path / "said.jsonl"
+    file.write_text(
+        "".join(json.dumps({"question": f"{n}?", "answer": f"So.\n#### {n}"}) + "\n" for n in "123")
+    )
+    said.write_text("".join(json.dumps({"id": n, "prediction": "#### 2"}) + "\n" for n in (1, 2)))
+    told = json.loads(run("datasets", "grade", str(file), str(said), "--json").out)
+    assert told["scores"]["gsm8k"]["accuracy"] == pytest.approx(1 / 3)
+    assert told["without a prediction"] == 1
+    assert told["paper"]["InternVL2.5-8B"] == [81.9, 82.9]
+    shown = run("datasets", "grade", str(file), str(said)).out
+    assert "gsm8k  accuracy 33.3 %" in shown
+    assert "  InternVL2.5-8B: 81.9 %, 82.9 %" in shown
+    assert "paper" not in run("datasets", "grade", str(file), str(said), "--set", "mathvista").out

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.panel import Panel
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vprm_search.cli import console, options
 from vprm_search.errors import ConfigError, InputError
-from vprm_search.report.view import printable, shortened
+from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
     from vprm_search.datasets.known import SetName
@@ -25,6 +25,7 @@ datasets = typer.Typer(
     no_args_is_help=True,
 )
 _EXAMPLES = 3
+_LONGEST = 1200  # characters of a question that are shown
 
 
 class SetNameOption(StrEnum):
@@ -37,6 +38,9 @@ class SetNameOption(StrEnum):
     dynamath = "dynamath"
     wemath = "wemath"
     logicvista = "logicvista"
+    gsm8k = "gsm8k"
+    math500 = "math500"
+    gpqa = "gpqa"
 
 
 File = Annotated[
@@ -145,7 +149,8 @@ def _panel(item: Item) -> Panel:
     answer = " or ".join((item.answer, *item.also)) or "not published"
     kind = f"{item.answer_type}{' ' + item.letters if item.letters else ''}"
     pictures = f"{len(item.pictures)} pictures" if len(item.pictures) != 1 else "1 picture"
-    body = Text(printable(shortened(item.question, 1200), lines=True))
+    asked = printable(item.question, lines=True)
+    body = Text(asked if len(asked) <= _LONGEST else asked[: _LONGEST - 1].rstrip() + "…")
     body.append(f"\n\nAnswer: {printable(answer)} ({kind}); {pictures}", style="bold")
     return Panel(body, title=Text(printable(item.id)), title_align="left")
 
@@ -195,19 +200,20 @@ def grade(
         grades = asyncio.run(asked.grade([(i, said.get(i.id, "")) for i in answered]))
         rights[judge] = [(i, bool(g.right)) for i, g in zip(answered, grades, strict=True)]
         failures = asked.failures
-    result = {
+    result: dict[str, Any] = {
         "set": problems.name,
         "problems": len(problems),
         "without an answer": len(problems) - len(answered),
         "without a prediction": sum(item.id not in said for item in problems),
         "without a verdict": len(failures),
         "scores": {name: set_scores(problems.name, graded) for name, graded in rights.items()},
+        "paper": _paper(problems.name),
     }
     if json:
         console.print_json(result)
         return
     for name, fact in result.items():
-        if name != "scores":
+        if name not in ("scores", "paper"):
             console.OUT.print(f"{name}: {fact}", markup=False)
     for name, graded in rights.items():
         shown = "  ".join(f"{key} {_figure(value)}"
@@ -216,6 +222,25 @@ def grade(
     for category, (right, count) in by_category(rights[next(iter(rights))]).items():
         if category:
             console.OUT.print(f"  {printable(category)}: {right} of {count}", markup=False)
+    if result["paper"]:
+        console.OUT.print(
+            "The paper's figures (arXiv 2503.10291, table 5; of GPQA its Diamond part), "
+            "alone and as the best of 8 by VisualPRM-8B:",
+            markup=False,
+            soft_wrap=True,
+        )
+    for policy, (alone, best) in result["paper"].items():
+        console.OUT.print(f"  {policy}: {alone} %, {best} %", markup=False, highlight=False)
+
+
+def _paper(name: str) -> dict[str, tuple[float, float]]:
+    """Return the paper's figures of a text set by policy, none for other sets."""
+    from vprm_search.datasets.set_scores import PAPER_TEXT_ROWS, PAPER_TEXT_SETS
+
+    if name not in PAPER_TEXT_SETS:
+        return {}
+    place = PAPER_TEXT_SETS.index(name)
+    return {policy: pairs[place] for policy, pairs in PAPER_TEXT_ROWS.items()}
 
 
 def _figure(value: float) -> str:

@@ -22,6 +22,7 @@ from vprm_search.answers.algebra import evaluate
 from vprm_search.answers.canonical import fold, tidy_answer
 from vprm_search.answers.values import Unreadable
 from vprm_search.datasets.cells import as_list
+from vprm_search.datasets.known import GPQA_SEED
 from vprm_search.datasets.problem_set import Item
 
 _LONGEST_ANSWER = 300  # characters of a text without a statement that may be the bare answer
@@ -248,6 +249,10 @@ def _logicvista(item: Item, said: str) -> bool:
     return letters_chosen(said, item.choices) == item.letters
 
 
+def _gsm8k(item: Item, said: str) -> bool:
+    return _near(said, item.answer, Fraction(0))
+
+
 def _sameness(item: Item, said: str) -> bool:
     if len(item.letters) > 1:
         return _logicvista(item, said)
@@ -292,6 +297,21 @@ GRADERS: Mapping[str, Grader] = MappingProxyType(
             ),
             Grader("wemath", _chooses, "We-Math: the letter of a choice"),
             Grader("logicvista", _logicvista, "LogicVista: the set of letters"),
+            Grader(
+                "gsm8k",
+                _gsm8k,
+                "GSM8K: the number, by its value (its own code compares the digits behind '####')",
+            ),
+            Grader(
+                "math500",
+                _sameness,
+                "MATH-500: this package's own sameness of answers, in place of PRM800K's rule",
+            ),
+            Grader(
+                "gpqa",
+                _chooses,
+                f"GPQA: the letter of a choice; choices in an order drawn by id, seed {GPQA_SEED}",
+            ),
             SAMENESS,
         )
     }

@@ -15,19 +15,32 @@ from typing import Literal, get_args
 from vprm_search.answers import choices_in
 from vprm_search.datasets.cells import as_list, as_text, column_choices, is_empty, lettered_choices
 from vprm_search.datasets.tables import Row
+from vprm_search.ids import digest
 
 SetName = Literal[
-    "", "mathvista", "mathvision", "mathverse", "mmmu", "dynamath", "wemath", "logicvista"
+    "",
+    "mathvista",
+    "mathvision",
+    "mathverse",
+    "mmmu",
+    "dynamath",
+    "wemath",
+    "logicvista",
+    "gsm8k",
+    "math500",
+    "gpqa",
 ]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
 AnswerType = Literal["choice", "choices", "integer", "float", "list", "text", "none"]
 """One choice, several, a whole number, a number, a list, words; "none": no answer is known."""
 
 PICTURE_COLUMNS = ("image", "images", "image_path", "imagename", "decoded_image")
-_QUESTIONS = ("question", "problem", "query_cot", "query", "query_wo")
-_ANSWERS = ("answer", "ground_truth")
-_IDS = ("index", "id", "pid", "sample_index", "question_id")
-_CATEGORIES = ("category", "subject", "skill", "knowledge concept", "field", "source")
+_QUESTIONS = ("question", "problem", "query_cot", "query", "query_wo", "Question")
+_ANSWERS = ("answer", "ground_truth", "Correct Answer")
+_IDS = ("index", "id", "pid", "sample_index", "question_id", "unique_id", "Record ID")
+_CATEGORIES = (
+    "category", "subject", "skill", "knowledge concept", "field", "source", "High-level domain"
+)  # fmt: skip
 _CHOICES = ("choices", "options", "option")
 _BY_COLUMNS: tuple[tuple[SetName, frozenset[str]], ...] = (
     ("dynamath", frozenset({"qid", "varid"})),
@@ -38,8 +51,15 @@ _BY_COLUMNS: tuple[tuple[SetName, frozenset[str]], ...] = (
     ("logicvista", frozenset({"skill", "broad_capability"})),
     ("wemath", frozenset({"ID", "key"})),
     ("mathvision", frozenset({"options", "level", "subject"})),
+    ("math500", frozenset({"problem", "answer", "unique_id"})),
+    ("gpqa", frozenset({"Question", "Correct Answer"})),
 )
 _MMMU_ID = re.compile(r"(?:dev|validation|test)_(\w+)_\d+")
+_GSM8K_MARK = "####"  # stands before the number that a solution of GSM8K ends in
+_GPQA_CHOICES = ("Correct Answer", *(f"Incorrect Answer {n}" for n in range(1, 4)))
+GPQA_SEED = 0
+"""GPQA publishes its choices in columns, the right one first; they are put in another order by a
+hash of this seed, the record's id and each choice's text, so that no other row changes it."""
 
 
 def set_of(path: Path, columns: Collection[str], first: Row) -> SetName:
@@ -49,6 +69,8 @@ def set_of(path: Path, columns: Collection[str], first: Row) -> SetName:
             return name
     if _MMMU_ID.fullmatch(as_text(first.get("id"))):
         return "mmmu"
+    if _GSM8K_MARK in as_text(first.get("answer")):
+        return "gsm8k"
     told = re.sub(r"[^a-z0-9]", "", path.name.lower())
     return next((name for name in SET_NAMES if name and name in told), "")
 
@@ -66,7 +88,8 @@ def question_of(row: Row) -> str:
 def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
     """Return the published answer, and others that are as right: MMMU gives some as lists.
 
-    Raises `ValueError`, which begins with the column, for what is neither a text nor a number.
+    Of a solution of GSM8K it is the number at its end. Raises `ValueError`, which begins with the
+    column, for what is neither a text nor a number.
     """
     value = next((row[column] for column in _ANSWERS if not is_empty(row.get(column))), None)
     if name == "mmmu" and as_text(value).startswith("["):
@@ -77,7 +100,12 @@ def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
         return first, tuple(others)
     if isinstance(value, bool | dict):
         raise ValueError(f"column answer: {value!r:.80} is neither a text nor a number")
-    return as_text(value), ()
+    text = as_text(value)
+    if name == "gsm8k" and text:
+        text = text.rpartition(_GSM8K_MARK)[2].strip().replace(",", "")
+        if not re.fullmatch(r"[-+]?\d*\.?\d+", text):
+            raise ValueError(f"column answer: no number behind {_GSM8K_MARK!r}")
+    return text, ()
 
 
 def id_of(row: Row, name: SetName, number: int) -> str:
@@ -118,11 +146,13 @@ def category_of(row: Row, name: SetName, own: str) -> str:
     return ""
 
 
-def choices_of_row(row: Row, question: str) -> tuple[str, ...]:
+def choices_of_row(row: Row, name: SetName, question: str) -> tuple[str, ...]:
     """Return the choices of a row: its columns A, B, …, a list, a text, or those of the question.
 
     Raises `ValueError` whose text begins with the column.
     """
+    if name == "gpqa" and _GPQA_CHOICES[0] in row:
+        return _gpqa_choices(row, question)
     try:
         if found := column_choices(row):
             return found
@@ -143,28 +173,41 @@ def choices_of_row(row: Row, question: str) -> tuple[str, ...]:
     return choices_in(question)
 
 
+def _gpqa_choices(row: Row, question: str) -> tuple[str, ...]:
+    given = [as_text(row.get(column)) for column in _GPQA_CHOICES]
+    if "" in given:
+        raise ValueError(f"column {_GPQA_CHOICES[given.index('')]}: it is empty")
+    own = as_text(row.get("Record ID")) or question
+    return tuple(sorted(given, key=lambda text: digest("gpqa", GPQA_SEED, own, text)))
+
+
 def letters_of(row: Row, name: SetName, answer: str, choices: Sequence[str]) -> str:
     """Return the letters of the right choices ("B", "BD"), "" if no choice is asked for.
 
-    MathVista publishes the text of a choice, the others its letter; a short answer of MMMU may
-    look like a letter and is none.
+    MathVista and GPQA publish the text of a choice, the others its letter; a short answer of MMMU
+    may look like a letter and is none.
     """
     kind = f"{as_text(row.get('question_type'))} {as_text(row.get('answer_type'))}".lower()
     if option := as_text(row.get("answer_option")):
         return option if option in string.ascii_uppercase else ""
     if not answer or (not choices and "multi" not in kind and name != "logicvista"):
         return ""
-    spelled = [choice.casefold() for choice in choices]
-    if name == "mathvista":
-        place = spelled.index(answer.casefold()) if answer.casefold() in spelled else -1
-        return string.ascii_uppercase[place] if place >= 0 else ""
+    if name == "mathvista" or (name == "gpqa" and _GPQA_CHOICES[0] in row):
+        return _letter_of(answer, choices)
     found = re.findall(r"[A-Z]", answer)
     told = re.fullmatch(r"\(?[A-Z]\)?(?:(?:\s*[,;&]\s*|\s+and\s+|\s+)\(?[A-Z]\)?)*\.?", answer)
     known = string.ascii_uppercase[: len(choices) or 26]
     if told and all(letter in known for letter in found) and (len(found) == 1 or not choices):
         return "".join(sorted(set(found)))
-    if answer.casefold() in spelled:
-        return string.ascii_uppercase[spelled.index(answer.casefold())]
+    return _letter_of(answer, choices)
+
+
+def _letter_of(answer: str, choices: Sequence[str]) -> str:
+    """Return the letter of the choice that an answer spells, "" if none does."""
+    for spell in (str, str.casefold):
+        spelled = [spell(choice) for choice in choices]
+        if spell(answer) in spelled:
+            return string.ascii_uppercase[spelled.index(spell(answer))]
     return ""
 
 

@@ -262,7 +262,7 @@ def _item(row: Row, number: int, name: SetName, where: str, references: bool) ->
         raise RecordError(f"{where}, column question: it is empty, and so is every other prompt")
     try:
         answer, also = known.answer_of(row, name)
-        choices = known.choices_of_row(row, question)
+        choices = known.choices_of_row(row, name, question)
     except ValueError as error:
         raise RecordError(f"{where}, {error}") from error
     letters = known.letters_of(row, name, answer, choices)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.problem_set import Item
 from vprm_search.errors import InputError
 
 Graded = Sequence[tuple[Item, bool]]
+
+PAPER_TEXT_SETS: tuple[SetName, ...] = ("gsm8k", "math500", "gpqa")
+PAPER_TEXT_ROWS: Mapping[str, tuple[tuple[float, float], ...]] = MappingProxyType(
+    {
+        "Qwen2.5-7B": ((91.6, 94.5), (75.5, 81.6), (36.4, 41.4)),
+        "Qwen2.5-32B": ((95.9, 96.1), (83.1, 85.4), (49.5, 53.5)),
+        "Qwen2.5-72B": ((95.8, 96.5), (83.1, 85.2), (49.0, 55.6)),
+        "InternVL2.5-8B": ((81.9, 82.9), (56.8, 66.2), (29.3, 34.3)),
+        "InternVL2.5-38B": ((94.6, 95.6), (75.4, 80.0), (44.4, 52.5)),
+        "InternVL2.5-78B": ((93.6, 94.5), (70.4, 77.8), (47.5, 51.0)),
+    }
+)
+"""Accuracy in % on these sets, alone and as the best of 8 by VisualPRM-8B, as the paper gives it
+(arXiv 2503.10291, table 5). Of GPQA it is the Diamond part, 198 problems."""
 
 
 def set_scores(name: SetName, graded: Graded) -> dict[str, float]:
