@@ -12,8 +12,8 @@ from typing import Any
 
 from examples.tiny_models.evaluate import BEAMS, Evaluation, Models, Report, evaluate
 from examples.tiny_models.packaging import model_path
+from vprm_search.compare.intervals import Estimate, bootstrap
 from vprm_search.compare.report import fill_section
-from vprm_search.compare.summary import Estimate, bootstrap
 from vprm_search.errors import RecordError
 
 # --- tables ---

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vprm_search.bench.step_metrics import auc, auc_interval, macro_f1
-from vprm_search.compare.summary import bootstrap
+from vprm_search.compare.intervals import bootstrap
 
 labelled = st.lists(
     st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.500001, 0.9, 1.0])),

@@ -18,8 +18,9 @@ from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
 from vprm_search.compare.cell import cell_path, write_atomically
+from vprm_search.compare.intervals import bootstrap
 from vprm_search.compare.report import fill_section, percent, points, synthetic_table
-from vprm_search.compare.summary import Measured, bootstrap, read_cells, summarise
+from vprm_search.compare.summary import Measured, read_cells, summarise
 from vprm_search.compare.worlds import SyntheticWorld
 
 VOTE = "weighted-vote:product"

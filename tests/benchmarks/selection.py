@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vprm_search.compare.summary import bootstrap
+from vprm_search.compare.intervals import bootstrap
 from vprm_search.ids import child_id
 from vprm_search.labelling.records import ScoredPath, read_scored_paths
 from vprm_search.search import (

@@ -24,9 +24,10 @@ from vprm_search.compare.entrants import (
     described,
     entrants_of,
 )
+from vprm_search.compare.intervals import bootstrap, resampled_means
 from vprm_search.compare.records import CUT, Key, RecordFile
 from vprm_search.compare.report import points
-from vprm_search.compare.summary import bootstrap, read_cells, resampled_means, summarise
+from vprm_search.compare.summary import read_cells, summarise
 from vprm_search.compare.worlds import (
     LoadedWorld,
     SyntheticPolicy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -17,9 +18,9 @@ from vprm_search.datasets.graders import (
     letters_chosen,
     number_said,
 )
-from vprm_search.datasets.known import AnswerType
+from vprm_search.datasets.known import AnswerType, SetName
 from vprm_search.datasets.problem_set import Item
-from vprm_search.datasets.set_scores import by_category, set_scores, we_math
+from vprm_search.datasets.set_scores import by_category, set_scores
 from vprm_search.errors import InputError
 
 CHOICES = ("yes", "no", "maybe", "12 cm")
@@ -193,19 +194,36 @@ def test_we_math_over_its_problems(outcomes: list[tuple[bool, ...]]) -> None:
         for number, rights in enumerate(outcomes)
         for row in unit(f"{len(rights) - 1}steps", number, rights)
     ]
-    scores = we_math(graded)
+    scores = set_scores("wemath", graded)
     for rule in ("strict", "loose"):
         worths = [worth(rights, strict=rule == "strict") for rights in outcomes]
         assert scores[f"score ({rule})"] == pytest.approx(sum(worths) / len(worths))
     assert scores["units"] == len(outcomes)
 
 
+@given(
+    st.sampled_from(["dynamath", "wemath"]),
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=3, max_size=4),
+)
+def test_of_chances_the_figures_are_those_to_be_expected(
+    name: SetName, chances: list[float]
+) -> None:
+    rows = [one for one, _ in unit(f"{len(chances) - 1}steps", 1, (True,) * len(chances))]
+    found = set_scores(name, list(zip(rows, chances, strict=True)))
+    expected = dict.fromkeys(found, 0.0)
+    for rights in product((True, False), repeat=len(chances)):
+        weight = math.prod(c if r else 1 - c for c, r in zip(chances, rights, strict=True))
+        for key, value in set_scores(name, list(zip(rows, rights, strict=True))).items():
+            expected[key] += weight * value
+    assert found == pytest.approx(expected)
+
+
 def test_we_math_leaves_out_problems_that_lack_a_step() -> None:
     whole = unit("2steps", 1, (True, True, True))
     part = unit("3steps", 2, (True, True, True, True))[:-1]
-    assert we_math(whole + part)["incomplete"] == 1
+    assert set_scores("wemath", whole + part)["incomplete"] == 1
     with pytest.raises(InputError, match="give the whole set"):
-        we_math(part)
+        set_scores("wemath", part)
     with pytest.raises(InputError, match="no problem"):
         set_scores("", [])
 

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from vprm_search.calibration.fit import Reliability, reliability
-from vprm_search.compare.summary import Estimate
+from vprm_search.compare.intervals import Estimate
 from vprm_search.errors import ConfigError
 from vprm_search.report.reliability import (
     Calibrated,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vprm_search.compare.summary import Estimate
+from vprm_search.compare.intervals import Estimate, numbered, resampled_counts
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -52,12 +52,11 @@ def auc_interval(
 ) -> Estimate:
     """Return the AUC with a 95 % interval from resampling whole groups (problems), 200 times."""
     right, values = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
-    owner = np.asarray(groups)
-    members = [np.nonzero(owner == group)[0] for group in np.unique(owner)]
-    rng = np.random.Generator(np.random.PCG64(seed))
+    owner = numbered(groups)
+    problems = int(owner.max()) + 1
     areas = []
-    for _ in range(200):
-        picks = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        areas.append(auc(right[picks], values[picks]))
+    for counts in resampled_counts(problems, resamples=200, seed=seed):
+        for times in counts[:, owner]:
+            areas.append(auc(np.repeat(right, times), np.repeat(values, times)))
     low, high = np.nanquantile(areas, [0.025, 0.975])
-    return Estimate(auc(right, values), float(low), float(high), len(members))
+    return Estimate(auc(right, values), float(low), float(high), problems)

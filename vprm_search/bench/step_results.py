@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vprm_search.bench.labelled_solutions import LabelledSteps
 from vprm_search.bench.step_metrics import auc
-from vprm_search.compare.summary import resampled_means
+from vprm_search.compare.intervals import resampled_means
 from vprm_search.errors import ConfigError
 
 THRESHOLDS = (0.5, 0.8, 0.85)

@@ -188,7 +188,7 @@ def _add(tally: Tally, right: float, tokens: float) -> None:
 
 def results_table(solved: list[Solved]) -> Table:
     """Return the accuracies with 95 % intervals, and the tokens generated per problem."""
-    from vprm_search.compare.summary import bootstrap
+    from vprm_search.compare.intervals import bootstrap
 
     table = Table(header_style="bold")
     table.add_column("method")

@@ -9,49 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vprm_search.compare.entrants import REFERENCE
+from vprm_search.compare.intervals import percentiles, resampled_means
 from vprm_search.compare.records import MAX_FAILED, Failures, Record, RecordFile
 from vprm_search.errors import RecordError
 
 HEADLINE = "weighted-vote:product"
 """The selector under which strategies are held against one another, where they have it."""
-
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over problems with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    problems: int
-
-    def to_json(self) -> dict[str, float]:
-        """Return the estimate as plain JSON."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "problems": self.problems}
-
-
-def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Estimate the mean of `values` [problems] with a percentile bootstrap over problems.
-
-    For a paired comparison pass the per-problem differences. Efron & Tibshirani (1993), ch. 13.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"expected a non-empty list of numbers, got shape {array.shape}")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # bounded memory: 500 x problems indices at a time
-        size = min(500, resamples - start)
-        picks = rng.integers(0, array.size, (size, array.size))
-        means[start : start + size] = array[picks].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(array.mean()), float(low), float(high), int(array.size))
-
 
 Key = tuple[str, int, str]
 """Strategy, size, selector."""
@@ -117,24 +83,6 @@ def _joined(rows: list[Record], records: RecordFile, choices: Sequence[str]) -> 
     )
 
 
-def resampled_means(
-    columns: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
-    """Return the means [resamples, columns] of `columns` [problems, columns] over resamples.
-
-    All columns see the same resamples of problems, so that the difference of two columns of the
-    result is the paired bootstrap of their difference. Efron & Tibshirani (1993), ch. 13.
-    """
-    problems = len(columns)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    means = np.empty((resamples, columns.shape[1]))
-    for start in range(0, resamples, 500):
-        size = min(500, resamples - start)
-        counts = rng.multinomial(problems, np.full(problems, 1 / problems), size)
-        means[start : start + size] = counts @ columns / problems
-    return means
-
-
 def summarise(cells: Sequence[Measured], max_failed: float = MAX_FAILED) -> dict[str, Any]:
     """Return all results as plain JSON: rows (one per strategy, size, selector) and pairs.
 
@@ -159,11 +107,11 @@ def summarise(cells: Sequence[Measured], max_failed: float = MAX_FAILED) -> dict
     columns = np.stack([c.right[choice] for c in cells for choice in c.right], axis=1)
     means = resampled_means(columns)
     place = {key: index for index, key in enumerate(keys)}
-    exact = columns.mean(axis=0)
+    exact = columns.mean(axis=0).tolist()
 
     def difference(a: Key, b: Key) -> dict[str, float]:
         gap = means[:, place[a]] - means[:, place[b]]
-        return _estimate(exact[place[a]] - exact[place[b]], gap, len(columns))
+        return percentiles(exact[place[a]] - exact[place[b]], gap, len(columns)).to_json()
 
     headline = {(c.name, c.size): (c.name, c.size, c.headline) for c in cells}
     rows = []
@@ -172,8 +120,8 @@ def summarise(cells: Sequence[Measured], max_failed: float = MAX_FAILED) -> dict
         for choice in cell.right:
             key = (cell.name, cell.size, choice)
             against = difference(key, reference) if reference not in (None, key) else None
-            accuracy = _estimate(exact[place[key]], means[:, place[key]], len(columns))
-            rows.append(_row(cell, choice, accuracy, against))
+            accuracy = percentiles(exact[place[key]], means[:, place[key]], len(columns))
+            rows.append(_row(cell, choice, accuracy.to_json(), against))
     pairs = [
         {"size": a[1], "first": a[0], "second": b[0], "difference": difference(a, b)}
         for a, b in combinations(headline.values(), 2)
@@ -208,8 +156,3 @@ def _row(
         "failed": cell.failures.share,
         **costs,
     }
-
-
-def _estimate(mean: float, means: NDArray[np.float64], problems: int) -> dict[str, float]:
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(mean), float(low), float(high), problems).to_json()

@@ -46,7 +46,7 @@ class PooledProblem:
 
     Args:
         id: of the problem in its set.
-        row: its row in the file, from 0.
+        row: its row in the file, from 1, as `datasets.problem_set.Item` has it.
         group: what it belongs to ("" for itself alone): DynaMath's seed, WeMath's problem.
         variant: which of its group it is.
         category: "" if the set has none.
