@@ -97,11 +97,8 @@ def evaluate(
     family: Annotated[list[str] | None, typer.Option(help="Repeatable; default all.")] = None,
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
-    readme: Annotated[
-        Path | None, typer.Option(help="File whose results section gets the short tables.")
-    ] = None,
     details: Annotated[
-        Path | None, typer.Option(help="File whose results section gets the whole report.")
+        Path | None, typer.Option(help="File whose results section gets the report.")
     ] = None,
 ) -> None:
     """Measure the models: all methods, ablations, intervals; prints the report."""
@@ -117,7 +114,7 @@ def evaluate(
         first_index=first,
         run_seed=seed,
     )
-    print(run_evaluation(config, out, jobs=jobs, report=_report, readme=readme, details=details))
+    print(run_evaluation(config, out, jobs=jobs, report=_report, details=details))
 
 
 @app.command()

@@ -167,16 +167,6 @@ def full_report(cells: Cells) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_section(cells: Cells) -> str:
-    """Return the short section of the README: both temperatures, all families."""
-    parts: list[str] = []
-    for temperature in sorted({cell["temperature"] for cell in cells}):
-        chosen = [cell for cell in cells if cell["temperature"] == temperature]
-        total = len(outcome(chosen, "pass@1 of 8"))
-        parts += [f"**T = {temperature:g}** ({total} problems)", accuracy_table(chosen)]
-    return "\n\n".join(parts)
-
-
 # --- the run ---
 
 
@@ -229,13 +219,11 @@ def run_evaluation(
     *,
     jobs: int = 2,
     report: Report = _say,
-    readme: Path | None = None,
     details: Path | None = None,
 ) -> str:
     """Measure all missing cells with `jobs` processes; return the report, also in `out/report.md`.
 
-    The section between the `results` marks of `readme` is replaced by the short tables, that of
-    `details` by the whole report.
+    The section between the `results` marks of `details` is replaced by the report.
     """
     out.mkdir(parents=True, exist_ok=True)
     cells = [
@@ -252,8 +240,6 @@ def run_evaluation(
     measured = read_cells(out)
     text = full_report(measured)
     (out / "report.md").write_text(text)
-    if readme is not None:
-        fill_section(readme, readme_section(measured))
     if details is not None:
         fill_section(details, text)
     return text

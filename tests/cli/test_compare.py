@@ -28,9 +28,9 @@ QUICK = ("--world", "synthetic", "--problems", "6", "--n", "4", "--strategy", "b
 
 
 def test_a_comparison_writes_tables_results_and_plots(run: Run, tmp_path: Path) -> None:
-    out, readme = tmp_path / "out", tmp_path / "README.md"
-    readme.write_text("before\n<!-- strategies:begin -->\n<!-- strategies:end -->\nafter\n")
-    ran = run("compare", *QUICK, "--out", str(out), "--readme", str(readme))
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    page.write_text("before\n<!-- strategies:begin -->\n<!-- strategies:end -->\nafter\n")
+    ran = run("compare", *QUICK, "--out", str(out), "--page", str(page))
     assert ran.code == 0, ran.err
     assert "[2/2] problems 0-5: beam@4" in ran.err
     assert "weighted-vote:product" in ran.out
@@ -40,7 +40,7 @@ def test_a_comparison_writes_tables_results_and_plots(run: Run, tmp_path: Path) 
     results = json.loads((out / "comparison-results.json").read_text())
     assert {row["name"] for row in results["rows"]} == {"best-of-n", "beam"}
     assert results["comparison"]["world"]["settings"]["auc"] == 0.73
-    filled = readme.read_text()
+    filled = page.read_text()
     assert filled.startswith("before\n")
     assert filled.endswith("after\n")
     assert "| **beam, weighted-vote:product** |" in filled
@@ -99,7 +99,7 @@ def test_a_file_without_marks_and_a_missing_matplotlib_are_said(
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text("no marks")
-    ran = run("compare", *QUICK, "--out", str(tmp_path / "out"), "--readme", str(page))
+    ran = run("compare", *QUICK, "--out", str(tmp_path / "out"), "--page", str(page))
     assert ran.code == 1
     assert "strategies:begin" in ran.err
     assert not (tmp_path / "out").exists()  # found out before anything was measured

@@ -13,7 +13,6 @@ from examples.tiny_models.evaluation_report import (
     difference,
     full_report,
     read_cells,
-    readme_section,
 )
 from examples.tiny_models.packaging import model_path
 from examples.tiny_models.references import ExactScorer
@@ -144,5 +143,4 @@ def test_reports_need_the_sizes_they_show(measured: Path) -> None:
             .replace("@4", "@16").replace("of-4", "of-16").replace("of 4", "of 16"): values
             for name, values in cell["outcomes"].items()
         }  # fmt: skip
-    assert "PRM weighted vote (product)" in readme_section(cells)
     assert "### Step scores against exact truth" in full_report(cells)

@@ -93,7 +93,7 @@ def compare(
     out: Annotated[
         Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is measured there stays.")
     ] = Path("comparison"),
-    readme: Annotated[
+    page: Annotated[
         Path | None,
         typer.Option(rich_help_panel=_OUT, help="File whose strategies section gets the tables."),
     ] = None,
@@ -152,7 +152,7 @@ def compare(
         if (policy, scorer, base_url) != ("tiny", "tiny", None):
             raise ConfigError("--policy and --scorer are for --problems FILE")
         problem_set = built_in_world(world, built_in)
-    _run(comparison, problem_set, out, jobs, readme)
+    _run(comparison, problem_set, out, jobs, page)
 
 
 def file_world(
@@ -204,13 +204,13 @@ def built_in_world(name: str, given: Mapping[str, Any]) -> World:
     )
 
 
-def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Path | None) -> None:
+def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path | None) -> None:
     from vprm_search.compare.comparison import run_comparison
-    from vprm_search.compare.report import fill_section, new_figure, readme_section
+    from vprm_search.compare.report import fill_section, new_figure, page_section
 
     new_figure()  # fails without matplotlib: before hours of measuring, not after
-    if readme is not None:
-        _check_marks(readme)
+    if page is not None:
+        _check_marks(page)
     stopped: SearchError | None = None
     try:
         run_comparison(comparison, world, out, jobs=jobs, report=_tell)
@@ -229,8 +229,8 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, readme: Pat
             f"{len(bad)} of {len(comparison.cells)} cells are no results ({', '.join(bad)}), since "
             "calls failed; the same command makes those searches again"
         )
-    if readme is not None:
-        fill_section(readme, readme_section(summary), marks=("strategies",))
+    if page is not None:
+        fill_section(page, page_section(summary), marks=("strategies",))
 
 
 def _summary(comparison: Comparison, world: World, out: Path) -> dict[str, Any]:

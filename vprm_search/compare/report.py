@@ -60,8 +60,8 @@ def no_results_section(summary: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def readme_section(summary: Mapping[str, Any]) -> str:
-    """Return the short tables of the README: accuracies, and the cost at the largest N."""
+def page_section(summary: Mapping[str, Any]) -> str:
+    """Return what a page shows: accuracies, gains, and the cost at the largest N."""
     largest = _sizes(summary)[-1]
     return "\n\n".join(
         [
