@@ -24,6 +24,7 @@ from vprm_search.cli.convert import convert
 from vprm_search.cli.datasets import datasets
 from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
+from vprm_search.cli.evaluate import evaluate
 from vprm_search.cli.mcp import mcp
 from vprm_search.cli.preflight import preflight
 from vprm_search.cli.proxy import proxy
@@ -50,6 +51,7 @@ app.command()(solve)
 app.command()(score)
 app.command()(preflight)
 app.command()(compare)
+app.command()(evaluate)
 app.command()(bench)
 app.command()(serve)
 app.command()(proxy)

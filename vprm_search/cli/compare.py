@@ -294,9 +294,7 @@ class TinyProblems:
 
     def identity(self) -> dict[str, Any]:
         """Return the problems and the digests of the weights."""
-        from vprm_search.tiny.weights import weights_path
-
-        weights = {name: _digest(weights_path(name)) for name in ("policy", "prm")}
+        weights = {name: digest_of_weights(name) for name in ("policy", "prm")}
         return {"world": "tiny", **asdict(self), "families": list(self.families), **weights}
 
     def load(self, start: int, stop: int) -> LoadedWorld:
@@ -324,8 +322,12 @@ class TinyProblems:
         return LoadedWorld(tasks, policy, new_scorer, parse_answer)
 
 
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+def digest_of_weights(name: str) -> str:
+    """Return what tells the weights of a packaged model from others."""
+    from vprm_search.tiny.weights import weights_path
+
+    data = (weights_path(name) / "model.safetensors").read_bytes()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

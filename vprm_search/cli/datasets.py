@@ -54,13 +54,20 @@ Set = Annotated[
 
 
 def read(
-    file: Path, images: Path | None, name: SetNameOption | None, *, check_images: bool = True
+    file: Path,
+    images: Path | None,
+    name: SetNameOption | None,
+    *,
+    limit: int | None = None,
+    check_images: bool = True,
 ) -> ProblemSet:
     """Read a set as the options say."""
     from vprm_search.datasets.problem_set import read_problem_set
 
     chosen: SetName | None = None if name is None else name.value
-    return read_problem_set(file, image_root=images, name=chosen, check_images=check_images)
+    return read_problem_set(
+        file, image_root=images, name=chosen, limit=limit, check_images=check_images
+    )
 
 
 @datasets.command()

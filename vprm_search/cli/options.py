@@ -274,14 +274,15 @@ def load_scorer(
     *,
     api_key: str | None = None,
     tokenizer: Path | None = None,
+    **settings: Any,
 ) -> StepScorer:
     """Return the scorer `name`: "tiny", a reward model's folder, or "vllm:URL".
 
-    `api_key` and `tokenizer` are for a server. Raises `CheckpointError` when a folder holds no
-    native InternVL reward model, `MissingDependencyError` without torch, `ConfigError` for an
-    address that cannot be used.
+    `api_key` and `tokenizer` are for a server, `settings` for `TransformersScorer`. Raises
+    `CheckpointError` when a folder holds no native InternVL reward model, `MissingDependencyError`
+    without torch, `ConfigError` for an address that cannot be used.
     """
-    return scorer_maker(name, device, api_key=api_key, tokenizer=tokenizer)()
+    return scorer_maker(name, device, api_key=api_key, tokenizer=tokenizer, **settings)()
 
 
 def scorer_maker(
@@ -290,6 +291,7 @@ def scorer_maker(
     *,
     api_key: str | None = None,
     tokenizer: str | Path | None = None,
+    **settings: Any,
 ) -> Callable[[], StepScorer]:
     """Return what makes scorers that have kept nothing, as `load_scorer`; a folder is read once."""
     if name.startswith(VLLM):
@@ -307,7 +309,7 @@ def scorer_maker(
 
     _silence_loading()
     checkpoint = load_checkpoint(weights_path("prm") if name == TINY else name, device=device)
-    return lambda: TransformersScorer(checkpoint)
+    return lambda: TransformersScorer(checkpoint, **settings)
 
 
 def load_policy(

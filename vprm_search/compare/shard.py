@@ -30,21 +30,34 @@ _LOST_IN_A_ROW = 10
 
 
 class SharedTime:
-    """Time that is shared evenly by all searches that are under way: wall time and CPU time."""
+    """Time that is shared evenly by all that is under way: wall time and CPU time.
 
-    def __init__(self, searches: int) -> None:
-        self._active = searches
+    Args:
+        active: searches, or other pieces of work, that are under way from the start.
+    """
+
+    def __init__(self, active: int = 0) -> None:
+        self._active = active
         self._share = [0.0, 0.0]
         self._last = self._now()
 
-    def end_one(self) -> tuple[float, float]:
-        """Return the seconds and CPU seconds of the search that has just ended."""
+    def begin_one(self) -> tuple[float, float]:
+        """Count one more; return what `end_one` wants of it."""
+        self._pass()
+        self._active += 1
+        return self._share[0], self._share[1]
+
+    def end_one(self, begun: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+        """Return the seconds and CPU seconds of one that has just ended."""
+        self._pass()
+        self._active -= 1
+        return self._share[0] - begun[0], self._share[1] - begun[1]
+
+    def _pass(self) -> None:
         now = self._now()
         for place in range(2):
-            self._share[place] += (now[place] - self._last[place]) / self._active
+            self._share[place] += (now[place] - self._last[place]) / max(1, self._active)
         self._last = now
-        self._active -= 1
-        return self._share[0], self._share[1]
 
     @staticmethod
     def _now() -> tuple[float, float]:

@@ -141,11 +141,17 @@ class ProblemSet(Sequence[Item]):
         for item in self.items:
             said = (item.id, item.question, item.answer, *item.also, item.letters)
             texts.update(digest("item", *said, "choices", *item.choices))
-            for picture in item.pictures:
-                pictures.update(
-                    hashlib.sha256(_data(picture, self.table, self.image_root)).digest()
-                )
+            for picture in self.picture_digests(item):
+                pictures.update(picture)
         return {"problems": texts.hexdigest(), "images": pictures.hexdigest()}
+
+    def picture_digests(self, item: Item) -> list[bytes]:
+        """Return the digests of the files of an item's pictures, none of which is decoded.
+
+        Raises `ImageError` for a picture that is not there.
+        """
+        found = (_data(picture, self.table, self.image_root) for picture in item.pictures)
+        return [hashlib.sha256(data).digest() for data in found]
 
     def check_images(self) -> None:
         """Raise `ImageError` if pictures are not there: how many, and where the first should be."""

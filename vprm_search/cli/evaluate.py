@@ -1,0 +1,323 @@
+"""`vprm-search evaluate`: candidates of a problem set, their critics at every N, and the report.
+
+Four stages over files that only grow: generate, score, grade, select. Each can run alone, and on
+another machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from vprm_search.budget import Prices
+from vprm_search.cli import console, options
+from vprm_search.cli.compare import digest_of_weights
+from vprm_search.cli.datasets import File, Set, read
+from vprm_search.cli.solve import PriceFile, read_prices
+from vprm_search.errors import ConfigError, SearchError
+
+if TYPE_CHECKING:
+    from vprm_search.evaluate.candidates import Sampling
+    from vprm_search.evaluate.grading import Grading
+    from vprm_search.evaluate.scoring import Critic
+    from vprm_search.evaluate.side_by_side import Done
+    from vprm_search.evaluate.side_by_side import Progress as Told
+    from vprm_search.evaluate.stages import Stages
+    from vprm_search.types import Policy, StepScorer
+
+
+class Stage(StrEnum):
+    """The stages, in their order."""
+
+    generate = "generate"
+    score = "score"
+    grade = "grade"
+
+
+_SAMPLING, _CRITICS, _OUT = "Candidates", "Critics", "Output"
+
+
+def evaluate(
+    file: File,
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is in it is not made again.")
+    ],
+    images: options.ImageRoot = None,
+    set_name: Set = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems to take, the first.")] = None,
+    stage: Annotated[
+        list[Stage] | None, typer.Option(help="Repeatable; default: all that have what they need.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--n", min=1, max=1024, rich_help_panel=_SAMPLING, help="Candidates.")
+    ] = 8,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="tiny|openai:MODEL|PROVIDER:MODEL",
+            rich_help_panel=_SAMPLING,
+            help="What writes solutions.",
+        ),
+    ] = "tiny",
+    base_url: options.BaseUrl = None,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="plain|en|en_v2|cot|FILE",
+            rich_help_panel=_SAMPLING,
+            help="What a question is put into; scorers see it, too.",
+        ),
+    ] = "plain",
+    temperature: options.Temperature = 0.7,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_SAMPLING, help="Most tokens of a solution.")
+    ] = 4096,
+    greedy_first: Annotated[
+        bool,
+        typer.Option(
+            "--greedy-first", rich_help_panel=_SAMPLING, help="Candidate 0 at temperature 0."
+        ),
+    ] = False,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            rich_help_panel=_SAMPLING,
+            help="Ask the policy for its tokens' probabilities: its own likelihood is a critic.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(rich_help_panel=_SAMPLING, help="Makes all draws.")] = 0,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tiny|PATH|vllm:URL",
+            rich_help_panel=_CRITICS,
+            help="Process reward model; default: tiny for the tiny policy, else none.",
+        ),
+    ] = None,
+    scorer_api_key: options.ScorerKey = None,
+    scorer_tokenizer: options.ScorerTokenizer = None,
+    device: options.Device = "auto",
+    max_steps: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_CRITICS, help="Steps a solution is merged into.")
+    ] = 12,
+    orm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tiny|PATH|vllm:URL",
+            rich_help_panel=_CRITICS,
+            help="Scores whole solutions; the model of --scorer is its own ORM.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="openai:MODEL|PROVIDER:MODEL",
+            rich_help_panel=_CRITICS,
+            help="A chat model that judges whole solutions.",
+        ),
+    ] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="A set's rule, or sameness; default: the set's own.")
+    ] = None,
+    answer_judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model that grades answers, too."
+        ),
+    ] = None,
+    judge_base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server of the judges.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Problems side by side.")] = 8,
+    prices: PriceFile = None,
+    max_failed: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have."),
+    ] = 0.05,
+) -> None:
+    """Sample N solutions of every problem; compare what chooses among them, at every N up to it.
+
+    Every candidate, score and grade is a line of a file in the folder: a stopped run is taken up
+    again, calls that failed are made again, and --n may grow. A stage can run on another machine:
+    the folder moves. Reports (--stage select) need no model.
+    """
+    from vprm_search.evaluate.candidates import Sampling
+    from vprm_search.evaluate.folder import RunFolder
+    from vprm_search.evaluate.prompts import prompt_of
+    from vprm_search.evaluate.stages import Stages
+
+    if likelihood and policy == options.TINY:
+        raise ConfigError("--likelihood: the tiny policy does not tell its tokens' probabilities")
+    asked = set(stage or Stage)
+    pictures = bool(asked & {Stage.generate, Stage.score})
+    problems = read(file, images, set_name, limit=limit, check_images=pictures)
+    priced = read_prices(prices) or Prices()
+    stages = Stages(problems, RunFolder(out), n, concurrency, priced, _watch(priced))
+    if scorer is None and policy == options.TINY:
+        scorer = options.TINY
+    with stages.folder.locked():
+        if Stage.generate in asked:
+            sampling = Sampling(
+                policy=policy if policy != options.TINY else f"tiny@{digest_of_weights('policy')}",
+                prompt=prompt_of(prompt),
+                temperature=temperature,
+                max_tokens=max_tokens,
+                greedy_first=greedy_first,
+                seed=seed,
+                likelihood=likelihood,
+            )
+            asyncio.run(stages.generate(sampling, lambda: _policy(policy, base_url, sampling)))
+        if Stage.score in asked:
+            load = _Scorers(device, scorer_api_key, scorer_tokenizer)
+            asyncio.run(stages.score(load.critics(scorer, orm, judge, judge_base_url, max_steps)))
+        if Stage.grade in asked:
+            asyncio.run(stages.grade(_graders(stages, grader, answer_judge, judge_base_url)))
+    _complain(stages, max_failed)
+
+
+# --- what the options stand for
+
+
+def _policy(name: str, base_url: str | None, sampling: Sampling) -> Policy:
+    from vprm_search.policy.chat_model_policy import ChatModelPolicy
+
+    model = options.chat_model(name, base_url, sampling.temperature)
+    if sampling.likelihood:
+        model = model.bind(logprobs=True)
+    instruction = "" if sampling.prompt.text else None  # else the policy's own
+    return ChatModelPolicy(model, max_tokens_total=sampling.max_tokens, instruction=instruction)
+
+
+@dataclass(slots=True)
+class _Scorers:
+    """Loads scorers; a model that is asked for twice is loaded once."""
+
+    device: str
+    key: str | None
+    tokenizer: Path | None
+
+    def critics(
+        self,
+        scorer: str | None,
+        orm: str | None,
+        judge: str | None,
+        base_url: str | None,
+        max_steps: int,
+    ) -> list[Critic]:
+        from vprm_search.evaluate.scoring import Critic
+
+        loaded: dict[str, StepScorer] = {}
+        for name in filter(None, (scorer, orm)):
+            if name not in loaded:
+                served = name.startswith(options.VLLM)
+                loaded[name] = options.load_scorer(
+                    name,
+                    self.device,
+                    api_key=self.key,
+                    tokenizer=self.tokenizer if served else None,
+                    prefix_cache_bytes=0,  # a problem is scored in one call
+                )
+        critics = []
+        if scorer:
+            critics.append(Critic("prm", loaded[scorer], scorer, max_steps=max_steps))
+        if orm:
+            critics.append(Critic("orm", loaded[orm], orm, "whole"))
+        if judge:
+            from vprm_search.scoring.judge_scorer import PROMPT_VERSION, JudgeScorer
+
+            model = options.chat_model(judge, base_url, 0.0)
+            named = f"{judge}, prompt {PROMPT_VERSION}"  # wherever it is served
+            critics.append(Critic("judge", JudgeScorer(model, identity=named), judge, "whole"))
+        return critics
+
+
+def _graders(
+    stages: Stages, grader: str | None, judge: str | None, base_url: str | None
+) -> list[Grading]:
+    from vprm_search.datasets.graders import GRADERS, grader_of
+    from vprm_search.evaluate.grading import VERDICTS, ByJudge, ByRule
+
+    if grader is not None and grader not in GRADERS:
+        raise ConfigError(f"--grader {grader!r}: one of {', '.join(GRADERS)}")
+    graders: list[Grading] = [ByRule(grader_of(grader or stages.problems.name))]
+    if judge is not None:
+        from vprm_search.datasets.answer_judge import AnswerJudge
+
+        model = options.chat_model(judge, base_url, 0.0)
+        record = stages.folder.path / VERDICTS
+        graders.append(ByJudge(AnswerJudge(model, name=judge, record=record), judge))
+    return graders
+
+
+# --- what is shown
+
+
+class _Spent(ProgressColumn):
+    """Candidates a second, tokens, and money."""
+
+    def __init__(self, currency: str) -> None:
+        super().__init__()
+        self._currency = currency
+
+    def render(self, task: Task) -> Text:
+        """Return the column of a bar."""
+        told = [f"{task.speed or 0.0:.3g}/s"]
+        for name in ("generated", "scored"):
+            if tokens := task.fields.get(name, 0):
+                told.append(f"{tokens:,} tokens")
+        if cost := task.fields.get("cost", 0.0):
+            told.append(f"{cost:.4g} {self._currency}")
+        if failed := task.fields.get("failed", 0):
+            told.append(f"{failed} failed")
+        return Text(", ".join(told))
+
+
+def _watch(prices: Prices) -> Any:
+    @contextmanager
+    def watch(what: str, count: int) -> Iterator[Told]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   _Spent(prices.currency), TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=console.ERR, transient=True) as progress:
+            task = progress.add_task(what, total=count)
+            sums: dict[str, Any] = {"generated": 0, "scored": 0, "cost": 0.0, "failed": 0}
+
+            def tell(done: Done) -> None:
+                sums["generated"] += done.generated_tokens
+                sums["scored"] += done.scored_tokens
+                sums["cost"] += done.cost
+                sums["failed"] += done.failed
+                progress.update(task, advance=done.candidates, **sums)
+
+            yield tell
+
+    return watch
+
+
+def _complain(stages: Stages, max_failed: float) -> None:
+    """Raise `SearchError` if too many calls failed; a few are said."""
+    told = [f"{failed} of {count} failed in {stage}"
+            for stage, (failed, count) in stages.failures.items()]  # fmt: skip
+    if not told:
+        return
+    text = f"{'; '.join(told)}; the same command makes those calls again"
+    if any(failed > max_failed * count for failed, count in stages.failures.values()):
+        raise SearchError(f"no result: {text}")
+    console.ERR.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,136 @@
+"""Files of JSON lines that only grow, a line for each candidate of each problem.
+
+What is there is never written again. A last line that a crash cut off is left out, and taken away
+before the next one is written. Where several lines tell of one candidate the last one counts, but
+one that failed never takes the place of one that did not. Every line says whose run it is of, so
+files of one run that were made on several machines may be joined by `cat`, and others are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vprm_search.errors import RecordError
+
+Line = dict[str, Any]
+"""A line as plain JSON: "run", "row" and "index" name what it is of."""
+
+
+class KeyedLines:
+    """The lines of a file by row and index; they stay on the disk until they are asked for.
+
+    Args:
+        path: the file.
+        run: the key of what all lines were made with.
+        failed: tells of a line that it is to be made again.
+
+    Raises:
+        RecordError: a damaged line, or one of another run.
+    """
+
+    def __init__(self, path: Path, run: str, failed: Callable[[Line], bool]) -> None:
+        self.path, self.run, self._failed = path, run, failed
+        self._places: dict[int, dict[int, int]] = {}
+        self._lacking: set[tuple[int, int]] = set()
+        self._end = 0
+        if path.exists():
+            for place, line in self._read():
+                self._note(line, place)
+
+    def has(self, row: int, index: int) -> bool:
+        """Tell whether there is a line that has not failed."""
+        return index in self._places.get(row, ()) and (row, index) not in self._lacking
+
+    def there(self, row: int, index: int) -> bool:
+        """Tell whether there is a line, failed or not."""
+        return index in self._places.get(row, ())
+
+    def first(self, row: int) -> int:
+        """Return how many lines of a row there are in a row from index 0 on."""
+        places = self._places.get(row, {})
+        return next(index for index in range(len(places) + 1) if index not in places)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._places.values()))
+
+    @property
+    def failures(self) -> int:
+        """How many candidates have a line, and none that has not failed."""
+        return len(self._lacking)
+
+    def of(self, row: int) -> dict[int, Line]:
+        """Return the lines of a row by index, in the order of the indices."""
+        places = self._places.get(row)
+        if not places:
+            return {}
+        with self.path.open("rb") as file:
+            found = {}
+            for index in sorted(places):
+                file.seek(places[index])
+                found[index] = json.loads(file.readline())
+            return found
+
+    def one(self, row: int) -> Line | None:
+        """Return a line of a row, None if there is none."""
+        places = self._places.get(row)
+        if not places:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(next(iter(places.values())))
+            line: Line = json.loads(file.readline())
+            return line
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Write lines in one piece, behind all others. Raises `OSError` on a full disk."""
+        if not lines:
+            return
+        texts = [(json.dumps({"run": self.run, **line}, ensure_ascii=False, allow_nan=False) + "\n")
+                 .encode() for line in lines]  # fmt: skip
+        whole = b"".join(texts)
+        with self.path.open("ab", buffering=0) as file:
+            if file.tell() != self._end:
+                file.truncate(self._end)
+            if file.write(whole) != len(whole):
+                raise OSError(f"{self.path}: the disk is full")
+            os.fsync(file.fileno())
+        for line, text in zip(lines, texts, strict=True):
+            self._note(line, self._end)
+            self._end += len(text)
+
+    def _note(self, line: Line, place: int) -> None:
+        row, index = line["row"], line["index"]
+        if self._failed(line):
+            if self.has(row, index):
+                return
+            self._lacking.add((row, index))
+        else:
+            self._lacking.discard((row, index))
+        self._places.setdefault(row, {})[index] = place
+
+    def _read(self) -> Iterator[tuple[int, Line]]:
+        with self.path.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
+                    return  # cut by a crash
+                yield self._end, self._checked(text, f"{self.path}, line {number}")
+                self._end += len(text)
+
+    def _checked(self, text: bytes, where: str) -> Line:
+        try:
+            line: Line = json.loads(text)
+            run, row, index = line["run"], line["row"], line["index"]
+            if not isinstance(row, int) or not isinstance(index, int):
+                raise ValueError("row and index must be whole numbers")
+            self._failed(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{where}: damaged ({error!r}); remove the line") from error
+        if run != self.run:
+            raise RecordError(
+                f"{where}: it was made with other settings ({run}, not {self.run}); give those of "
+                "the file, or another --out folder"
+            )
+        return line

@@ -1,0 +1,158 @@
+"""From the files of a run to pools of candidates: no model is asked, no picture is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vprm_search.aggregate import AGGREGATIONS, path_score
+from vprm_search.answers import answer_classes
+from vprm_search.budget import Prices
+from vprm_search.datasets.problem_set import Item, ProblemSet
+from vprm_search.errors import RecordError
+from vprm_search.evaluate import generation, scoring
+from vprm_search.evaluate.candidates import FACTS, Candidate, CandidateFile
+from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.grading import GradeFile, check_graded
+from vprm_search.evaluate.lines import Line
+from vprm_search.evaluate.pool import NO_ANSWER, PooledCandidate, PooledProblem
+from vprm_search.evaluate.scoring import ScoreFile
+from vprm_search.evaluate.side_by_side import FREE
+
+LIKELIHOOD = "likelihood"
+CRITIC, GRADER = "critic", "grader"
+"""Families of facts in a manifest: "critic prm", "grader mathvista"."""
+
+
+class RecordedRun:
+    """The files of a run, for whoever reads them.
+
+    Args:
+        path: the folder.
+        problems: the set that it is of; its pictures need not be there.
+        grader: whose grades count. Default: the first that graded.
+        prices: what tokens cost. Default: nothing.
+
+    Raises:
+        RecordError: there are no candidates, they were not graded, or a file is damaged.
+        ConfigError: the manifest cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        problems: ProblemSet,
+        *,
+        grader: str | None = None,
+        prices: Prices = FREE,
+    ) -> None:
+        self.folder = RunFolder(path)
+        self.problems, self._prices = problems, prices
+        facts = self.folder.facts(FACTS)
+        if facts is None:
+            raise RecordError(f"{path}: there are no candidates; run --stage generate")
+        self.sampling = facts
+        self.candidates = CandidateFile(path, facts)
+        self.graders = self.folder.kinds(GRADER)
+        self.grader = grader or next(iter(self.graders), "")
+        graded = self.folder.facts(f"{GRADER} {self.grader}")
+        if graded is None:
+            raise RecordError(f"{path}: nothing was graded {grader or ''}; run --stage grade")
+        self._grades = GradeFile(path, self.grader, graded)
+        self.critics = {name: self.folder.facts(f"{CRITIC} {name}") or {}
+                        for name in self.folder.kinds(CRITIC)}  # fmt: skip
+        self._scores = {name: ScoreFile(path, name, told) for name, told in self.critics.items()}
+
+    @property
+    def graded(self) -> list[Item]:
+        """The problems whose answer is published."""
+        return [item for item in self.problems if item.answer_type != "none"]
+
+    def complete(self, item: Item, n: int) -> bool:
+        """Tell whether a problem has its first `n` candidates, failed ones counted."""
+        return all(self.candidates.lines.there(item.row, index) for index in range(n))
+
+    def largest(self) -> int:
+        """Return the largest N up to which every problem with a published answer has candidates."""
+        return min((self.candidates.lines.first(item.row) for item in self.graded), default=0)
+
+    def pools(self, n: int) -> Iterator[PooledProblem]:
+        """Yield the first `n` candidates of every problem with a published answer that has them.
+
+        A call that failed is a candidate without an answer. Raises `RecordError` where scores or
+        grades are of other texts, or are not there.
+        """
+        for item in self.graded:
+            if self.complete(item, n):
+                yield self._pool(item, [c for c in self.candidates.of(item) if c.index < n])
+
+    def _pool(self, item: Item, candidates: list[Candidate]) -> PooledProblem:
+        grades = self._grades.of(item, candidates)
+        check_graded(item, candidates, grades)
+        said = [grades[c.index]["said"] if c.index in grades else None for c in candidates]
+        classes = answer_classes(said, choices=item.choices)
+        scores = {name: file.of(item.row) for name, file in self._scores.items()}
+        pooled = []
+        for candidate, answer, vote in zip(candidates, said, classes, strict=True):
+            own = {name: lines.get(candidate.index) for name, lines in scores.items()}
+            for name, line in own.items():
+                _check(self._scores[name], candidate, line)
+            scored, seconds, cost = self._scoring(own)
+            pooled.append(
+                PooledCandidate(
+                    index=candidate.index,
+                    text=candidate.text,
+                    answer=answer or "",
+                    vote_class=NO_ANSWER if vote is None else vote,
+                    right=candidate.index in grades and bool(grades[candidate.index]["right"]),
+                    scores=self._by_critic(candidate, own),
+                    generated_tokens=candidate.generated_tokens,
+                    scored_tokens=scored,
+                    seconds=candidate.seconds + seconds,
+                    cost=generation.cost_of(candidate, self._prices) + cost,
+                )
+            )
+        return PooledProblem(
+            id=item.id,
+            row=item.row - 1,
+            group=item.group,
+            variant=item.variant,
+            category=item.category,
+            candidates=tuple(pooled),
+        )
+
+    def _by_critic(
+        self, candidate: Candidate, lines: dict[str, Line | None]
+    ) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for name, line in lines.items():
+            scores = () if line is None else line["scores"]
+            if self.critics[name].get("kind") == "whole":
+                found[name] = scores[-1] if scores else None
+            else:
+                found |= {f"{name}:{rule}": path_score(rule, scores) for rule in AGGREGATIONS}
+        if self.sampling.get(LIKELIHOOD):
+            found[LIKELIHOOD] = candidate.likelihood
+        return found
+
+    def _scoring(self, lines: dict[str, Line | None]) -> tuple[int, float, float]:
+        """Return tokens, seconds and cost of the first critic that scores steps."""
+        of_steps = (name for name in lines if self.critics[name].get("kind") != "whole")
+        line = lines.get(next(of_steps, ""))
+        if line is None:
+            return 0, 0.0, 0.0
+        return line["scored_tokens"], line["seconds"], scoring.cost_of(line, self._prices)
+
+
+def _check(file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
+    if line is None:
+        if not candidate.error:
+            raise RecordError(
+                f"{file.lines.path}: candidate {candidate.index} of row {candidate.row} has no "
+                "score; run --stage score"
+            )
+    elif line["of"] != candidate.content:
+        raise RecordError(
+            f"{file.lines.path}: the score of candidate {candidate.index} of row {candidate.row} "
+            "is of another text; remove the file, and score anew"
+        )

@@ -1,0 +1,119 @@
+"""The stages over the files of one folder: what is there already is not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from vprm_search.budget import Prices
+from vprm_search.datasets.problem_set import ProblemSet
+from vprm_search.errors import RecordError
+from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
+from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.generation import Generation
+from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
+from vprm_search.evaluate.pooling import CRITIC, GRADER
+from vprm_search.evaluate.prompts import Prompt
+from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
+from vprm_search.evaluate.side_by_side import FREE, Progress
+from vprm_search.types import Policy
+
+Watch = Callable[[str, int], AbstractContextManager[Progress]]
+"""Opens a progress bar: what is done, and how many candidates there are to be done."""
+
+
+@dataclass(slots=True)
+class Stages:
+    """One folder, and what is to be in it.
+
+    Args:
+        problems: the set.
+        folder: of the run; the caller keeps other processes out (`RunFolder.locked`).
+        n: candidates of every problem.
+        width: problems side by side (8).
+        prices: what tokens cost. Default: nothing.
+        watch: opens a progress bar.
+        failures: by stage, how many candidates failed, and of how many.
+    """
+
+    problems: ProblemSet
+    folder: RunFolder
+    n: int
+    width: int = 8
+    prices: Prices = FREE
+    watch: Watch = lambda _, __: nullcontext(lambda _: None)
+    failures: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    async def generate(self, sampling: Sampling, load: Callable[[], Policy]) -> None:
+        """Sample candidates; the policy is loaded if some are to be made.
+
+        Raises:
+            ConfigError: the folder has candidates of other settings.
+            RecordError: it has candidates for another problem or other pictures.
+            SearchError: nothing came of many calls in a row.
+        """
+        facts = sampling.facts()
+        self.folder.settle(FACTS, facts)
+        file = CandidateFile(self.folder.path, facts)
+        left = sum(not file.has(item, place) for item in self.problems for place in range(self.n))
+        if left:
+            run = Generation(
+                self.problems, load(), sampling.prompt, sampling.greedy_first, file, self.width
+            )
+            run.prices = self.prices
+            with self.watch("generate", left) as run.progress:
+                await run.run(self.n)
+        else:
+            for _ in file.checked(self.problems):
+                pass
+        self._note("candidates", file.lines.failures, len(file.lines))
+
+    async def score(self, critics: Sequence[Critic]) -> None:
+        """Score candidates by each critic; in this process one problem after the other.
+
+        Raises what `Scoring.run` raises, and `ConfigError` for another scorer of the same name.
+        """
+        candidates, prompt = self.candidates()
+        there = self._there(candidates)
+        for critic in critics:
+            facts = critic.facts()
+            self.folder.settle(f"{CRITIC} {critic.name}", facts)
+            file = ScoreFile(self.folder.path, critic.name, facts)
+            run = Scoring(self.problems, prompt, candidates, critic, file, self.width, self.prices)
+            with self.watch(f"score ({critic.name})", max(0, there - len(file.lines))) as bar:
+                run.progress = bar
+                await run.run(self.n)
+            self._note(critic.name, file.lines.failures, len(file.lines))
+
+    async def grade(self, gradings: Sequence[Grading]) -> None:
+        """Grade candidates by each grader; no pictures are needed. Raises as `GradingRun.run`."""
+        candidates, _ = self.candidates()
+        there = self._there(candidates)
+        for grading in gradings:
+            facts = grading.facts()
+            self.folder.settle(f"{GRADER} {grading.name}", facts)
+            file = GradeFile(self.folder.path, grading.name, facts)
+            run = GradingRun(self.problems, candidates, grading, file)
+            with self.watch(f"grade ({grading.name})", max(0, there - len(file.lines))) as bar:
+                run.progress = bar
+                await run.run(self.n)
+            self._note(grading.name, file.lines.failures, len(file.lines))
+
+    def candidates(self) -> tuple[CandidateFile, Prompt]:
+        """Return the candidates that are there, and the prompt they were made with.
+
+        Raises `RecordError` if there are none.
+        """
+        facts: dict[str, Any] | None = self.folder.facts(FACTS)
+        if facts is None:
+            raise RecordError(f"{self.folder.path}: there are no candidates; generate some first")
+        return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
+
+    def _there(self, candidates: CandidateFile) -> int:
+        return sum(candidates.has(item, place) for item in self.problems for place in range(self.n))
+
+    def _note(self, stage: str, failed: int, of: int) -> None:
+        if failed:
+            self.failures[stage] = (failed, of)
