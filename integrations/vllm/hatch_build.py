@@ -27,6 +27,7 @@ NEEDED = (
     "vprm_search.scoring.pixels",
     "vprm_search.scoring.families",
     "vprm_search.scoring.vllm.contract",
+    "vprm_search.servers.access",
     "vprm_search.types",
 )
 SHARED = "vprm_search_vllm.shared"

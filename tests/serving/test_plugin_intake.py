@@ -77,21 +77,21 @@ def test_a_picture_bomb_is_refused_before_it_is_decoded() -> None:
 
 
 def test_a_tenant_is_known_by_its_key_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    tenants = load("tenants")
-    both = tenants.Tenants({"ann": "a", "bob": "b"})
+    access = load("access_middleware")
+    both = access.access.Tenants({"ann": "a", "bob": "b"})
     assert len(both) == 2
     given = (b"Bearer a", b"bearer  b ", b"Bearer c", b"Bearer", b"", b"Basic a", b"a")
     assert list(map(both.find, given)) == ["ann", "bob", None, None, None, None, None]
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     monkeypatch.delenv("VPRM_SEARCH_VLLM_TENANTS", raising=False)
-    alone = tenants.Tenants.from_environment()
+    alone = access.tenants()
     assert (len(alone), alone.find(b""), alone.find(b"Bearer x")) == (1, "", "")
     monkeypatch.setenv("VLLM_API_KEY", "k")
-    alone = tenants.Tenants.from_environment()
+    alone = access.tenants()
     assert (len(alone), alone.find(b"Bearer k"), alone.find(b"Bearer x")) == (1, "", None)
     monkeypatch.setenv("VPRM_SEARCH_VLLM_TENANTS", '{"ann": "a"}')
     with pytest.raises(ValueError, match="both set"):
-        tenants.Tenants.from_environment()
+        access.tenants()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_tenants_that_cannot_be_told_apart_are_refused_without_a_word_of_their_k
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     monkeypatch.setenv("VPRM_SEARCH_VLLM_TENANTS", text)
     with pytest.raises(ValueError, match=r"tenant|TENANTS") as refused:
-        load("tenants").Tenants.from_environment()
+        load("access_middleware").tenants()
     assert "canary" not in str(refused.value)
 
 
@@ -247,3 +247,51 @@ async def test_nothing_stays_of_a_request_however_it_ends() -> None:
         await hanging
     await asyncio.sleep(0)
     assert len(pending) == 0
+
+
+# --- access -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/pooling", {}, 401),  # vLLM itself asks for the key on /v1 only
+        ("/pooling", {b"Authorization": b"Bearer wrong"}, 401),
+        ("/pooling", {b"Authorization": b"Basic right"}, 401),
+        ("/pooling", {b"authorization": b"right"}, 401),
+        ("/metrics", {}, 401),
+        ("/v1/models", {b"authorization": b"Bearer "}, 401),
+        ("/pooling", {b"authorization": b"Bearer right"}, 503),  # there is no model here
+        ("/pooling", {b"authorization": b"Bearer right", b"content-type": b"text/plain"}, 415),
+        ("/pooling", {b"authorization": b"Bearer right", b"content-length": b"99"}, 413),
+        ("/v1/models", {b"authorization": b"bearer right"}, 200),
+        ("/v1/completions", {b"authorization": b"bearer right"}, 404),
+        ("/health", {}, 200),
+    ],
+)
+async def test_the_door_of_the_served_model(
+    path: str, headers: dict[bytes, bytes], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VPRM_SEARCH_VLLM_TENANTS", raising=False)
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_SERVER", "ours")
+    monkeypatch.setenv("VPRM_SEARCH_VLLM_LIMITS", '{"max_body_bytes": 98}')
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given_headers = list({b"content-type": b"application/json", **headers}.items())
+    scope = {"type": "http", "path": path, "method": "POST", "headers": given_headers}
+    await load("access_middleware").AccessMiddleware(app)(scope, receive, send)
+    assert sent[0]["status"] == status
+    named = (b"vprm-search-server", b"ours") in sent[0]["headers"]
+    assert named == (path == "/health")

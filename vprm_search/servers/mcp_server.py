@@ -21,7 +21,7 @@ from vprm_search.errors import ConfigError, InputError, VprmError
 from vprm_search.graph.run import arun_search
 from vprm_search.images.normalise import image_from_base64, image_from_data_uri
 from vprm_search.scoring.solution import score_solution
-from vprm_search.servers.access import AccessMiddleware
+from vprm_search.servers.access import AccessMiddleware, Tenants
 
 try:  # 2.x
     from mcp.server.mcpserver import Context, MCPServer
@@ -217,12 +217,16 @@ def http_app(server: Any, limits: McpLimits | None = None, *, keys: tuple[str, .
         server: the server.
         limits: as given to `create_mcp_server`.
         keys: keys that are let in; none: everybody is.
+
+    Raises:
+        ConfigError: a key is empty.
     """
+    tenants = Tenants.unnamed(keys)
     limit = (limits or McpLimits()).max_body_bytes
     app = server.streamable_http_app(
         **({"max_request_body_size": limit} if _BODY_LIMIT_OF_APP else {})
     )
-    app.add_middleware(AccessMiddleware, keys=keys, max_body_bytes=limit)
+    app.add_middleware(AccessMiddleware, tenants=tenants, max_body_bytes=limit)
     return app
 
 

@@ -32,7 +32,7 @@ from vprm_search.chat.failures import explain
 from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import ConfigError, InputError, VprmError
 from vprm_search.guided.chat_model import GuidedChatModel
-from vprm_search.servers.access import AccessMiddleware
+from vprm_search.servers.access import AccessMiddleware, Tenants
 from vprm_search.servers.openai_completion import Completion, sse_data
 
 _PASSED_ON = (
@@ -133,8 +133,9 @@ def create_openai_app(
         keys: the API keys that are let in; none: everybody is.
 
     Raises:
-        ConfigError: there is no model.
+        ConfigError: there is no model, or a key is empty.
     """
+    tenants = Tenants.unnamed(keys)
     if not models:
         raise ConfigError("an OpenAI server needs at least one model")
     bounds = limits or OpenAILimits()
@@ -148,7 +149,7 @@ def create_openai_app(
             Route("/v1/responses", server.no_responses, methods=["POST"]),
         ],
         middleware=[
-            Middleware(AccessMiddleware, keys=tuple(keys), max_body_bytes=bounds.max_body_bytes)
+            Middleware(AccessMiddleware, tenants=tenants, max_body_bytes=bounds.max_body_bytes)
         ],
         exception_handlers={
             _RefusedError: _refusal,

@@ -17,6 +17,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers import BaseRenderer
 
 from vprm_search_vllm import ARCHITECTURE, __version__
+from vprm_search_vllm.access_middleware import tenants
 from vprm_search_vllm.images import ImageNames, KnownImage
 from vprm_search_vllm.intake import PreparedRequest, RequestIntake, open_intake
 from vprm_search_vllm.scoring_requests import PathPlan, RequestPlan, RequestsInFlight
@@ -40,7 +41,6 @@ from vprm_search_vllm.shared.scoring.vllm.contract import (
     ScoringBody,
 )
 from vprm_search_vllm.shared.types import ImageData
-from vprm_search_vllm.tenants import Tenants
 
 _BACKBONES = ("internvl", "text")
 _METHOD = "from_2_way_softmax"
@@ -76,7 +76,7 @@ class StepScoreProcessor(IOProcessor[Any, dict[str, Any]]):
         self.identity = scorer_identity(
             directory, self.file, str(config.dtype), quantization=config.quantization
         )
-        self.intake = RequestIntake(self.limits, len(Tenants.from_environment()), self._prepared)
+        self.intake = RequestIntake(self.limits, len(tenants()), self._prepared)
         open_intake(self.intake)
 
     def parse_data(self, data: object) -> PreparedRequest:
