@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.servers.serving import served
 from vprm_search.errors import ConfigError
 from vprm_search.servers import access
 from vprm_search.servers.access import AccessMiddleware, Tenants
@@ -96,6 +98,7 @@ async def test_health_needs_no_key(path: str, root: str, status: int) -> None:
 @pytest.mark.parametrize("announced", [b"101", b"9" * 40, b"0" * 30 + b"7", b"-1", b"x", b"\xb2"])
 async def test_what_is_announced_is_no_way_around_the_limit(announced: bytes) -> None:
     headers = [(b"authorization", b"Bearer a"), (b"content-length", announced)]
+    assert await Door().ask([b""], headers=headers[:1]) == 200
     assert await Door().ask([b"x" * 60, b"x" * 60], headers=headers) == 413
 
 
@@ -103,6 +106,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(access, "_BODY_S", 0.05)
+    monkeypatch.setattr(access, "_PASS_OVER_S", 0.05)
     door = Door()
     assert await door.ask([b"x"], never_ends=True) == 408
     assert (door.seen, door.app._held) == ([], 0)
@@ -125,3 +129,15 @@ def test_an_empty_key_lets_nobody_in() -> None:
         Tenants.unnamed(["", "x"])
     assert Tenants.unnamed(["x", "x"]).find(b"Bearer x") is not None
     assert Tenants({"ann": "schlüssel"}).find("Bearer schlüssel".encode()) == "ann"
+
+
+@pytest.mark.parametrize(("key", "status"), [("a", 413), ("wrong", 401)])
+async def test_who_sends_too_much_gets_an_answer_and_no_broken_connection(
+    key: str, status: int
+) -> None:
+    app = AccessMiddleware(Door()._app, tenants=KEYS, max_body_bytes=8_000_000)
+    headers = {"authorization": f"Bearer {key}"}
+    async with served(app) as url, httpx.AsyncClient() as client:
+        for _ in range(3):
+            reply = await client.post(url, content=b"x" * 9_000_000, headers=headers)
+            assert reply.status_code == status

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,54 +14,15 @@ pytest.importorskip("langgraph_api", reason="needs langgraph-cli[inmem]: make te
 
 from langgraph_sdk import get_client
 
-from vprm_search.tiny.world import generate, render
+from tests.servers.langgraph_dev import asked, langgraph_dev
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "vprm_search"
-PROBLEM = generate("tiles", "test", 3)
-
-
-def asked() -> dict[str, Any]:
-    data = io.BytesIO()
-    render(PROBLEM).save(data, "PNG")
-    image = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return {"question": PROBLEM.question, "images": [image]}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("app")
-    for name in ("langgraph.json", "graph.py", "models.py", "openai_routes.py"):
-        shutil.copy(ROOT / "integrations" / "langgraph_server" / name, folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (folder / "log").open("wb")
-    command = [sys.executable, "-c", "from langgraph_cli.cli import cli; cli()", "dev"]
-    command += ["--no-browser", "--no-reload", "--port", str(port), "--config", "langgraph.json"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "VPRM_SEARCH_CACHE": str(folder / "cache"),
-    }
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment,
-        start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (folder / "log").read_text()[-3000:]
-            try:
-                if httpx.get(f"{url}/ok", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
+    with langgraph_dev(tmp_path_factory.mktemp("app")) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-        log.close()
 
 
 async def test_studio_sees_a_form(server: str) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("mcp")
 
 from mcp import ClientSession, StdioServerParameters, stdio_client
 
+from tests.servers.serving import served
 from vprm_search.errors import ConfigError
 from vprm_search.servers.mcp_server import McpLimits, create_mcp_server, http_app
 from vprm_search.testing import ScriptedPolicy, ScriptedScorer
@@ -209,15 +210,8 @@ async def test_langchain_agents_get_the_tools() -> None:
 
 async def test_over_http_a_key_is_asked_for_and_the_body_is_bounded() -> None:
     import httpx
-    import uvicorn
 
     app = http_app(server(), McpLimits(max_body_bytes=2_000), keys=("right",))
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    task = asyncio.ensure_future(running.serve())
-    while not running.started:  # noqa: ASYNC110 - uvicorn's own flag
-        await asyncio.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}/mcp"
     hello = {
         "jsonrpc": "2.0",
         "id": 1,
@@ -230,13 +224,12 @@ async def test_over_http_a_key_is_asked_for_and_the_body_is_bounded() -> None:
     }
     accept = {"accept": "application/json, text/event-stream"}
     right = {**accept, "authorization": "Bearer right"}
-    async with httpx.AsyncClient() as client:
+    async with served(app) as address, httpx.AsyncClient() as client:
+        url = f"{address}/mcp"
         without = await client.post(url, json=hello, headers=accept)
         wrong = await client.post(url, json=hello, headers={**accept, "authorization": "Bearer x"})
         large = await client.post(url, content=b"x" * 2_001, headers=right)
         let_in = await client.post(url, json=hello, headers=right)
-    running.should_exit = True
-    await task
     assert (without.status_code, wrong.status_code, large.status_code) == (401, 401, 413)
     assert "2000 bytes" in large.json()["error"]["message"]
     assert let_in.status_code == 200

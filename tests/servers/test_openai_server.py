@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from PIL import Image
 from pydantic import BaseModel
 
+from tests.servers.serving import served
 from vprm_search import GuidedChatModel
 from vprm_search.cli.proxy import load_models, read_proxy_file
 from vprm_search.errors import ConfigError
@@ -56,20 +56,6 @@ def guided(**options: Any) -> GuidedChatModel:
     scorer = ScriptedScorer(lambda request: 0.2 if "8" in request.steps[-1] else 0.9)
     given = {"policy": ScriptedPolicy(say), "scorer": scorer, "strategy": BestOfN(n=4), **options}
     return GuidedChatModel(**given)
-
-
-@asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    task = asyncio.ensure_future(running.serve())
-    while not running.started:  # noqa: ASYNC110 - uvicorn's own flag
-        await asyncio.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        running.should_exit = True
-        await task
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ the standard library alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,6 +25,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _BODY_S = 60.0
 """A body that has not come this long after its head is not waited for."""
+_PASS_OVER_S = 5.0
+"""How long what is left of a refused body is read and thrown away."""
 _BODIES = 16
 """The bodies under way have together at most as many bytes as this many of the largest."""
 
@@ -137,17 +140,19 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         path = path_of(scope)
-        size = 0
+        size, unread = 0, scope["type"] == "http"
         try:
             tenant = self.admit(scope, path)
             if scope["type"] == "http":
                 body = await self._read(scope, receive)
                 if body is None:  # the client is gone
                     return
-                size, receive = len(body), replayed(body, receive)
+                size, receive, unread = len(body), replayed(body, receive), False
                 del body  # many pictures
             await self.serve(scope, tenant, receive, send)
         except AccessError as error:
+            if unread:
+                await self._pass_over(receive)
             await _refuse(scope, send, error)
         finally:
             self._held -= size
@@ -190,6 +195,17 @@ class AccessMiddleware:
             if not whole:
                 self._held -= len(body)
         return bytes(body)
+
+    async def _pass_over(self, receive: Receive) -> None:
+        """Let go of the rest of a body, as much as is borne: a client in the midst of sending it
+        would see a broken connection, and no answer."""
+        passed, more = 0, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PASS_OVER_S):
+                while more and passed <= self._limit:
+                    message = await receive()
+                    passed += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     def _too_large(self) -> AccessError:
         said = f"the body is larger than {self._limit} bytes; send fewer or smaller pictures"
