@@ -31,8 +31,9 @@ class Budget(BaseModel):
     A search ends, with the best answer found so far, before the first round that would start at
     or above a limit, and says which one ran out. As long as no path has finished, every limit but
     `seconds` keeps a reserve with which one can be: no round spends it, and when nothing else is
-    left the search asks for the whole rest of its best path. Slots of merged or failed siblings are
-    asked for again only where every later level could still be paid in full.
+    left the search asks for the whole rest of its best path. Of `generated_tokens` a quarter is
+    kept at the least, so a path finishes wherever they pay for four of the dearest. Slots of merged
+    or failed siblings are asked for again only where every later level could still be paid in full.
 
     `candidates` and `rounds` are exact: the last round is cut to fit. `requests` counts calls to
     the policy's model; no round asks for more candidates than calls are left, so only repeats of
@@ -107,12 +108,26 @@ class Budget(BaseModel):
             return None
         return min(left / (steps * mean) + 1e-9 if mean else 1 for left, mean in kinds)
 
-    def share(self, tree: SearchTree, candidates: int) -> int | None:
-        """Return the tokens that each of so many candidates may have now, None if unlimited."""
+    def share(self, tree: SearchTree, candidates: int, *, kept: int = 0) -> int | None:
+        """Return the tokens that each of so many candidates may have now, None if unlimited.
+
+        `kept` are the tokens that none of them may have.
+        """
         if self.generated_tokens is None:
             return None
-        left = self.generated_tokens - tree.totals.generated_tokens
+        left = self.generated_tokens - tree.totals.generated_tokens - kept
         return max(1, left // max(1, candidates))
+
+    def dearest(self, tree: SearchTree) -> int:
+        """Return the generated tokens of the dearest step so far, rests of paths left out."""
+        return _costs(tree).kinds["generated_tokens"].dearest
+
+    def last_steps_affordable(self, tree: SearchTree) -> int | None:
+        """Return how many last steps of paths the generated tokens left pay for; None: all."""
+        dearest = _costs(tree).last
+        if self.generated_tokens is None or not dearest:
+            return None
+        return int((self.generated_tokens - tree.totals.generated_tokens) / dearest)
 
     def short(self, tree: SearchTree) -> str:
         """Say which tokens are left in too small a number for one more candidate."""
@@ -237,9 +252,14 @@ class Spending:
 
 @dataclass(slots=True)
 class _Costs:
-    """The spendings of one tree, by kind; `read` of its records are in them."""
+    """The spendings of one tree, by kind; `read` of its records are in them.
+
+    `last` is what the dearest last step of a path cost: generated tokens, estimated where it came
+    with others.
+    """
 
     read: int = 0
+    last: float = 0.0
     kinds: dict[str, Spending] = field(default_factory=lambda: defaultdict(Spending))
     scored: dict[NodeId, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -254,7 +274,18 @@ def _costs(tree: SearchTree) -> _Costs:
         costs.read += 1
         if record.parent is not None and record.role != "completion":
             _add(tree, costs, record)
+        if record.status == "finished":
+            costs.last = max(costs.last, _last_step(tree, costs, record))
     return costs
+
+
+def _last_step(tree: SearchTree, costs: _Costs, record: NodeRecord) -> float:
+    """Return the generated tokens of the last step of a path; the others cost what steps do."""
+    first, others = record, 0
+    while not first.seed and first.parent is not None:
+        first, others = tree[first.parent], others + 1
+    known = costs.kinds["generated_tokens"].mean
+    return max(first.generated_tokens / (others + 1), first.generated_tokens - others * known)
 
 
 def _add(tree: SearchTree, costs: _Costs, record: NodeRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,48 +87,117 @@ def searched(
     return found
 
 
-@dataclass
-class LongEnd:
-    """Paths whose steps cost 4 to 9 tokens, and the last, which holds the answer, 13."""
+WIDTHS: dict[str, Callable[[int], Strategy]] = {
+    "auto": lambda n: AutoSearch(n=n),
+    "best-of-n": lambda n: BestOfN(n),
+    "beam": lambda n: BeamSearch(width=-(-n // 4), expand=4),
+    "dvts": lambda n: DVTS(subtrees=-(-n // 4)),
+    "rebase": lambda n: REBASE(width=n),
+    "particles": lambda n: ParticleFilter(particles=n),
+    "best-first": lambda n: BestFirst(batch=-(-n // 4)),
+    "mcts": lambda n: MCTS(simulations=n),
+    "lookahead": lambda n: Lookahead(strategy=BeamSearch(width=-(-n // 4))),
+    "cascade": lambda n: Cascade(strategy=BeamSearch(width=-(-n // 4)), threshold=0.3),
+}
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A policy whose steps cost `low` to `high` tokens, by their text, and the last `end` times it.
+
+    It ends every path at `depth`, with the answer, and cuts a child at the tokens it may have.
+    """
 
     depth: int
+    low: int
+    high: int
+    end: float = 1.0
+    words: int = 1000
+
+    @property
+    def dearest(self) -> int:
+        """What no path costs more than."""
+        return self.high * (self.depth - 1) + int(self.high * self.end)
 
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
-        """Write a step or the rest for each seed, cut at the tokens that it may have."""
-        return [[self._written(r) for _ in r.seeds] for r in requests]
+        """Write a step, or the rest, for each seed."""
+        return [[self._written(r, seed) for seed in r.seeds] for r in requests]
 
-    def _written(self, request: ProposeRequest) -> Proposal:
-        first = len(request.steps) + 1
+    def _written(self, request: ProposeRequest, seed: int) -> Proposal:
+        first, cost = len(request.steps) + 1, 0
         until = self.depth if request.until == "end" else first
-        text = "\n\n".join(f"Step {place}" for place in range(first, until + 1))
-        cost = sum(map(self.cost, range(first, until + 1)))
-        if request.max_tokens is not None and request.max_tokens < cost:
-            return Proposal(text, "length", generated_tokens=request.max_tokens)
+        texts = []
+        for place in range(first, until + 1):
+            texts.append(f"Step {place}: {int(chance(0, 'word', seed, place) * self.words)}")
+            own = self.low + int(chance(0, "cost", texts[-1]) * (self.high - self.low + 1))
+            cost += int(own * self.end) if place == self.depth else own
+        text, most = "\n\n".join(texts), request.max_tokens
+        if most is not None and most < cost:
+            return Proposal(text, "length", generated_tokens=most, requests=1)
         if until < self.depth:
-            return Proposal(text, "step", generated_tokens=cost)
-        return Proposal(f"{text}. Answer: 7", "stop", generated_tokens=cost)
-
-    def cost(self, place: int) -> int:
-        """Return what a step costs."""
-        return 13 if place == self.depth else 4 + 5 * (place % 2)
+            return Proposal(text, "step", generated_tokens=cost, requests=1)
+        return Proposal(f"{text}. Answer: 7", "stop", generated_tokens=cost, requests=1)
 
 
-@pytest.mark.parametrize("name", ["particles", "rebase", "beam", "dvts", "auto"])
-@given(depth=st.integers(3, 12), paths=st.integers(8, 64))
-@settings(max_examples=12, deadline=None)
-def test_a_last_step_that_is_longer_than_those_before_is_not_cut_in_all_paths(
-    name: str, depth: int, paths: int
+def finishes(name: str, size: int, policy: Priced, limit: int, seed: int) -> SearchTree:
+    """Search under a limit on tokens, which must be kept, with a finished path."""
+    job = Job(SearchTree(PROBLEM, seed))
+    rules = SearchRules(WIDTHS[name](size), WeightedVote(), Budget(generated_tokens=limit))
+    (found,) = asyncio.run(run_jobs([job], policy, World(seed), rules))
+    found.tree.check()
+    assert found.tree.totals.generated_tokens <= limit
+    assert found.tree.finished(), found.result.ended_by
+    assert not found.result.fallback
+    return found.tree
+
+
+SIZES = st.sampled_from([1, 2, 4, 8, 16, 40])
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@given(
+    depth=st.integers(1, 16),
+    low=st.integers(1, 45),
+    spread=st.sampled_from([1.0, 1.0, 1.5, 4.0]),
+    end=st.sampled_from([1.0, 1.4, 1.6, 2.0, 3.0, 5.0, 12.0]),
+    words=st.sampled_from([1, 2, 6, 1000]),
+    size=SIZES,
+    paths=st.floats(4, 20),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_limit_that_pays_for_four_of_the_dearest_paths_finishes_one(
+    name: str,
+    depth: int,
+    low: int,
+    spread: float,
+    end: float,
+    words: int,
+    size: int,
+    paths: float,
+    seed: int,
 ) -> None:
-    policy = LongEnd(depth)
-    cost = sum(map(policy.cost, range(1, depth + 1)))
-    strategy = AutoSearch(n=paths) if name == "auto" else WIDE[name]()
-    if name == "particles":
-        strategy = ParticleFilter(particles=paths)
-    job = Job(SearchTree(PROBLEM))
-    rules = SearchRules(strategy, WeightedVote(), Budget(generated_tokens=paths * cost - 1))
-    (found,) = asyncio.run(run_jobs([job], policy, World(), rules))
-    assert found.tree.finished()
-    assert found.tree.totals.generated_tokens < paths * cost
+    """Whatever steps cost: a quarter is kept until a path has finished."""
+    policy = Priced(depth, low, int(low * spread), end, words)
+    finishes(name, size, policy, math.ceil(paths * policy.dearest), seed)
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@given(
+    depth=st.integers(1, 12),
+    step=st.integers(4, 45),
+    end=st.floats(1, 5),
+    words=st.sampled_from([1, 2, 6, 1000]),
+    size=SIZES,
+    paths=st.floats(1, 6),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_limit_that_pays_for_one_path_of_at_most_12_equal_steps_and_a_longer_last_one_finishes_it(
+    name: str, depth: int, step: int, end: float, words: int, size: int, paths: float, seed: int
+) -> None:
+    policy = Priced(depth, step, step, end, words)
+    finishes(name, size, policy, math.ceil(paths * policy.dearest), seed)
 
 
 @pytest.mark.parametrize("name", WIDE)

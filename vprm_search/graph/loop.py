@@ -42,7 +42,9 @@ from vprm_search.search.plan import (
 from vprm_search.search.reserve import (
     leave_enough,
     longest_path,
+    most_tokens,
     refill_or_go_on,
+    rest_of_a_cut_path,
     was_completed,
     without_refills,
 )
@@ -234,7 +236,8 @@ def next_plan(
     if met is not None and (was_cut or not plan.finish or _gave_up(tree)):
         return ended(plan, tree, rules, f"budget: {met}", cut_short=True)
     if plan.finish:
-        return ended(plan, tree, rules, plan.finish)
+        rest = rest_of_a_cut_path(plan, tree, rules.budget, _first_aggregate(rules))
+        return rest or ended(plan, tree, rules, plan.finish)
     return _within_budget(plan, tree, rules, under_way) if rules.budget.limits_work else plan
 
 
@@ -246,12 +249,15 @@ def _within_budget(
     lean = without_refills(rules.strategy)
     if lean is not rules.strategy:
         plan = refill_or_go_on(plan, _planned(lean, tree, under_way), tree, budget, longest)
-    aggregate = (*rules.strategy.aggregates, rules.selector.aggregate)[0]
-    plan = leave_enough(plan, tree, budget, longest, aggregate)
+    plan = leave_enough(plan, tree, budget, longest, _first_aggregate(rules))
     limited = _limited(plan, budget.room(tree, plan.count), tree)
     if limited.expand:
         return limited
     return ended(plan, tree, rules, f"budget: {budget.short(tree)}", cut_short=True)
+
+
+def _first_aggregate(rules: SearchRules) -> str:
+    return (*rules.strategy.aggregates, rules.selector.aggregate)[0]
 
 
 def _rules_of(job: Job, rules: SearchRules) -> SearchRules:
@@ -363,7 +369,7 @@ async def propose(
     todo, requests = [], []
     for job, plan in zip(jobs, plans, strict=True):
         own = _rules_of(job, rules)
-        share = own.budget.share(job.tree, plan.count)
+        share = most_tokens(plan, job.tree, own.budget, longest_path(own.strategy))
         todo += [(job, expand) for expand in plan.expand]
         requests += [propose_request(job, expand, own, max_tokens=share) for expand in plan.expand]
     replies = await propose_in_time(policy, requests) if requests else []

@@ -18,6 +18,8 @@ from vprm_search.types import NodeId
 _FAR_INDEX = 1 << 20  # of completions: no strategy asks for that many children
 _LONGEST = 32
 _USUAL = 12  # VisualPRM merges a solution into at most 12 steps
+_LONG_END = 5  # the last step may cost as much as so many others
+_KEPT = 4  # one of so many parts of the generated tokens is kept for the first finished path
 
 
 def longest_path(strategy: object) -> int:
@@ -64,25 +66,74 @@ def leave_enough(
     again as the deepest one. `aggregate` names the path score that tells which paths are finished
     first.
     """
-    if all(expand.until == "end" for expand in plan.expand):
-        return plan
     ended = tree.finished_depths()
+    kept = kept_back(plan, tree, budget, longest)
+    if all(expand.until == "end" for expand in plan.expand):
+        share = budget.share(tree, 1)
+        return plan.limited_to(max(1, share // kept)) if kept and share is not None else plan
     deepest = _deepest(plan, tree)
-    usual = min(longest, max(_USUAL, deepest + deepest // 2))
-    steps = sum(depth * count for depth, count in ended.items())
-    length = round(steps / sum(ended.values())) if ended else usual
+    length = _usual_length(deepest, longest)
+    if ended:
+        steps = sum(depth * count for depth, count in ended.items())
+        length = round(steps / sum(ended.values()))
     left = max(1, length - deepest)
     if ended:
         even = budget.paths_affordable(tree, left)
         plan = plan if even is None else plan.limited_to(max(1, int(even)))
         if left == 1:
-            return plan
+            ends = budget.last_steps_affordable(tree)
+            return plan if ends is None else plan.limited_to(max(1, ends))
     count = plan.count
     if all(expand.role != "lookahead" for expand in plan.expand):  # rollouts lead no path on
         left -= 1
-    if budget.affords(tree, rounds=2, candidates=count + 1, steps=count + left):
+    paid = budget.affords(tree, rounds=2, candidates=count + 1, steps=count + left)
+    share = budget.share(tree, count, kept=kept)
+    if paid and (not kept or share is None or share >= budget.dearest(tree)):
         return plan
     return _rests(plan, tree, budget, length, aggregate) or plan
+
+
+def kept_back(plan: Plan, tree: SearchTree, budget: Budget, longest: int) -> int:
+    """Return the generated tokens that a round leaves for the first path to be finished.
+
+    A quarter of the limit, and at least as much as the rest of a path that has 12 steps (or half as
+    many again as the deepest), each as dear as the dearest so far, and the last one five times as
+    dear. The very first candidate, by which a search learns what one costs, may have all of it.
+    Nothing is kept once a path has finished, or where the tokens are not limited.
+    """
+    limit, known = budget.generated_tokens, budget.dearest(tree)
+    if limit is None or tree.finished_depths() or (plan.count == 1 and not known):
+        return 0
+    deepest = _deepest(plan, tree)
+    steps = max(1, _usual_length(deepest, longest) - deepest - 1) + _LONG_END - 1
+    return max(limit // _KEPT, steps * known)
+
+
+def most_tokens(plan: Plan, tree: SearchTree, budget: Budget, longest: int) -> int | None:
+    """Return the generated tokens that each child of a round may have, None if unlimited."""
+    steps = any(expand.until == "step" for expand in plan.expand)
+    kept = kept_back(plan, tree, budget, longest) if steps else 0
+    return budget.share(tree, plan.count, kept=kept)
+
+
+def rest_of_a_cut_path(plan: Plan, tree: SearchTree, budget: Budget, aggregate: str) -> Plan | None:
+    """Return a plan for the rest of the best path whose steps were cut, if none has finished.
+
+    For the end of a limited search: what was kept back pays for it. None where there is no such
+    path, and tokens are not limited.
+    """
+    if budget.generated_tokens is None or tree.finished_depths():
+        return None
+    cut = {r.parent for r in tree.ended() if r.parent and not r.cause and not r.is_aside}
+    paths = [Expand(node, 1) for node in sorted(cut) if not was_completed(tree, node)]
+    if not paths:
+        return None
+    best = max(paths, key=lambda expand: _worth(tree, expand, aggregate))
+    return replace(plan, expand=(rest_of(best),), finish="", cut=True)
+
+
+def _usual_length(deepest: int, longest: int) -> int:
+    return min(longest, max(_USUAL, deepest + deepest // 2))
 
 
 def _rests(
