@@ -7,7 +7,8 @@ another machine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,6 +50,7 @@ class Stage(StrEnum):
     generate = "generate"
     score = "score"
     grade = "grade"
+    select = "select"
 
 
 _SAMPLING, _CRITICS, _OUT = "Candidates", "Critics", "Output"
@@ -66,8 +68,15 @@ def evaluate(
         list[Stage] | None, typer.Option(help="Repeatable; default: all that have what they need.")
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", min=1, max=1024, rich_help_panel=_SAMPLING, help="Candidates.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--n",
+            min=1,
+            max=1024,
+            rich_help_panel=_SAMPLING,
+            help="Candidates of a problem; default: 8, or as many as there are.",
+        ),
+    ] = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -146,6 +155,14 @@ def evaluate(
     judge_base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server of the judges.")
     ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=_OUT,
+            help="Repeatable: folder of another policy's run on the set; it is shown alone.",
+        ),
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Problems side by side.")] = 8,
     prices: PriceFile = None,
     max_failed: Annotated[
@@ -170,7 +187,9 @@ def evaluate(
     pictures = bool(asked & {Stage.generate, Stage.score})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
     priced = read_prices(prices) or Prices()
-    stages = Stages(problems, RunFolder(out), n, concurrency, priced, _watch(priced))
+    stages = Stages(problems, RunFolder(out), n or 8, concurrency, priced, _watch(priced))
+    if n is None and Stage.generate not in asked:
+        stages.n = max(1, stages.largest())
     if scorer is None and policy == options.TINY:
         scorer = options.TINY
     with stages.folder.locked():
@@ -190,6 +209,8 @@ def evaluate(
             asyncio.run(stages.score(load.critics(scorer, orm, judge, judge_base_url, max_steps)))
         if Stage.grade in asked:
             asyncio.run(stages.grade(_graders(stages, grader, answer_judge, judge_base_url)))
+        if Stage.select in asked:
+            _select(stages, grader, baseline or [])
     _complain(stages, max_failed)
 
 
@@ -265,6 +286,26 @@ def _graders(
         record = stages.folder.path / VERDICTS
         graders.append(ByJudge(AnswerJudge(model, name=judge, record=record), judge))
     return graders
+
+
+def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
+    """Write the report of what is recorded."""
+    from vprm_search.evaluate.critics import summarise, tabulate
+    from vprm_search.evaluate.pooling import RecordedRun
+
+    run = RecordedRun(stages.folder.path, stages.problems, grader=grader, prices=stages.prices)
+    table = tabulate(run.pools(stages.n), stages.n, name=stages.problems.name)
+    baselines = {}
+    for path in others:
+        other = RecordedRun(path, stages.problems, grader=run.grader, prices=stages.prices)
+        many = other.largest()
+        baselines[path.name] = tabulate(other.pools(many), many, name=stages.problems.name)
+    summary = {**summarise(table, baselines=baselines), **run.told(stages.n)}
+    console.write_file(stages.folder.path / "results.json", json.dumps(summary, indent=1))
+    if left := summary["incomplete"]:
+        raise SearchError(
+            f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
+        )
 
 
 # --- what is shown

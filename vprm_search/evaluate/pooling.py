@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vprm_search.aggregate import AGGREGATIONS, path_score
 from vprm_search.answers import answer_classes
@@ -75,6 +76,17 @@ class RecordedRun:
     def largest(self) -> int:
         """Return the largest N up to which every problem with a published answer has candidates."""
         return min((self.candidates.lines.first(item.row) for item in self.graded), default=0)
+
+    def told(self, n: int) -> dict[str, Any]:
+        """Return what a report says of the run itself, as plain JSON."""
+        return {
+            "sampling": self.sampling,
+            "critics": self.critics,
+            "grader": self.grader,
+            "currency": self._prices.currency,
+            "without_answer": len(self.problems) - len(self.graded),
+            "incomplete": sum(not self.complete(item, n) for item in self.graded),
+        }
 
     def pools(self, n: int) -> Iterator[PooledProblem]:
         """Yield the first `n` candidates of every problem with a published answer that has them.

@@ -111,6 +111,11 @@ class Stages:
             raise RecordError(f"{self.folder.path}: there are no candidates; generate some first")
         return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
 
+    def largest(self) -> int:
+        """Return up to which N every problem has candidates, those with a failed call counted."""
+        candidates, _ = self.candidates()
+        return min(candidates.lines.first(item.row) for item in self.problems)
+
     def _there(self, candidates: CandidateFile) -> int:
         return sum(candidates.has(item, place) for item in self.problems for place in range(self.n))
 

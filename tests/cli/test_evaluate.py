@@ -1,0 +1,83 @@
+"""`vprm-search evaluate` on our own world, written as VLMEvalKit has its sets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.tiny_models.problem_files import draw, write_problems
+from tests.cli.conftest import Run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("world") / "tiny.tsv"
+    write_problems(file, draw(6))
+    return file
+
+
+def test_from_a_file_to_a_report_and_on_without_models(
+    run: Run, world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = ("evaluate", str(world), "--out", str(out))
+    ran = run(*given, "--n", "3", "--orm", "tiny")
+    assert ran.code == 0, ran.err
+    results = json.loads((out / "results.json").read_text())
+    rows = {(row["selector"], row["size"]): row["expected"]["mean"] for row in results["rows"]}
+    grades = [json.loads(line) for line in (out / "grades-sameness.jsonl").open()]
+    assert rows["pass@1", 1] == pytest.approx(sum(g["right"] for g in grades) / 18)
+    assert rows["oracle", 3] >= max(rows["prm:mean", 3], rows["orm", 3], rows["majority", 3])
+    program = """
+import sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None  # as if it were not installed
+from vprm_search.cli import main
+main(sys.argv[1:])
+"""
+    before = (out / "results.json").read_bytes()
+    again = subprocess.run(
+        [sys.executable, "-c", program, *given, "--stage", "grade", "--stage", "select"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    given = ("evaluate", str(world), "--out", out, "--limit", "2")
+    assert run(*given, "--stage", "score").code == 1  # there are no candidates
+    ran = run(*given, "--n", "2", "--stage", "generate")
+    assert (ran.code, sorted(p.name for p in (tmp_path / "out").iterdir())) == (
+        0,
+        ["candidates.jsonl", "lock", "manifest.json"],
+    )
+    ran = run(*given, "--stage", "select")
+    assert ran.code == 1
+    assert "run --stage grade" in ran.err
+    ran = run(*given, "--n", "2", "--stage", "generate", "--temperature", "1")
+    assert ran.code == 1
+    assert "temperature 0.7, not 1.0" in ran.err
+    ran = run(*given, "--n", "4", "--stage", "grade", "--stage", "select")
+    assert ran.code == 1
+    assert run(*given, "--stage", "grade", "--stage", "select").code == 0
+    assert run(*given, "--prompt", "nowhere.txt").code == 1
+    assert run(*given, "--stage", "cook").code == 2
+    assert run(*given, "--likelihood").code == 1
+
+
+def test_a_bigger_policy_alone_is_a_line(run: Run, world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "colder"
+    given = ("evaluate", str(world), "--limit", "3", "--n", "2")
+    assert run(*given, "--out", str(other), "--temperature", "0.1").code == 0
+    ran = run(*given, "--out", str(tmp_path / "out"), "--baseline", str(other))
+    assert ran.code == 0, ran.err
+    (line,) = json.loads((tmp_path / "out" / "results.json").read_text())["baselines"]
+    assert line["name"] == "colder"
