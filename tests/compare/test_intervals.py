@@ -52,8 +52,9 @@ def test_samples_of_one_question_are_not_independent() -> None:
     assert bootstrap(values[:, 0], "aabbcc").mean == 0.5
 
 
-def test_few_questions_have_an_interval_with_a_width_even_if_all_are_right() -> None:
-    few = share_estimate(1.0, np.ones(100), SMALL - 1)
-    assert few.low < 0.95
-    assert few.high == 1.0
-    assert share_estimate(1.0, np.ones(100), SMALL).low == 1.0
+def test_few_questions_and_equal_ones_have_an_interval_with_a_width() -> None:
+    means = np.array([0.9, 1.0])
+    assert share_estimate(0.95, means, SMALL).low == pytest.approx(0.9025)
+    assert share_estimate(0.95, means, SMALL - 1).low < 0.9
+    many = share_estimate(1.0, np.ones(100), 1000)
+    assert 0.99 < many.low < many.high == 1.0

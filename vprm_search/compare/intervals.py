@@ -131,13 +131,16 @@ def wilson(share: float, questions: int) -> tuple[float, float]:
 
 
 def share_estimate(mean: float, means: NDArray[np.float64], questions: int) -> Estimate:
-    """Return a share with its 95 % interval: by resampled means, Wilson's below `SMALL` questions.
+    """Return a share with its 95 % interval: by resampled means, or Wilson's.
+
+    Wilson's is for fewer than `SMALL` questions, and where all questions say the same, of which
+    resamples tell nothing.
 
     Args:
         mean: the share.
         means: `[resamples]` its resampled means.
         questions: how many questions were resampled.
     """
-    if questions >= SMALL:
+    if questions >= SMALL and means.min() < means.max():
         return percentiles(mean, means, questions)
     return Estimate(mean, *wilson(mean, questions), questions)

@@ -42,7 +42,7 @@ def full_report(summary: Mapping[str, Any]) -> str:
 
 def no_results_section(summary: Mapping[str, Any]) -> list[str]:
     """Return which cells are no results and why, what to do about it, and what was left out."""
-    lines = _head("strategy", "N", "failed calls", "most frequent error")
+    lines = table_head("strategy", "N", "failed calls", "most frequent error")
     for cell in summary["no_results"]:
         error = cell["error"].replace("|", "\\|")
         lines.append(f"| {cell['name']} | {cell['size']} | {cell['failed']} | {error} |")
@@ -85,7 +85,7 @@ def _pair_section(summary: Mapping[str, Any], size: int) -> list[str]:
 def accuracy_table(summary: Mapping[str, Any]) -> str:
     """Return accuracies in % with 95 % intervals: a line per strategy and selector, N across."""
     sizes = _sizes(summary)
-    lines = _head("strategy, selector", *(f"N={size}" for size in sizes))
+    lines = table_head("strategy, selector", *(f"N={size}" for size in sizes))
     for name, choice in _lines(summary["rows"]):
         entries = []
         for size in sizes:
@@ -100,7 +100,7 @@ def gain_table(summary: Mapping[str, Any]) -> str:
     """Return paired differences to best-of-N of the same N, both with the headline selector."""
     sizes = _sizes(summary)
     rows = [row for row in summary["rows"] if row["headline"] and row["name"] != REFERENCE]
-    lines = _head(summary["headline"], *(f"N={size}" for size in sizes))
+    lines = table_head(summary["headline"], *(f"N={size}" for size in sizes))
     for name in dict.fromkeys(row["name"] for row in rows):
         entries = []
         for size in sizes:
@@ -147,7 +147,7 @@ def pair_table(summary: Mapping[str, Any], size: int) -> str:
     pairs = [pair for pair in summary["pairs"] if pair["size"] == size]
     names = list(dict.fromkeys([p["first"] for p in pairs] + [p["second"] for p in pairs]))
     known = {(pair["first"], pair["second"]): pair["difference"] for pair in pairs}
-    lines = _head(f"N={size}", *names[:-1])
+    lines = table_head(f"N={size}", *names[:-1])
     for place, name in enumerate(names[1:], start=1):
         entries = [points(_negated(known[other, name])) for other in names[:place]]
         entries += [""] * (len(names) - 1 - place)
@@ -175,7 +175,7 @@ def synthetic_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _head(*names: str) -> list[str]:
+def table_head(*names: str) -> list[str]:
     """Return the two first lines of a table."""
     return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
 
@@ -260,14 +260,8 @@ def comparison_png(summary: Mapping[str, Any], title: str = "") -> bytes:
     for place, (cost, label) in enumerate(_AXES):
         axes = figure.add_subplot(1, len(_AXES), place + 1)
         for number, (name, rows) in enumerate(lines.items()):
-            _draw(axes, name, rows, cost, number)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="both", labelsize=8, labelrotation=45)
-        axes.set_xlabel(label)
-        axes.grid(True, color="#e4e7ea", linewidth=0.8)
-        axes.set_axisbelow(True)
+            draw_line(axes, name, [(row[cost], row["accuracy"]) for row in rows], number)
+        log_axis(axes, label)
         if place == 0:
             axes.set_ylabel("accuracy, %")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -305,20 +299,50 @@ def drawn_lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return lines
 
 
-def _draw(axes: Any, name: str, rows: Sequence[Row], cost: str, number: int) -> None:
-    points = [row for row in rows if row[cost] > 0]
+def label_text(text: str) -> str:
+    """Return text that matplotlib shows as it is: no formula between dollars, none hidden."""
+    return text.replace("$", "\\$").lstrip("_")
+
+
+def log_axis(axes: Any, label: str) -> None:
+    """Make the axis of costs one of powers, with readable numbers, and a quiet grid."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    ticker = importlib.import_module("matplotlib.ticker")
+    axes.xaxis.set_minor_locator(ticker.LogLocator(subs=(2.0, 5.0)))
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8, labelrotation=45)
+    axes.set_xlabel(label_text(label))
+    axes.grid(True, color="#e4e7ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_line(
+    axes: Any,
+    name: str,
+    points: Sequence[tuple[float, Mapping[str, float]]],
+    number: int,
+    *,
+    hollow: bool = False,
+) -> None:
+    """Draw a line of costs and estimates in %, with their intervals, in the colour of its number.
+
+    Points whose cost is 0 have no place on the axis.
+    """
+    points = [(cost, found) for cost, found in points if cost > 0]
     if not points:
         return
-    means = [100 * row["accuracy"]["mean"] for row in points]
-    below = [100 * (row["accuracy"]["mean"] - row["accuracy"]["low"]) for row in points]
-    above = [100 * (row["accuracy"]["high"] - row["accuracy"]["mean"]) for row in points]
+    means = [100 * found["mean"] for _, found in points]
+    below = [100 * (found["mean"] - found["low"]) for _, found in points]
+    above = [100 * (found["high"] - found["mean"]) for _, found in points]
     axes.errorbar(
-        [row[cost] for row in points],
+        [cost for cost, _ in points],
         means,
         yerr=[below, above],
-        label=name,
+        label=label_text(name),
         color=_COLOURS[number % len(_COLOURS)],
         marker=_MARKERS[number % len(_MARKERS)],
+        markerfacecolor="white" if hollow else None,
         markersize=5,
         linewidth=1.3,
         elinewidth=0.7,
