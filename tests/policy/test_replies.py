@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from tests.policy.models import Script, request
 from vprm_search.policy import ChatModelPolicy, ModelCapabilities
+from vprm_search.policy.replies import ReadingRules, Reply, read_proposal
 from vprm_search.types import Proposal
 
 CASES = json.loads((Path(__file__).parent / "replies.json").read_text())
@@ -284,3 +287,15 @@ async def test_steps_of_another_kind(split: str, step: str, stop: Any) -> None:
     proposal = await one(ChatModelPolicy(model, split=split, capabilities=PREFILL))
     assert proposal.text == step
     assert model.calls[0]["stop"] == stop
+
+
+@given(
+    st.lists(st.sampled_from(["Red is 3.", "So 3.", "- 3\n- 4"]), min_size=1, max_size=4), st.data()
+)
+def test_a_model_that_goes_on_may_say_a_step_again(steps: list[str], data: st.DataObject) -> None:
+    """Small models do: it is a step like any other, and no lost candidate."""
+    again = data.draw(st.sampled_from(steps))
+    space = data.draw(st.sampled_from(["", "\n\n", " "]))
+    rules = ReadingRules("\n\n", lambda text: False, 999, stopped=True, suffix_tells=True)
+    said = Reply(f"{space}{again}\n\n", "stopped")
+    assert read_proposal(said, request(*steps), rules) == (again, "step", "")

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, convert_to_messages
 from pydantic import ConfigDict, SkipValidation
 
-from vprm_search.agents.turns import StepOf, steps_so_far, trajectory, turn_as_step
+from vprm_search.agents.turns import StepOf, steps_so_far, turn_as_step
 from vprm_search.errors import InputError, MissingDependencyError, ScorerError
 from vprm_search.graph.questions import read_problem_and_images
 from vprm_search.graph.session import run_blocking
@@ -69,13 +69,11 @@ class VPRMDecisionModel(BaseDecisionModel):
 
     async def _right(self, messages: Sequence[BaseMessage]) -> float:
         """Return P('+') of the last message of a conversation as a step."""
-        start, _ = trajectory(messages)
         steps = tuple(steps_so_far(messages, self.step_of))
         if not steps or not isinstance(messages[-1], AIMessage):
             raise InputError("the state ends with no action: nothing is said and no tool called")
         store = self.image_store or DiskImageStore()
-        seen = messages[: start + 1]
-        problem, images = await asyncio.to_thread(read_problem_and_images, seen, store)
+        problem, images, _ = await asyncio.to_thread(read_problem_and_images, messages, store)
         (result,) = await self.scorer.score([ScoreRequest(problem, steps, images)])
         last = result.scores[-1]
         if last.value is None:

@@ -100,12 +100,10 @@ def create_async_vprm_evaluator(
     )
 
     async def turns(messages: Sequence[BaseMessage]) -> Verdict:
-        start, _ = trajectory(messages)
         said = steps_so_far(messages, step_of)
-        seen = messages[: start + 1]
-        problem, images = await asyncio.to_thread(read_problem_and_images, seen, store)
+        problem, images, unseen = await asyncio.to_thread(read_problem_and_images, messages, store)
         (result,) = await scorer.score([ScoreRequest(problem, tuple(said), images)])
-        return weigh(said, result, aggregate=aggregate, threshold=threshold)
+        return weigh(said, result, aggregate=aggregate, threshold=threshold, unseen=unseen)
 
     async def evaluate(
         *, inputs: Any = None, outputs: Any, reference_outputs: Any = None, **kwargs: Any
@@ -184,6 +182,9 @@ def _marks(verdict: Mapping[str, Any], key: str, steps: bool) -> list[Feedback]:
     comment = feedback_on(verdict) or None
     if verdict["score"] is None:
         comment = verdict["reason"]
+    if verdict["unseen"]:
+        lack = f"The reward model was not shown {', '.join(verdict['unseen'])}."
+        comment = f"{comment} {lack}" if comment else lack
     marks = [_mark(key, verdict["score"], comment, dict(verdict))]
     for number, step in enumerate(verdict["steps"] if steps else (), start=1):
         said = step["reason"] if step["score"] is None else step["text"]

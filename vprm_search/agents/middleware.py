@@ -278,6 +278,7 @@ class _Tries:
         self._of = of
         self.request = request
         self._first = request
+        self._unseen: list[str] = []
         self._number = 0
         self._now: list[_Candidate] = []
         self._best: _Candidate | None = None
@@ -347,7 +348,7 @@ class _Tries:
 
     def _problem(self) -> tuple[Problem, tuple[ImageData, ...], list[str]]:
         messages = self._first.messages
-        problem, images = read_problem_and_images(messages, self._of.image_store)
+        problem, images, self._unseen = read_problem_and_images(messages, self._of.image_store)
         before = steps_so_far(messages, self._of.step_of)
         return problem, images, [part for step in before for part in split_solution(step)]
 
@@ -356,7 +357,11 @@ class _Tries:
         of = self._of
         for candidate, result in zip(self._now, results, strict=True):
             verdict = weigh(
-                candidate.steps, result, aggregate=of.aggregate, threshold=of.threshold or 0.0
+                candidate.steps,
+                result,
+                aggregate=of.aggregate,
+                threshold=of.threshold or 0.0,
+                unseen=self._unseen,
             )
             candidate.verdict = dict(verdict)
             if of.threshold is None and verdict["outcome"] != "unscored":
@@ -406,6 +411,7 @@ class _Tries:
             "steps": verdict["steps"],
             "weak_step": verdict["weak_step"],
             "reason": verdict["reason"],
+            "unseen": verdict["unseen"],
             "tries": self._number,
             "candidates": self._scores,
         }

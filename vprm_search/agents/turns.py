@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMes
 
 from vprm_search.chat.tool_calls import render_tool_calls
 from vprm_search.graph.questions import FEEDBACK_NAME, asked_message, message_text
-from vprm_search.images.messages import has_image
+from vprm_search.images.messages import has_image, unread_kinds
 from vprm_search.steps import normalise_text
 from vprm_search.steps.thinking import put_thinking_aside
 
@@ -33,7 +33,8 @@ def turn_as_step(messages: Sequence[BaseMessage]) -> str:
         I call the tool crop with height = 20, width = 30.
 
     Of a result 400 characters are shown; pictures are "(picture)", and a scorer is shown them
-    beside the question's. Thinking is left out.
+    beside the question's. What is neither, a file or a recording, is named: "(file, not shown)".
+    Thinking is left out.
 
     Args:
         messages: the conversation; its last message is the model's.
@@ -109,5 +110,6 @@ def _result(message: ToolMessage) -> str:
     if len(text) > _MOST_OF_A_RESULT:
         text = f"{text[:_MOST_OF_A_RESULT]}… ({len(text)} characters)"
     shown = [part for part in (text, "(picture)" if has_image(message) else "") if part]
+    shown += [f"({kind}, not shown)" for kind in dict.fromkeys(unread_kinds(message))]
     verb = "failed" if message.status == "error" else "returned"
     return f"The tool {message.name or 'called'} {verb}: {' '.join(shown) or 'nothing'}"

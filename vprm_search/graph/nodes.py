@@ -34,6 +34,7 @@ from vprm_search.graph.questions import (
     read_problem,
     restored_conversation,
     storable,
+    warn_of_unseen,
 )
 from vprm_search.graph.review import PERSON, ReviewWhen, apply_review, frontier, review_of
 from vprm_search.graph.session import LiveTrees, RunClocks, run_blocking
@@ -99,6 +100,7 @@ class SearchNodes:
         light = await asyncio.to_thread(intake.references, given)
         messages = [storable(message) for message in light]
         problem = read_problem(messages, intake.name_image, self._question_of)
+        warn_of_unseen(messages, problem, intake.name_image)
         update: Update = {
             "search_problem": problem.to_json(),
             "search_run_seed": self._run_seed,

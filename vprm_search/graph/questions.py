@@ -6,7 +6,9 @@ a question text and pictures: `question_in_context`, unless a search has a rule 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +24,7 @@ from langchain_core.messages import (
 
 from vprm_search import ids
 from vprm_search.answers import choices_in, extract_answer
-from vprm_search.errors import ImageError, InputError, SearchError
+from vprm_search.errors import ImageError, InputError, SearchError, SearchWarning
 from vprm_search.images.messages import (
     CHOICES,
     HoldsImages,
@@ -35,6 +37,7 @@ from vprm_search.images.messages import (
     reference_images,
     referenced_digest,
     restore_images,
+    unread_kinds,
 )
 from vprm_search.images.store import ImageStore, MemoryImageStore
 from vprm_search.steps import DEFAULT_LIMITS, normalise_text
@@ -52,6 +55,11 @@ MAX_CONVERSATION_IMAGES = 8
 _IMAGE_TAG = "<image>"
 _MOST_OF_A_TURN = 300
 _MOST_OF_CONTEXT = 1_000
+_WHOSE = {
+    "human": "of an earlier turn",
+    "ai": "in what the model said",
+    "system": "in the system prompt",
+}
 _KINDS_TOLD_APART = frozenset({"text", "tool_use", "tool_call", "function_call"})
 
 
@@ -167,8 +175,8 @@ def _choices(asked: BaseMessage, text: str) -> tuple[str, ...]:
 
 def read_problem_and_images(
     messages: Sequence[BaseMessage], store: ImageStore | None = None
-) -> tuple[Problem, tuple[ImageData, ...]]:
-    """Return the problem a conversation ends with, and its pictures in their order.
+) -> tuple[Problem, tuple[ImageData, ...], list[str]]:
+    """Return the problem a conversation ends with, its pictures in order, and what is `unseen`.
 
     References to pictures are looked up in `store`. Raises what `read_problem` raises, and
     `ImageError` for a picture that cannot be used.
@@ -184,7 +192,38 @@ def read_problem_and_images(
         return image.digest
 
     problem = read_problem(messages, name_image)
-    return problem, tuple(found[digest] for digest in problem.images)
+    images = tuple(found[digest] for digest in problem.images)
+    return problem, images, unseen(messages, problem, name_image)
+
+
+def unseen(messages: Sequence[BaseMessage], problem: Problem, name_image: NameImage) -> list[str]:
+    """Return what a conversation holds that the reward model is not shown, in words, each once.
+
+    That is every attachment that is neither text nor picture ("a file from the tool read_page"),
+    and every picture that is none of the problem's: beyond the limits of `read_problem`, or of a
+    message that is neither a person's nor a tool's.
+    """
+    found: list[str] = []
+    for message in messages:
+        whose = _WHOSE.get(message.type, f"in a message of the kind {message.type!r}")
+        if isinstance(message, ToolMessage):
+            whose = f"from the tool {message.name}" if message.name else "from a tool"
+        for block in filter(is_image, content_blocks(message)):
+            with contextlib.suppress(ImageError):
+                if name_image(block) in problem.images:
+                    continue
+            found.append(f"a picture {whose}")
+        found += [f"{'an' if k[0] in 'aeiou' else 'a'} {k} {whose}" for k in unread_kinds(message)]
+    return list(dict.fromkeys(found))
+
+
+def warn_of_unseen(
+    messages: Sequence[BaseMessage], problem: Problem, name_image: NameImage
+) -> None:
+    """Issue a `SearchWarning` that names what the policy is shown and the reward model is not."""
+    if found := unseen(messages, problem, name_image):
+        text = f"the reward model is not shown {', '.join(found)}; the policy is"
+        warnings.warn(text, SearchWarning, stacklevel=3)
 
 
 def _before(messages: Sequence[BaseMessage], asked: BaseMessage) -> Sequence[BaseMessage]:
@@ -262,10 +301,19 @@ def _said(message: BaseMessage, name_image: NameImage) -> list[Any]:
         message.name or "",
         normalise_text(message_text(message)),
         [name(block) or block for block in blocks if is_image(block)],
-        [b for b in blocks if not is_image(b) and b.get("type") not in _KINDS_TOLD_APART],
+        [
+            _nameless(b)
+            for b in blocks
+            if not is_image(b) and b.get("type") not in _KINDS_TOLD_APART
+        ],
         [[call["name"], call["args"]] for call in getattr(message, "tool_calls", ())],
         message.status if isinstance(message, ToolMessage) else "",
     ]
+
+
+def _nameless(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a block without its id: LangChain draws a new one whenever it translates a block."""
+    return {name: value for name, value in block.items() if name != "id"}
 
 
 def storable(message: BaseMessage) -> BaseMessage:
@@ -312,6 +360,7 @@ def read_asked(
     light = reference_images(messages, take)
     problem = read_problem(light, _reference, question_of)
     images = tuple(map(found.get, problem.images))
+    warn_of_unseen(light, problem, _reference)
     return problem, images, restored_conversation(problem, light, found)
 
 

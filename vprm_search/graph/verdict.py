@@ -26,7 +26,8 @@ class Verdict(TypedDict):
 
     `message_id` and `digest` name the message it is about and what that said. `failures` counts
     the messages in a row that did not pass for the same question; `weak_step` is the index of the
-    first step below the threshold.
+    first step below the threshold. `unseen` names what the conversation holds and the reward model
+    was not shown: files, audio, pictures beyond the limit.
     """
 
     outcome: Outcome
@@ -40,6 +41,7 @@ class Verdict(TypedDict):
     weak_step: int | None
     reason: str
     failures: int
+    unseen: list[str]
 
 
 def merge_verdicts(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +62,12 @@ def verdicts_in(value: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def weigh(
-    steps: Sequence[str], result: ScoreResult, *, aggregate: str, threshold: float
+    steps: Sequence[str],
+    result: ScoreResult,
+    *,
+    aggregate: str,
+    threshold: float,
+    unseen: Sequence[str] = (),
 ) -> Verdict:
     """Return the verdict on a message with these steps and scores, not yet tied to a message."""
     values = [score.value for score in result.scores]
@@ -85,6 +92,7 @@ def weigh(
         weak_step=next(weak, None),
         reason=reasons[0] if reasons else "",
         failures=0,
+        unseen=list(unseen),
     )
 
 

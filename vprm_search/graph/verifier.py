@@ -258,8 +258,10 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
     async def _judge(self, state: Any, config: RunnableConfig | None) -> dict[str, Any]:
         self._check_declared(config)
         answer = self._answer(state)
-        steps, result = await self._scores(answer)
-        verdict = weigh(steps, result, aggregate=self._aggregate, threshold=self._threshold)
+        steps, result, unseen = await self._scores(answer)
+        verdict = weigh(
+            steps, result, aggregate=self._aggregate, threshold=self._threshold, unseen=unseen
+        )
         verdict["message_id"] = answer.message_id
         verdict["digest"] = answer.digest
         verdict["question_id"] = _question_id(answer.before)
@@ -285,21 +287,26 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
                 "your own as output_key"
             ) from error
 
-    async def _scores(self, answer: _Answer) -> tuple[list[str], ScoreResult]:
-        """Return the message's steps and their scores; what is wrong with them is a reason."""
+    async def _scores(self, answer: _Answer) -> tuple[list[str], ScoreResult, list[str]]:
+        """Return the message's steps, their scores, and what the scorer was not shown.
+
+        What is wrong with a message is the reason of a failed score.
+        """
+        unseen: list[str] = []
         try:
             if answer.lack:
-                return [], ScoreResult.failed(1, answer.lack)
-            problem, images = await asyncio.to_thread(
+                return [], ScoreResult.failed(1, answer.lack), unseen
+            problem, images, unseen = await asyncio.to_thread(
                 read_problem_and_images, answer.before, self._store
             )
             steps = self._cut.steps(answer)
         except InputError as error:
-            return [], ScoreResult.failed(1, str(error))
+            return [], ScoreResult.failed(1, str(error)), unseen
         except RecursionError:
-            return [], ScoreResult.failed(1, "the structured answer is nested too deeply")
+            why = "the structured answer is nested too deeply"
+            return [], ScoreResult.failed(1, why), unseen
         if not steps:
-            return [], ScoreResult.failed(1, "the message has no text")
+            return [], ScoreResult.failed(1, "the message has no text"), unseen
         with unstreamed():
             results = await self._scorer.score([ScoreRequest(problem, tuple(steps), images)])
         if [len(result.scores) for result in results] != [len(steps)]:
@@ -307,7 +314,7 @@ class VerifierNode(Runnable[Any, dict[str, Any]]):
                 f"the scorer was given one message of {len(steps)} steps and returned "
                 f"{[len(result.scores) for result in results]} scores"
             )
-        return steps, results[0]
+        return steps, results[0], unseen
 
 
 def _get(state: Any, key: str) -> Any:

@@ -143,9 +143,19 @@ def check_blocks(message: BaseMessage) -> None:
     Nobody would see an audio, a video or a file; marks for prompt caches say nothing.
     """
     for block in content_blocks(message):
-        kind = str(block.get("type") or next(iter(block), "unknown"))
+        kind = _kind(block)
         if kind not in _UNSEEN and not is_image(block):
             raise InputError(f"a message has a {kind} block; only text and images are supported")
+
+
+def unread_kinds(message: BaseMessage) -> list[str]:
+    """Return the kinds of the blocks that are neither text nor picture: "file", "audio", "video".
+
+    Thinking, calls of tools, what a provider did by itself and marks for prompt caches are none.
+    """
+    known = _THOUGHTS | _TOOL_CALLS | _UNSEEN
+    kinds = [_kind(block) for block in content_blocks(message) if not is_image(block)]
+    return [kind for kind in kinds if kind not in known and not _BY_PROVIDER.match(kind)]
 
 
 def written_text(message: AIMessage) -> tuple[str, str]:
@@ -156,7 +166,7 @@ def written_text(message: AIMessage) -> tuple[str, str]:
     silence.
     """
     blocks = content_blocks(message)
-    kinds = [str(block.get("type") or next(iter(block), "unknown")) for block in blocks]
+    kinds = [_kind(block) for block in blocks]
     text = "".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
     calls = [call["name"] for call in message.tool_calls]
     calls += [str(call["name"]) for call in message.invalid_tool_calls if not text.strip()]
@@ -202,6 +212,10 @@ def has_image(message: BaseMessage) -> bool:
 def is_image(block: Mapping[str, Any]) -> bool:
     """Return whether a content block is a picture, in any of LangChain's shapes."""
     return "image" in str(block.get("type")) or str(block.get("mime_type", "")).startswith("image/")
+
+
+def _kind(block: Mapping[str, Any]) -> str:
+    return str(block.get("type") or next(iter(block), "unknown"))
 
 
 def _standard_blocks(message: BaseMessage) -> list[dict[str, Any]]:

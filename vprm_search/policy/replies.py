@@ -192,6 +192,8 @@ def read_proposal(
         return "", "error", reply.reason
     written = put_thinking_aside(reply.text)
     body = strip_echo(written, request.steps, rules.separator)
+    if not body.strip() and not rules.asked and not _ended_itself(reply, rules):
+        body = written  # a model that goes on by itself has said a step again: that is its step
     if request.until == "step" or not body.strip():  # a whole solution is scored to the letter
         body = body.strip()
     cut = reply.ending == "length" or (reply.ending == "unknown" and not rules.is_final(body))
