@@ -31,6 +31,19 @@ def test_quickstart_runs_and_is_short(
     assert re.search(r"path score [01]\.\d+ after \d+ candidates", out)
 
 
+def test_the_quickstart_page_is_the_readmes() -> None:
+    """Its code is not written there: a build puts in what the README has between two marks."""
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    taken = re.findall(r'^--8<-- "README.md:(\w+)"$', page, flags=re.MULTILINE)
+    assert taken == ["install", "quickstart"]
+    marked = {
+        name: README.split(f"<!-- --8<-- [start:{name}] -->")[1].split(f"[end:{name}]")[0]
+        for name in taken
+    }
+    assert _quickstart() in marked["quickstart"]
+    assert "pip install" in marked["install"]
+
+
 def test_the_drawn_graph_is_the_graph() -> None:
     from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
