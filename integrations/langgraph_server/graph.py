@@ -27,7 +27,7 @@ class Settings(BaseModel):
     """What a caller may choose; Studio shows it as a form."""
 
     strategy: Literal["auto", "best-of-n", "beam", "dvts", "rebase", "particles"] = Field(
-        "auto", description="How to search."
+        "auto", description="How to search; auto fits itself to reward model and time."
     )
     n: int = Field(16, ge=1, le=64, description="About how many solutions to try.")
     max_seconds: float = Field(300, gt=0, le=3600, description="Then the best answer so far.")
@@ -39,18 +39,27 @@ class Settings(BaseModel):
 class Request(TypedDict, total=False):
     """What is asked: a question with pictures as data URIs, or a conversation."""
 
-    question: str
-    images: list[str]
-    messages: Annotated[list[AnyMessage], add_messages]
+    question: Annotated[str, Field(description="The problem, as text.")]
+    images: Annotated[
+        list[str],
+        Field(
+            description="Its pictures as data URIs (data:image/png;base64,…); nothing is fetched."
+        ),
+    ]
+    messages: Annotated[
+        list[AnyMessage],
+        Field(description="Instead: a conversation whose last question is answered."),
+        add_messages,
+    ]
 
 
 class Reply(TypedDict, total=False):
     """What was found."""
 
-    answer: str | None
-    solution: str
-    score: float | None
-    warning: str
+    answer: Annotated[str | None, Field(description="None where none was found.")]
+    solution: Annotated[str, Field(description="The steps that lead to it.")]
+    score: Annotated[float | None, Field(description="The reward model's, from 0 to 1.")]
+    warning: Annotated[str, Field(description="Why to be careful with it; empty: no reason.")]
 
 
 class State(Request, Reply):

@@ -31,9 +31,17 @@ async def test_studio_sees_a_form(server: str) -> None:
     schemas = await client.assistants.get_schemas(assistant["assistant_id"])
     assert set(schemas["input_schema"]["properties"]) == {"question", "images", "messages"}
     assert set(schemas["output_schema"]["properties"]) == {"answer", "solution", "score", "warning"}
+    for name in ("input_schema", "output_schema", "context_schema"):
+        for key, field in schemas[name]["properties"].items():
+            assert field.get("title") or "anyOf" in field or field.get("type"), (name, key)
+            assert field["description"], (name, key)
     form = schemas["context_schema"]["properties"]
-    assert form["n"]["maximum"] == 64
-    assert "auto" in form["strategy"]["enum"]
+    defaults = {key: field["default"] for key, field in form.items()}
+    assert defaults == {"strategy": "auto", "n": 16, "max_seconds": 300, "ask_below": 0}
+    assert all(field["title"] for field in form.values())
+    assert (form["n"]["minimum"], form["n"]["maximum"]) == (1, 64)
+    assert form["strategy"]["enum"][0] == "auto"
+    assert not schemas["context_schema"].get("required")
     drawn = await client.assistants.get_graph(assistant["assistant_id"], xray=True)
     assert {"intake", "search", "review"} <= {node["id"] for node in drawn["nodes"]}
 
@@ -123,7 +131,7 @@ async def test_the_graph_is_an_mcp_tool_of_few_arguments(server: str) -> None:
             headers={"accept": "application/json, text/event-stream"},
         )
     (tool,) = reply.json()["result"]["tools"]
-    assert len(tool["inputSchema"]["properties"]) <= 4
+    assert set(tool["inputSchema"]["properties"]) == {"question", "images", "messages"}
 
 
 async def test_openai_clients_are_served_by_the_same_server(server: str) -> None:

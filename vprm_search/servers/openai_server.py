@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,6 +56,8 @@ class OpenAILimits(BaseModel):
 
     `max_n` bounds the size of a search and the number of choices, `max_seconds` its time,
     `max_searches` how many run side by side; `max_waiting` more wait, and others get 429.
+    `max_messages` (each with parts counts as many), `max_text_chars` (of all its texts together)
+    and `max_body_bytes` bound the conversation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,13 +66,15 @@ class OpenAILimits(BaseModel):
     max_seconds: float = Field(default=600.0, gt=0)
     max_searches: int = Field(default=8, ge=1)
     max_waiting: int = Field(default=64, ge=0)
+    max_messages: int = Field(default=1000, ge=1)
+    max_text_chars: int = Field(default=1_000_000, ge=1)
     max_body_bytes: int = Field(default=64_000_000, ge=1)
 
 
 class SearchOptions(BaseModel):
     """The key `vprm` of a request: this search's own strategy, size, time and progress."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     strategy: str | None = None
     n: int | None = Field(default=None, ge=1)
@@ -87,14 +91,14 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """What is read of a request; what is not named here is passed over."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0)
@@ -228,9 +232,15 @@ class _Server:
     def _searching(self, asked: ChatRequest) -> GuidedChatModel:
         """Return the model with the search that the request asks for, within the limits."""
         model, own, limits = self._model(asked.model), asked.vprm, self._limits
-        for name, given in (("vprm.n", own.n), ("n", asked.n)):
-            if given is not None and given > limits.max_n:
-                raise _bad(f"{name} is {given}; at most {limits.max_n} here", name)
+        parts, characters = _size(asked.messages)
+        for name, given, most, where in (
+            ("vprm.n", own.n or 0, limits.max_n, "vprm.n"),
+            ("n", asked.n or 0, limits.max_n, "n"),
+            ("the number of messages or parts", parts, limits.max_messages, "messages"),
+            ("the length of all texts", characters, limits.max_text_chars, "messages"),
+        ):
+            if given > most:
+                raise _bad(f"{name} is {given}; at most {most} here", where)
         if own.strategy is not None and own.strategy not in ENTRANTS:
             raise _bad(
                 f"vprm.strategy {own.strategy!r} is not known; one of {', '.join(ENTRANTS)}",
@@ -354,6 +364,19 @@ def _read(body: bytes) -> ChatRequest:
         raise _bad(said, place or None) from error
 
 
+def _size(messages: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return how many messages and parts there are, and how long their texts are together."""
+    parts, characters = 0, 0
+    for message in messages:
+        content = message.get("content")
+        inside = content if isinstance(content, list) else [content]
+        parts += max(1, len(inside))
+        texts = [part.get("text") if isinstance(part, dict) else part for part in inside]
+        characters += sum(len(text) for text in texts if isinstance(text, str))
+        characters += len(str(message.get("tool_calls") or ""))
+    return parts, characters
+
+
 def _messages(asked: ChatRequest) -> list[BaseMessage]:
     try:
         return convert_to_messages(asked.messages)
@@ -391,7 +414,7 @@ async def _refusal(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _no_route(request: Request, error: Exception) -> JSONResponse:
-    message = f"{request.method} {request.url.path} is not served; /v1/chat/completions is"
+    message = f"{request.method} {request.url.path} is not served; POST /v1/chat/completions is"
     return await _refusal(request, _RefusedError(404, message, "unknown_url"))
 
 

@@ -103,7 +103,7 @@ class ScriptedChatModel(BaseChatModel):
     script: Any
     delay_s: float = 0.0
     capabilities: ModelCapabilities | None = None
-    calls: list[ChatCall] = Field(default_factory=list)
+    calls: list[ChatCall] = Field(default_factory=list, repr=False)
     running: int = 0
     most_running: int = 0
     _script: Script[[ChatCall], Written] = PrivateAttr()
