@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +33,7 @@ from vprm_search.cli.compare import digest_of_weights
 from vprm_search.cli.datasets import File, Set, read
 from vprm_search.cli.solve import PriceFile, read_prices
 from vprm_search.errors import ConfigError, SearchError
+from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
     from vprm_search.evaluate.candidates import Sampling
@@ -49,6 +50,7 @@ class Stage(StrEnum):
 
     generate = "generate"
     score = "score"
+    search = "search"
     grade = "grade"
     select = "select"
 
@@ -143,6 +145,13 @@ def evaluate(
             help="A chat model that judges whole solutions.",
         ),
     ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_CRITICS,
+            help="Repeatable: searches by --scorer with as many tokens (auto, beam, rebase, …).",
+        ),
+    ] = None,
     grader: Annotated[
         str | None, typer.Option(help="A set's rule, or sameness; default: the set's own.")
     ] = None,
@@ -176,6 +185,7 @@ def evaluate(
     again, calls that failed are made again, and --n may grow. A stage can run on another machine:
     the folder moves. Reports (--stage select) need no model.
     """
+    from vprm_search.compare.report import new_figure
     from vprm_search.evaluate.candidates import Sampling
     from vprm_search.evaluate.folder import RunFolder
     from vprm_search.evaluate.prompts import prompt_of
@@ -184,6 +194,8 @@ def evaluate(
     if likelihood and policy == options.TINY:
         raise ConfigError("--likelihood: the tiny policy does not tell its tokens' probabilities")
     asked = set(stage or Stage)
+    if Stage.select in asked:
+        new_figure()  # fails without matplotlib: before hours of sampling, not after
     pictures = bool(asked & {Stage.generate, Stage.score})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
     priced = read_prices(prices) or Prices()
@@ -192,21 +204,33 @@ def evaluate(
         stages.n = max(1, stages.largest())
     if scorer is None and policy == options.TINY:
         scorer = options.TINY
+    sampling = Sampling(
+        policy=policy if policy != options.TINY else f"tiny@{digest_of_weights('policy')}",
+        prompt=prompt_of(prompt),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        greedy_first=greedy_first,
+        seed=seed,
+        likelihood=likelihood,
+    )
+    load = _Scorers(device, scorer_api_key, scorer_tokenizer)
     with stages.folder.locked():
         if Stage.generate in asked:
-            sampling = Sampling(
-                policy=policy if policy != options.TINY else f"tiny@{digest_of_weights('policy')}",
-                prompt=prompt_of(prompt),
-                temperature=temperature,
-                max_tokens=max_tokens,
-                greedy_first=greedy_first,
-                seed=seed,
-                likelihood=likelihood,
-            )
             asyncio.run(stages.generate(sampling, lambda: _policy(policy, base_url, sampling)))
         if Stage.score in asked:
-            load = _Scorers(device, scorer_api_key, scorer_tokenizer)
             asyncio.run(stages.score(load.critics(scorer, orm, judge, judge_base_url, max_steps)))
+        if Stage.search in asked and (strategy or stage):
+            if not (scorer and strategy):
+                raise ConfigError("--stage search needs --scorer and --strategy")
+            asyncio.run(
+                stages.search(
+                    strategy,
+                    lambda: _policy(policy, base_url, sampling),
+                    load.for_searches(scorer),
+                    max_failed=max_failed,
+                    report=_tell,
+                )
+            )
         if Stage.grade in asked:
             asyncio.run(stages.grade(_graders(stages, grader, answer_judge, judge_base_url)))
         if Stage.select in asked:
@@ -234,6 +258,16 @@ class _Scorers:
     device: str
     key: str | None
     tokenizer: Path | None
+
+    def for_searches(self, name: str) -> tuple[Critic, Callable[[], StepScorer]]:
+        """Return a scorer as a critic, and what makes scorers of it that have kept nothing."""
+        from vprm_search.evaluate.scoring import Critic
+
+        served = name.startswith(options.VLLM)
+        make = options.scorer_maker(
+            name, self.device, api_key=self.key, tokenizer=self.tokenizer if served else None
+        )
+        return Critic("prm", make(), name), make
 
     def critics(
         self,
@@ -290,8 +324,11 @@ def _graders(
 
 def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
     """Write the report of what is recorded."""
+    from vprm_search.datasets.graders import GRADERS, grader_of
     from vprm_search.evaluate.critics import summarise, tabulate
     from vprm_search.evaluate.pooling import RecordedRun
+    from vprm_search.evaluate.report import markdown, png
+    from vprm_search.evaluate.strategies import searched
 
     run = RecordedRun(stages.folder.path, stages.problems, grader=grader, prices=stages.prices)
     table = tabulate(run.pools(stages.n), stages.n, name=stages.problems.name)
@@ -300,8 +337,17 @@ def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
         other = RecordedRun(path, stages.problems, grader=run.grader, prices=stages.prices)
         many = other.largest()
         baselines[path.name] = tabulate(other.pools(many), many, name=stages.problems.name)
-    summary = {**summarise(table, baselines=baselines), **run.told(stages.n)}
-    console.write_file(stages.folder.path / "results.json", json.dumps(summary, indent=1))
+    rule = grader_of(run.grader if run.grader in GRADERS else stages.problems.name)
+    found = searched(run.folder.path, stages.problems, rule, stages.prices)
+    ids = {place.id for place in table.places}
+    here = [one for one in found if one.id in ids]
+    summary = {**summarise(table, baselines=baselines, searches=here), **run.told(stages.n)}
+    out, title, currency = stages.folder.path, stages.problems.path.name, summary["currency"]
+    text = markdown(summary, title=title, currency=currency)
+    console.write_file(out / "results.json", json.dumps(summary, indent=1))
+    console.write_file(out / "results.md", text)
+    console.write_file(out / "results.png", png(summary, title=title, currency=currency))
+    console.OUT.file.write(printable(text, lines=True) + "\n")
     if left := summary["incomplete"]:
         raise SearchError(
             f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
@@ -329,6 +375,10 @@ class _Spent(ProgressColumn):
         if failed := task.fields.get("failed", 0):
             told.append(f"{failed} failed")
         return Text(", ".join(told))
+
+
+def _tell(line: str) -> None:
+    console.ERR.print(Text(line), soft_wrap=True)
 
 
 def _watch(prices: Prices) -> Any:

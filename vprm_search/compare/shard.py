@@ -75,6 +75,8 @@ class Shard:
         records: what is measured already; what is measured now is added.
         report: gets a line as each cell ends.
         size: the problems of all shards.
+        budgets: the tokens that a problem's searches of a size may generate, where best-of-N was
+            sampled elsewhere. Default: what its own best-of-N of that size generated.
     """
 
     comparison: Comparison
@@ -83,6 +85,7 @@ class Shard:
     records: RecordFile
     report: Callable[[str], None]
     size: int
+    budgets: Callable[[int, int], int] | None = None
     _loaded: LoadedWorld | None = None
     _lost: int = 0
 
@@ -99,9 +102,10 @@ class Shard:
         """
         reference, *others = entrants_of(self.comparison.entrants)
         sizes = sorted(set(self.comparison.sizes))
-        await self._grow_pools(reference, sizes)
+        if self.budgets is None:
+            await self._grow_pools(reference, sizes)
         for size in sizes:
-            budgets = self._may_be_result(reference.name, size)
+            budgets = self.budgets is not None or self._may_be_result(reference.name, size)
             for entrant in others:
                 if budgets:
                     await self._search(entrant, size, reference)
@@ -117,10 +121,19 @@ class Shard:
         found = []
         for problem in self.problems:
             record = self._valid(entrant, problem, size)
-            pool = record if own else self.records.get(problem, reference.name, size)
-            if record is None or pool is None or record.budget != pool.usage.generated_tokens:
+            if own and record is not None:
+                budget: int | None = record.usage.generated_tokens
+            else:
+                budget = self._budget(problem, size, reference)
+            if record is None or record.budget != budget:
                 found.append(problem)
         return found
+
+    def _budget(self, problem: int, size: int, reference: Entrant) -> int | None:
+        if self.budgets is not None:
+            return self.budgets(problem, size)
+        pool = self.records.get(problem, reference.name, size)
+        return None if pool is None else pool.usage.generated_tokens
 
     def _valid(self, entrant: Entrant, problem: int, size: int) -> Record | None:
         """Return the record of a search, None if there is none or it is to be made again.
@@ -199,8 +212,8 @@ class Shard:
         scorer, seconds = self.loaded.new_scorer(), 0.0
         for batch in self._batches(missing):
             jobs = {problem: self._job(problem) for problem in batch}
-            pools = {p: self.records.get(p, reference.name, size) for p in batch}
-            budgets = {p: r.usage.generated_tokens for p, r in pools.items() if r is not None}
+            known = {problem: self._budget(problem, size, reference) for problem in batch}
+            budgets = {problem: tokens for problem, tokens in known.items() if tokens is not None}
             seconds += await self._run(entrant, size, jobs, scorer, {}, budgets)
         self._tell_cell(entrant, size, seconds)
 

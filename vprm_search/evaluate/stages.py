@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vprm_search.budget import Prices
+from vprm_search.compare.records import MAX_FAILED
 from vprm_search.datasets.problem_set import ProblemSet
-from vprm_search.errors import RecordError
+from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
+from vprm_search.evaluate.estimators import sizes_of
 from vprm_search.evaluate.folder import RunFolder
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
@@ -18,7 +20,9 @@ from vprm_search.evaluate.pooling import CRITIC, GRADER
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
 from vprm_search.evaluate.side_by_side import FREE, Progress
-from vprm_search.types import Policy
+from vprm_search.evaluate.strategies import FACTS as SEARCHES
+from vprm_search.evaluate.strategies import LEAST_N, Searching, strategies_of
+from vprm_search.types import Policy, StepScorer
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 """Opens a progress bar: what is done, and how many candidates there are to be done."""
@@ -86,6 +90,47 @@ class Stages:
                 run.progress = bar
                 await run.run(self.n)
             self._note(critic.name, file.lines.failures, len(file.lines))
+
+    async def search(
+        self,
+        names: Sequence[str],
+        policy: Callable[[], Policy],
+        scorer: tuple[Critic, Callable[[], StepScorer]],
+        *,
+        max_failed: float = MAX_FAILED,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Let strategies search with what the first N candidates generated, N from 4 on.
+
+        Args:
+            names: of the strategies.
+            policy: loads the policy.
+            scorer: the process reward model as a critic, and what makes scorers of it that have
+                kept nothing.
+            max_failed: the share of its calls that may fail in a result.
+            report: gets a line as a strategy ends on a part of the set.
+
+        Raises:
+            ConfigError: a strategy that is not known, or other searches are in the folder.
+            RecordError: a problem has not all its candidates.
+            SearchError: nothing came of many searches in a row.
+        """
+        strategies = strategies_of(names)
+        candidates, prompt = self.candidates()
+        critic, new_scorer = scorer
+        facts = {"run": candidates.run, "scorer": critic.facts()["identity"]}
+        self.folder.settle(SEARCHES, facts)
+        sizes = tuple(size for size in sizes_of(self.n) if size >= LEAST_N)
+        if not sizes:
+            raise ConfigError(f"--strategy needs --n {LEAST_N} at least, for it to have a budget")
+        count = len(strategies) * len(sizes) * len(self.problems)
+        with self.watch("search", count) as progress:
+            run = Searching(
+                self.problems, prompt, candidates, strategies, sizes, policy(), new_scorer,
+                self.folder.path, max_failed=max_failed, batch=max(self.width, 1),
+                prices=self.prices, progress=progress, report=report,
+            )  # fmt: skip
+            self.failures |= await run.run()
 
     async def grade(self, gradings: Sequence[Grading]) -> None:
         """Grade candidates by each grader; no pictures are needed. Raises as `GradingRun.run`."""
