@@ -68,6 +68,12 @@ def test_missing_pictures_stop_the_run_unless_they_are_left_out(
     ran = run(*command, "--leave-out")
     assert ran.code == 0, ran.err
     assert "a picture is not there: 1; left out for it: 1 solutions" in ran.out
+    file.write_text(json.dumps(lacking) + "\n")
+    ran = run(*command, "--leave-out")
+    assert ran.code == 1
+    assert "1 of 1 cannot be measured" in ran.err  # nothing would be left to measure
+    assert "images/nowhere.png); name the pictures' folder (--images)" in ran.err
+    assert "--leave-out" not in ran.err
 
 
 def test_text_benchmarks_run_too(run: Run, tmp_path: Path) -> None:

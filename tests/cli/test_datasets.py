@@ -46,6 +46,20 @@ def test_a_page_shows_hostile_text_as_text(run: Run, tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page.read_text()
 
 
+@pytest.mark.parametrize(("count", "shown"), [(1, "0"), (2, "01"), (3, "012"), (4, "013")])
+def test_examples_are_the_first_the_last_and_one_between(
+    run: Run, tmp_path: Path, count: int, shown: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [{"id": f"a#{n}", "question": "q", "answer": "1"} for n in range(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = json.loads(run("datasets", "inspect", str(file), "--json").out)
+    assert [item["id"] for item in told["examples"]] == [f"a#{n}" for n in shown]
+    assert told["repeated ids"] == 0
+    file.write_text(file.read_text() * 2)
+    assert json.loads(run("datasets", "inspect", str(file), "--json").out)["repeated ids"] == count
+
+
 def test_inspect_counts_missing_pictures(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"question": "q", "answer": "1", "image": "a.png"}) + "\n")

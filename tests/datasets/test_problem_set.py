@@ -165,7 +165,7 @@ def test_damaged_files(name: str, content: str, message: str, tmp_path: Path) ->
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
     file = tmp_path / "a.tsv"
     file.write_bytes(b"question\tanswer\nwhat\xff\t1\n")
-    with pytest.raises(RecordError, match="byte 20 is not UTF-8"):
+    with pytest.raises(RecordError, match="line 2: byte 20 of the file is not UTF-8"):
         read_problem_set(file)
 
 
@@ -197,7 +197,7 @@ def test_pictures_that_are_missing_are_told_before_anything_runs(tmp_path: Path)
 @pytest.mark.parametrize("path", ["http://example.org/a.png", "//host/a.png"])
 def test_nothing_is_fetched(path: str, tmp_path: Path) -> None:
     file = lines(tmp_path, {"question": "q", "answer": "1", "image": path})
-    with pytest.raises(ImageError, match=r"row 1: .*looks like a URL"):
+    with pytest.raises(ImageError, match=r"row 1, column image: .*looks like a URL"):
         read_problem_set(file)
 
 
@@ -281,6 +281,22 @@ def test_pictures_stay_in_the_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(found) == 300
     assert peak < 3_000_000
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".jsonl", ".parquet"])
+def test_endings_may_be_in_capitals(ending: str, tmp_path: Path) -> None:
+    write_problems(tmp_path / f"world{ending}", WORLD[:2])
+    shouted = (tmp_path / f"world{ending}").rename(tmp_path / f"WORLD{ending.upper()}")
+    found = read_problem_set(shouted)
+    assert [item.answer for item in found] == [problem.answer for problem in WORLD[:2]]
+    assert len(found.load(found[1]).images) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_that_is_nested_without_end_is_an_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"question": ' + "[" * 200_000)
+    with pytest.raises(RecordError, match="not JSON"):
+        read_problem_set(tmp_path / name)
 
 
 def test_an_answer_type_error_is_an_input_error(tmp_path: Path) -> None:

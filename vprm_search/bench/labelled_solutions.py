@@ -99,13 +99,18 @@ class StepBenchmark:
         if not bad:
             return
         told = ", ".join(f"{defect} in {count}" for defect, count in self.defects.most_common())
+        left = (
+            ""
+            if len(bad) == len(self.solutions)
+            else (" or leave such records out and have them counted (--leave-out)")
+        )
         first = next(defect for defect in bad[0].defects if defect in _FATAL)
         missing = next((p.path for p in bad[0].pictures if first == NO_PICTURE), "")
         named = f": {self.image_root / missing}" if missing else ""
         raise RecordError(
             f"{self.path}: {len(bad)} of {len(self.solutions)} cannot be measured ({told}), "
-            f"the first in row {bad[0].row} ({first}{named}); name the pictures' folder (--images) "
-            "or leave such records out and have them counted (--leave-out)"
+            f"the first in row {bad[0].row} ({first}{named}); name the pictures' folder (--images)"
+            + left
         )
 
     def request(self, solution: LabelledSteps) -> ScoreRequest:

@@ -87,8 +87,8 @@ def inspect(
     console.check_place(html)
     problems = read(file, images, set_name, check_images=False)
     facts = facts_of(problems)
-    examples = [problems[place * (len(problems) - 1) // (_EXAMPLES - 1)]
-                for place in range(min(_EXAMPLES, len(problems)))]  # fmt: skip
+    count = min(_EXAMPLES, len(problems))  # the first, the last, and what is between
+    examples = [problems[n * (len(problems) - 1) // max(1, count - 1)] for n in range(count)]
     if json:
         console.print_json({**facts, "examples": [_as_json(item) for item in examples]})
     else:
@@ -110,6 +110,7 @@ def facts_of(problems: ProblemSet) -> dict[str, object]:
 
     pictures = Counter(len(item.pictures) for item in problems)
     grader = grader_of(problems.name)
+    known = {item.id for item in problems}
     return {
         "file": str(problems.path),
         "set": problems.name or "not known",
@@ -119,7 +120,7 @@ def facts_of(problems: ProblemSet) -> dict[str, object]:
         "pictures": _counted(pictures),
         "text alone": pictures[0],
         "missing pictures": len(problems.missing),
-        "repeated ids": sum("#" in item.id for item in problems),
+        "repeated ids": sum(item.id.rpartition("#")[0] in known for item in problems),
         "groups": len({item.group for item in problems}),
         "categories": dict(Counter(i.category for i in problems if i.category).most_common(12)),
         "columns": list(problems.columns),

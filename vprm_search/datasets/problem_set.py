@@ -258,7 +258,7 @@ def picture_is_there(picture: Picture, root: Path, where: str) -> bool:
     try:
         check_is_path(picture.path)
     except ImageError as error:
-        raise ImageError(f"{where}: {error}") from error
+        raise ImageError(f"{where}, column {picture.column}: {error}") from error
     return (root / picture.path).is_file()
 
 

@@ -46,20 +46,21 @@ def open_table(path: Path) -> Table:
     if not path.exists():
         raise RecordError(f"{path}: there is no such file or folder")
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".parquet", ".arrow"))
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in (".parquet", ".arrow"))
         if not files:
             raise RecordError(f"{path}: the folder holds no .parquet or .arrow file")
         return ColumnTable(path, files)
     kinds: Mapping[str, Any] = {".tsv": TextTable, ".csv": TextTable, ".jsonl": JsonLines,
                                 ".json": JsonTable}  # fmt: skip
-    if path.suffix in (".parquet", ".arrow"):
+    ending = path.suffix.lower()
+    if ending in (".parquet", ".arrow"):
         return ColumnTable(path, [path])
-    if path.suffix not in kinds:
+    if ending not in kinds:
         raise RecordError(
             f"{path}: not a kind of file that is read; give {', '.join(kinds)}, .parquet, .arrow, "
             "or a folder of the last two"
         )
-    table: Table = kinds[path.suffix](path)
+    table: Table = kinds[ending](path)
     return table
 
 
@@ -95,7 +96,7 @@ class TextTable:
 
     def _reader(self, lines: _Lines) -> Iterator[list[str]]:
         csv.field_size_limit(_LARGEST_CELL)
-        return csv.reader(lines, delimiter="\t" if self.path.suffix == ".tsv" else ",")
+        return csv.reader(lines, delimiter="," if self.path.suffix.lower() == ".csv" else "\t")
 
     def _next(self, reader: Iterator[list[str]], number: int) -> list[str] | None:
         try:
@@ -115,7 +116,8 @@ class TextTable:
 
 @dataclass(slots=True)
 class _Lines:
-    """The lines of a file as text; `place` is where the next one begins, in bytes."""
+    """The lines of a file as text; `place` is where the next one begins, in bytes; `number` lines
+    were read."""
 
     file: BinaryIO
     path: Path
@@ -130,17 +132,20 @@ class _Lines:
         line = self.file.readline()
         if not line:
             raise StopIteration
+        self.number += 1
         encoding = "utf-8-sig" if not self.place else "utf-8"
         try:
             text = line.decode(encoding)
         except UnicodeDecodeError as error:
             raise RecordError(
-                f"{self.path}: byte {self.place + error.start} is not UTF-8; convert the file"
+                f"{self.path}, line {self.number}: byte {self.place + error.start} of the file is "
+                "not UTF-8; convert the file"
             ) from error
         self.place += len(line)
         return text
 
     place: int = field(init=False)
+    number: int = field(init=False, default=0)
 
 
 @dataclass(slots=True)
@@ -172,9 +177,9 @@ class JsonLines:
     def _object(self, line: str, number: int) -> Row:
         try:
             return _object(json.loads(line), f"{self.path}, row {number}")
-        except ValueError as error:
-            if isinstance(error, RecordError):
-                raise
+        except RecordError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{self.path}, row {number}: not JSON ({error})") from error
 
 
@@ -185,7 +190,7 @@ class JsonTable:
         self.path = path
         try:
             data = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path}: not JSON ({error})") from error
         if isinstance(data, dict) and not all(isinstance(v, dict) for v in data.values()):
             lists = [value for value in data.values() if isinstance(value, list)]
@@ -248,14 +253,15 @@ class ColumnTable:
 
 def _column_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a parquet or arrow file."""
-    name = "pyarrow.parquet" if path.suffix == ".parquet" else "pyarrow"
+    is_parquet = path.suffix.lower() == ".parquet"
+    name = "pyarrow.parquet" if is_parquet else "pyarrow"
     try:
         library = importlib.import_module(name)
         arrow = importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:
         raise MissingDependencyError("pyarrow", "parquet") from error
     try:
-        if path.suffix == ".parquet":
+        if is_parquet:
             with library.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):  # of all at once, much is read ahead
                     for batch in file.iter_batches(_BATCH, row_groups=[group]):
