@@ -35,7 +35,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "openai": (("langchain-openai",), "OpenAI and OpenAI-compatible servers"),
     "sqlite": (("langgraph-checkpoint-sqlite",), "searches that survive a restart"),
     "parquet": (("pyarrow",), "problem sets in parquet or arrow files"),
-    "plots": (("matplotlib",), "plots of vprm-search compare and calibrate"),
+    "plots": (("matplotlib",), "plots of vprm-search compare, evaluate and calibrate"),
+    "xlsx": (("xlsxwriter",), "result files of vprm-search evaluate as xlsx"),
     "server": (
         ("starlette", "uvicorn", "pyyaml"),
         "vprm-search proxy, for OpenAI clients",
