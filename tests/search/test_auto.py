@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from vprm_search.search import (
 from vprm_search.search.auto import _dealt, _worth
 from vprm_search.testing import SyntheticPolicy, SyntheticScorer, SyntheticWorld
 from vprm_search.tree import SearchTree
-from vprm_search.types import NodeRecord, ScoreRequest, ScoreResult
+from vprm_search.types import NodeRecord, Proposal, ProposeRequest, ScoreRequest, ScoreResult
 
 WIDE = WorldSettings(depth=6, p_step=0.9)
 
@@ -208,6 +209,42 @@ def test_a_level_without_scores_ends_no_search(level: int) -> None:
     scorer = Outage(SyntheticScorer(truth), level)
     run = run_search(truth.question(1), policy=SyntheticPolicy(truth), scorer=scorer)
     assert len(run.tree.finished()) > 4
+
+
+class Down:
+    """A policy whose first calls fail."""
+
+    def __init__(self, policy: SyntheticPolicy, calls: int) -> None:
+        self._policy, self._left = policy, calls
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        replies = await self._policy.propose(requests)
+        return [[self._failed() or one for one in reply] for reply in replies]
+
+    def _failed(self) -> Proposal | None:
+        self._left -= 1
+        return Proposal("", "error", error="connection lost") if self._left >= 0 else None
+
+
+LIMITS = st.sampled_from([{}, {"generated_tokens": 4000}, {"candidates": 99}, {"requests": 99}])
+
+
+@given(calls=st.integers(0, 200), n=st.integers(2, 24), limits=LIMITS)
+@settings(max_examples=25)
+def test_a_policy_of_which_no_first_step_comes_is_asked_for_n_and_no_more(
+    calls: int, n: int, limits: dict[str, int]
+) -> None:
+    truth = SyntheticWorld(WIDE)
+    tree = run_search(
+        truth.question(1),
+        policy=Down(SyntheticPolicy(truth), calls),
+        scorer=SyntheticScorer(truth),
+        strategy=AutoSearch(n=n),
+        budget=Budget(**limits),
+    ).tree
+    begun = tree.children(tree.root_id)
+    assert tree.finished() or (calls >= n and all(child.status == "failed" for child in begun))
+    assert len(begun) < 2 * n or not all(child.status == "failed" for child in begun)
 
 
 # --- what takes its place ------------------------------------------------------------------------

@@ -136,13 +136,18 @@ class AutoSearch(BaseModel):
         """Return what more solutions are begun with, if they can be paid.
 
         A policy that repeats itself would begin as before, so its solutions are sampled whole.
+        While no first step has come it is asked for `n` at the least, and no more: it is down.
         """
+        anew = _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)), self.same_step)
+        begun = tree.children(tree.root_id)
+        if all(child.status == "failed" for child in begun):
+            return anew if len(begun) < self.n else ()
         steps = [record for record in tree if record.parent and not record.role]
         if sum(step.cause == "duplicate" for step in steps) > _REPEATS * len(steps):
             return self._whole(tree)
         if self._payable(tree) < 2:
             return ()
-        return _dealt(tree, [tree.root_id], self._slots(tree, _Level(1)), self.same_step)
+        return anew
 
     def _sampled(self, tree: SearchTree, merged: Sequence[Close]) -> Plan | None:
         """Return the plan that samples whole solutions, if the policy hardly ever differs."""
