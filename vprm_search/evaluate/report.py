@@ -48,10 +48,10 @@ def markdown(summary: Summary, *, title: str = "", currency: str = "") -> str:
     """
     sizes = summary["sizes"]
     parts = [
-        f"# {_cell(title or summary['set'] or 'Best of N')}",
+        f"# {cell(title or summary['set'] or 'Best of N')}",
         f"{summary['problems']} problems, {summary['questions']} questions, "
         f"{summary['candidates']} candidates. Measure: {summary['measure']}.",
-        *(f"> {_cell(note)}" for note in summary["notes"]),
+        *(f"> {cell(note)}" for note in summary["notes"]),
         f"## {summary['measure'].capitalize()} in %, expected",
         _table(summary, "expected"),
         f"## {summary['measure'].capitalize()} in %, first",
@@ -92,10 +92,10 @@ def _at(summary: Summary) -> dict[tuple[str, int], Row]:
 
 
 def _line(name: str, entries: Iterable[str]) -> str:
-    return f"| {_cell(name)} | " + " | ".join(entries) + " |"
+    return f"| {cell(name)} | " + " | ".join(entries) + " |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return text that cannot leave its cell, nor be HTML."""
     for sign, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
         text = text.replace(sign, safe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from vprm_search.datasets.cells import MARK
@@ -18,21 +18,32 @@ _STYLE = (
     "img{max-width:100%;max-height:24rem;display:block;margin:.5rem 0}"
     "pre{white-space:pre-wrap;font:inherit}dt{font-weight:600}dd{margin:0 0 .3rem 1rem}"
     "article{border-top:1px solid #999;padding:1rem 0}.missing{color:#a00}"
+    "details{margin:.5rem 0}summary{font-weight:600}"
 )
 
 
-def problem_page(problems: ProblemSet, items: Sequence[Item], facts: Sequence[str] = ()) -> str:
+Said = Sequence[tuple[str, str]]
+"""Texts that are shown below a problem, each under its heading."""
+
+
+def problem_page(
+    problems: ProblemSet,
+    items: Sequence[Item],
+    facts: Sequence[str] = (),
+    said: Mapping[str, Said] | None = None,
+) -> str:
     """Return a page that shows items as a model is asked them, with what is known of each.
 
     Args:
         problems: the set they are of.
         items: the items to show.
         facts: lines about the whole set.
+        said: by the id of an item, what was said to it.
     """
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
     told = "".join(f"<li>{_text(fact)}</li>" for fact in facts)
-    shown = "".join(_article(problems, item) for item in items)
+    shown = "".join(_article(problems, item, (said or {}).get(item.id, ())) for item in items)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -41,7 +52,7 @@ def problem_page(problems: ProblemSet, items: Sequence[Item], facts: Sequence[st
     )
 
 
-def _article(problems: ProblemSet, item: Item) -> str:
+def _article(problems: ProblemSet, item: Item, said: Said) -> str:
     try:
         images: Sequence[ImageData | None] = problems.load(item).images
         missing = ""
@@ -62,8 +73,12 @@ def _article(problems: ProblemSet, item: Item) -> str:
         "category": item.category,
         "group": " / ".join(filter(None, (item.group, item.variant))),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{_text(said)}</dd>" for name, said in known.items() if said)
-    return f"<article><h2>{_text(item.id)}</h2>{missing}{body}<dl>{rows}</dl></article>"
+    rows = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in known.items() if fact)
+    texts = "".join(
+        f"<details open><summary>{_text(heading)}</summary><pre>{_text(text)}</pre></details>"
+        for heading, text in said
+    )
+    return f"<article><h2>{_text(item.id)}</h2>{missing}{body}<dl>{rows}</dl>{texts}</article>"
 
 
 def _picture(image: ImageData | None) -> str:
