@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import f1_score
 
+from examples.tiny_models.problem_files import png_of
 from examples.tiny_models.step_benchmark import SOURCES, write_step_benchmark
 from tests.cli.conftest import Run
+from vprm_search.tiny.world import generate
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,26 @@ def test_text_benchmarks_run_too(run: Run, tmp_path: Path) -> None:
     ran = run("bench", "processbench", str(file), "--images", str(tmp_path))
     assert ran.code == 1
     assert "--images is for visualprocessbench; processbench is text alone" in ran.err
+
+
+def test_pairs_of_responses(run: Run, tmp_path: Path) -> None:
+    problem = generate("tiles", "test", 0)
+    gold, wrong = problem.solution, problem.solution.replace("= ", "= 1")
+    (tmp_path / "a.png").write_bytes(png_of(problem))
+    told = {"query": problem.question, "image_path": "a.png"}
+    rows = [
+        {**told, "id": "mmmu_1", "response": [gold, wrong], "human_ranking": [0, 1]},
+        {**told, "id": "mmmu_2", "response": [wrong, gold], "human_ranking": [1, 0]},
+    ]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("bench", "vlrewardbench", str(file), "--out", str(tmp_path / "out"))
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    assert "2 pairs of responses to 1 questions." in ran.out
+    assert "| prefers | reasoning (2) | Overall | Macro | ties |" in ran.out
+    assert "| **tiny**, mean of the steps | 100.0 | 100.0 [100.0, 100.0] | 100.0 | 0 |" in ran.out
+    assert "--threshold and --tune-on are for" in run(*command, "--threshold", "0.5").err
 
 
 def test_options_that_do_not_fit(run: Run, world: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks of step scores: VisualProcessBench, ProcessBench, PRMBench."""
+"""Benchmarks of step scores: VisualProcessBench, ProcessBench, PRMBench; of pairs: VL-RewardBench."""

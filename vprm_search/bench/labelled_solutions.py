@@ -1,5 +1,7 @@
 """Solutions whose steps people have labelled: VisualProcessBench, ProcessBench, PRMBench.
 
+VL-RewardBench has pairs of responses, one of which people prefer; they are read here, too.
+
 Steps are taken as they are given. What is wrong with a record (a picture that is not there, another
 number of labels than of steps, an error that points past the last step) is named and counted, and
 never skipped in silence.
@@ -19,9 +21,10 @@ from vprm_search.datasets.cells import Picture, as_text, pictures_in
 from vprm_search.datasets.problem_set import load_pictures, picture_is_there
 from vprm_search.datasets.tables import Row, Table, open_table
 from vprm_search.errors import ImageError, RecordError
+from vprm_search.steps import normalise_text, split_solution
 from vprm_search.types import Problem, ScoreRequest
 
-BenchmarkName = Literal["visualprocessbench", "processbench", "prmbench"]
+BenchmarkName = Literal["visualprocessbench", "processbench", "prmbench", "vlrewardbench"]
 NO_PICTURE = "a picture is not there"
 UNEVEN = "other numbers of steps and labels"
 EMPTY_STEP = "an empty step"
@@ -170,7 +173,7 @@ def _checked(solution: LabelledSteps, root: Path, where: str) -> LabelledSteps:
     return replace(solution, defects=tuple(found))
 
 
-# --- the three formats ---------------------------------------------------------------------------
+# --- the formats ---------------------------------------------------------------------------------
 
 
 def _visual(row: Row, number: int, where: str, _: Path) -> Iterator[LabelledSteps]:
@@ -257,9 +260,70 @@ def _modified(row: Row, number: int, where: str, _: Path) -> Iterator[LabelledSt
         )
 
 
+_PREFERENCE_GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        "vlfeedback": "general",
+        "wildvision-battle": "general",
+        "povid": "hallucination",
+        "rlhf-v": "hallucination",
+        "rlaif-v": "hallucination",
+        "reasoning_tasks": "reasoning",
+    }
+)
+"""VL-RewardBench's three groups, by the folder of a picture (its own evaluation script)."""
+_GROUPS_BY_ID: Mapping[str, str] = MappingProxyType(
+    {
+        "hallucination_pair": "hallucination",
+        "rlaif": "hallucination",
+        "rlhf": "hallucination",
+        "mathverse": "reasoning",
+        "mmmu": "reasoning",
+    }
+)
+
+
+def _pair(row: Row, number: int, where: str, _: Path) -> Iterator[LabelledSteps]:
+    """A record of VL-RewardBench: two responses; the one that is preferred (rank 0) comes first.
+
+    Responses are cut and merged as VisualPRM's own code does before it selects; their steps have no
+    labels. Most records name the preferred one first, so that a tie must not go to the first.
+    """
+    said, ranking = row.get("response"), row.get("human_ranking")
+    if not isinstance(said, list) or len(said) != 2 or not all(isinstance(x, str) for x in said):
+        raise RecordError(f"{where}, column response: expected two texts")
+    if not isinstance(ranking, list) or sorted(ranking) != [0, 1]:
+        raise RecordError(f"{where}, column human_ranking: expected 0 and 1")
+    own = as_text(row.get("id")) or str(number)
+    column = "image" if row.get("image") else "image_path"
+    try:
+        pictures = pictures_in(row.get(column), number, column, references=False)
+    except ValueError as error:
+        raise RecordError(f"{where}, column {column}: {error}") from error
+    folders = Path(as_text(row.get("image_path"))).parts
+    group = next((_PREFERENCE_GROUPS[f] for f in folders if f in _PREFERENCE_GROUPS), None)
+    for place in (ranking.index(0), ranking.index(1)):
+        steps = tuple(split_solution(normalise_text(said[place])))
+        yield LabelledSteps(
+            row=number,
+            id=f"{own}/{place}",
+            question=_text(row, "query", where),
+            steps=steps,
+            labels=(0,) * len(steps),
+            source=group
+            or _GROUPS_BY_ID.get(own.partition("-")[0].lower(), "")
+            or _GROUPS_BY_ID.get(own.partition("_")[0].lower(), "general"),
+            pictures=tuple(pictures),
+        )
+
+
 _READERS: Mapping[BenchmarkName, Callable[[Row, int, str, Path], Iterator[LabelledSteps]]] = (
     MappingProxyType(
-        {"visualprocessbench": _visual, "processbench": _first_error, "prmbench": _modified}
+        {
+            "visualprocessbench": _visual,
+            "processbench": _first_error,
+            "prmbench": _modified,
+            "vlrewardbench": _pair,
+        }
     )
 )
 

@@ -26,6 +26,7 @@ class BenchName(StrEnum):
     visualprocessbench = "visualprocessbench"
     processbench = "processbench"
     prmbench = "prmbench"
+    vlrewardbench = "vlrewardbench"
 
 
 def bench(
@@ -75,10 +76,15 @@ def bench(
     visualprocessbench: macro F1 over steps, all together and by source, as the paper has it; steps
     are scored as they are given, neutral ones dropped afterwards. processbench (text): the first
     wrong step, counted from 0; its F1 is the second table. prmbench (text): wrong steps, counted
-    from 1, by class; a class's PRMScore is macro F1. A stopped run is taken up again.
+    from 1, by class; a class's PRMScore is macro F1. vlrewardbench: which of two responses people
+    prefer, by the mean, lowest and last score of its steps. A stopped run is taken up again.
     """
-    if images is not None and name is not BenchName.visualprocessbench:
-        raise ConfigError(f"--images is for visualprocessbench; {name.value} is text alone")
+    if images is not None and name in (BenchName.processbench, BenchName.prmbench):
+        raise ConfigError(f"--images is for benchmarks with pictures; {name.value} is text alone")
+    if (threshold or tune_on) and name is BenchName.vlrewardbench:
+        raise ConfigError(
+            "--threshold and --tune-on are for labelled steps; vlrewardbench has pairs"
+        )
     judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
     told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
     _run(name.value, file, images, out or Path(name.value), judged, limit, leave_out, batch, told)
@@ -115,8 +121,9 @@ def _run(
     told: dict[str, Any],
 ) -> None:
     from vprm_search.bench.labelled_solutions import read_step_benchmark
+    from vprm_search.bench.preferences import report_pairs, summarise_pairs
     from vprm_search.bench.scoring_run import ScoreFile, score_benchmark
-    from vprm_search.bench.step_report import report
+    from vprm_search.bench.step_report import report as step_report
     from vprm_search.bench.step_results import THRESHOLDS, summarise
 
     benchmark = read_step_benchmark(file, name, image_root=images, limit=limit)
@@ -142,9 +149,14 @@ def _run(
                 progress=lambda done, _: progress.update(task, completed=done),
             )
         )
-    summary = summarise(
-        solutions, scores, **{**told, "thresholds": tuple(told["thresholds"] or THRESHOLDS)}
-    )
+    if name == "vlrewardbench":
+        summary, report = summarise_pairs(solutions, scores, seed=told["seed"]), report_pairs
+    else:
+        limits = tuple(told["thresholds"] or THRESHOLDS)
+        summary, report = (
+            summarise(solutions, scores, **{**told, "thresholds": limits}),
+            step_report,
+        )
     summary |= {
         "benchmark": name,
         "scorer": called,
