@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -146,6 +146,28 @@ def step_benchmark(
 
     count = write_step_benchmark(out, problems=problems, split=split, first=first)
     _report(f"wrote {count} solutions: {out / 'test.jsonl'}")
+
+
+@app.command()
+def paper(
+    study: Annotated[Literal["merging", "near", "policies"], typer.Argument(help="Which check.")],
+    problems: Annotated[
+        int | None, typer.Option(min=2, help="Of each length or family. Default: 200.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Page whose section of this name is filled.")
+    ] = None,
+) -> None:
+    """Check a choice of the paper on the world: merged steps, near candidates, another policy."""
+    from examples.tiny_models.paper_candidates import near, policies
+    from examples.tiny_models.paper_merging import merging
+    from vprm_search.compare.report import fill_section
+
+    run = {"merging": merging, "near": near, "policies": policies}[study]
+    text = run() if problems is None else run(problems)
+    print(text)
+    if page is not None:
+        fill_section(page, text, marks=(study,))
 
 
 def _report(line: str) -> None:

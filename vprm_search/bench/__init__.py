@@ -1,1 +1,1 @@
-"""Benchmarks of step scores: VisualProcessBench, ProcessBench, PRMBench; of pairs: VL-RewardBench."""
+"""Benchmarks of step scores (VisualProcessBench, ProcessBench, PRMBench) and of pairs."""
