@@ -17,6 +17,7 @@ from vprm_search.compare.report import (
 )
 from vprm_search.evaluate.critics import headline_of
 from vprm_search.evaluate.estimators import FIRST_SEEN, LIKELIHOOD, MAJORITY, ORACLE, PASS_1, VOTE
+from vprm_search.evaluate.paper import section as paper_section
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -65,6 +66,7 @@ def markdown(summary: Summary, *, title: str = "", currency: str = "") -> str:
         _costs(summary, sizes[-1], currency),
         *_baselines(summary),
         *_searches(summary),
+        *paper_section(summary, {name: called(name) for name in _names(summary)}),
     ]
     return "\n\n".join(parts) + "\n"
 
