@@ -173,7 +173,7 @@ def aggregated(name: str, scores: Sequence[float]) -> float:
     Raises `ConfigError` for an unknown name, or if an aggregation of your own returns anything
     but a number in [0, 1].
     """
-    value = aggregation(name)(scores)
+    value = (_BUILT_IN.get(name) or aggregation(name))(scores)
     if not 0.0 <= value <= 1.0:  # a NaN fails this test, too
         raise ConfigError(
             f"aggregation {name!r} made {value!r} of {len(scores)} step scores; a path score must "

@@ -201,7 +201,7 @@ class Prices(BaseModel):
 
 def usage_of(tree: SearchTree, seconds: float = 0.0) -> Usage:
     """Return what the search recorded in `tree` has spent."""
-    return replace(tree.totals, seconds=seconds)
+    return replace(tree.totals, seconds=seconds) if seconds else tree.totals
 
 
 # --- what a candidate costs ----------------------------------------------------------------------

@@ -19,16 +19,25 @@ def digest(*parts: str | bytes | int) -> bytes:
     The framing makes the encoding injective: moving characters from one part to the next, or an
     int in place of its decimal text, changes the digest.
     """
-    framed: list[bytes] = []
-    for part in parts:
-        if isinstance(part, str):
-            kind, data = b"s", part.encode("utf-8")
-        elif isinstance(part, bytes):
-            kind, data = b"b", part
-        else:
-            kind, data = b"i", str(part).encode()
-        framed += (kind, _length(len(data)), data)
-    return hashlib.sha256(b"".join(framed)).digest()
+    return hashlib.sha256(b"".join(map(_framed, parts))).digest()
+
+
+def _framed(part: str | bytes | int) -> bytes:
+    if isinstance(part, str):
+        kind, data = b"s", part.encode("utf-8")
+    elif isinstance(part, bytes):
+        kind, data = b"b", part
+    else:
+        kind, data = b"i", str(part).encode()
+    return kind + _length(len(data)) + data
+
+
+@lru_cache(maxsize=4096)  # equal for all children of a node, and for all nodes
+def _begun(kind: str, parent: NodeId) -> bytes:
+    return _framed(kind) + _framed(parent)
+
+
+_numbered = lru_cache(maxsize=4096, typed=True)(_framed)  # True equals 1 and is framed otherwise
 
 
 def root_id(problem: Problem, run_seed: int) -> NodeId:
@@ -43,7 +52,8 @@ def root_id(problem: Problem, run_seed: int) -> NodeId:
 
 def child_id(parent: NodeId, index: int, text: str) -> NodeId:
     """Return the id of the child `index` of `parent` whose step is `text` (normalised)."""
-    return digest("node", parent, index, text)[:_ID_BYTES].hex()
+    framed = _begun("node", parent) + _numbered(index) + _framed(text)
+    return hashlib.sha256(framed).digest()[:_ID_BYTES].hex()
 
 
 @lru_cache(maxsize=1024)  # asked for by the request and by the record of a child
@@ -52,4 +62,5 @@ def child_seed(parent: NodeId, index: int) -> int:
 
     It depends on the root id, hence on the run seed, and on nothing drawn at run time.
     """
-    return int.from_bytes(digest("seed", parent, index)[:8], "big") & _SEED_MASK
+    framed = _begun("seed", parent) + _numbered(index)
+    return int.from_bytes(hashlib.sha256(framed).digest()[:8], "big") & _SEED_MASK

@@ -27,6 +27,7 @@ from vprm_search.types import (
     NodeRecord,
     Problem,
     Usage,
+    changed_record,
     counted_values,
     node_values,
 )
@@ -124,18 +125,21 @@ class SearchTree:
         """Write what became known of a node into its record: a join with nothing to compare.
 
         `known` must not fall behind what the record says: a score where there was none, a count
-        that grew, an end of what was open; never another text or round.
+        that grew, an end of what was open other than a failure; never another text or round.
         """
         old = self._records[node]
-        record = self._records[node] = old.but(**known)
+        record = self._records[node] = changed_record(old, known)
         sums = self._sums
         for name, value in known.items():
             if name in sums:
                 sums[name] += value - getattr(old, name)
-        if record.parent is not None:
+        if record.parent is not None and ("scored_tokens" in known or "seed" in known):
             self._candidates += bool(record.seed) - bool(old.seed)
             self._scored_steps += bool(record.scored_tokens) - bool(old.scored_tokens)
-        self._index(record)
+        if "status" in known:
+            self._index_status(record)
+        if "score" in known or "score_reason" in known:
+            self._index_score(record)
 
     def _check_identity(self, record: NodeRecord) -> None:
         if record.parent is None:
@@ -150,10 +154,11 @@ class SearchTree:
 
     def _put(self, record: NodeRecord, old: NodeRecord | None = None) -> None:
         self._records[record.id] = record
-        self._count(record, old)
+        self._count(record, 1)
         if old is None:
             self._place(record)
         else:
+            self._count(old, -1)
             self._move(record, old)
         self._index(record)
 
@@ -167,12 +172,13 @@ class SearchTree:
             self._depths[node] = self._text_keys[node] = 0
             return
         self._children[parent][record.index] = node
-        if not record.is_aside:
+        if not record.role or not record.is_aside:
             self._expanded.add(parent)
             self._open_leaves.pop(parent, None)
-        if parent in self._depths and parent in self._text_keys:  # else it arrives later
-            self._depths[node] = self._depths[parent] + 1
-            text = (self._text_keys[parent], record.text)
+        depth, key = self._depths.get(parent), self._text_keys.get(parent)
+        if depth is not None and key is not None:  # else the parent arrives later
+            self._depths[node] = depth + 1
+            text = (key, record.text)
             self._text_keys[node] = self._texts.setdefault(text, len(self._texts) + 1)
 
     def _move(self, record: NodeRecord, old: NodeRecord) -> None:
@@ -185,36 +191,43 @@ class SearchTree:
             self._steps.clear()
             self._counted.clear()
 
-    def _count(self, record: NodeRecord, old: NodeRecord | None) -> None:
-        for sign, one in ((1, record),) if old is None else ((1, record), (-1, old)):
-            for name, value in zip(COUNTED, counted_values(one), strict=True):
-                if value:
-                    self._sums[name] += sign * value
-            if one.parent is not None:
-                self._candidates += sign * bool(one.seed)
-                self._scored_steps += sign * bool(one.scored_tokens)
+    def _count(self, record: NodeRecord, sign: int) -> None:
+        for name, value in zip(COUNTED, counted_values(record), strict=True):
+            if value:
+                self._sums[name] += sign * value
+        if record.parent is not None:
+            self._candidates += sign * bool(record.seed)
+            self._scored_steps += sign * bool(record.scored_tokens)
 
     def _index(self, record: NodeRecord) -> None:
+        self._index_status(record)
+        self._index_score(record)
+
+    def _index_status(self, record: NodeRecord) -> None:
         node, status = record.id, record.status
-        if status == "open" and not record.is_aside and node not in self._expanded:
+        aside = record.role and record.is_aside
+        if status == "open" and not aside and node not in self._expanded:
             self._open_leaves[node] = None
         else:
             self._open_leaves.pop(node, None)
         if status == "finished" or status == "truncated":
             self._ended[node] = None
-        elif node in self._ended:
-            del self._ended[node]
+        else:
+            self._ended.pop(node, None)
         if status == "finished":
             if node not in self._finished:
                 self._finished[node] = -1
                 self._new_finished.append(node)
         elif node in self._finished:
             self._finished_depths[self._finished.pop(node)] -= 1
+
+    def _index_score(self, record: NodeRecord) -> None:
+        node = record.id
         if record.score is not None or record.score_reason:
             self._unscored.pop(node, None)
-            if record.score is not None and record.is_step:
+            if record.score is not None and (record.text or record.blank):
                 self._new_scores.append(node)
-        elif record.parent is not None and status != "failed":
+        elif record.parent is not None and record.status != "failed":
             self._unscored[node] = None
         else:
             self._unscored.pop(node, None)
@@ -262,8 +275,8 @@ class SearchTree:
 
     def children(self, node: NodeId) -> list[NodeRecord]:
         """Return the children of a node, by index."""
-        by_index = self._children.get(node, {})
-        return [self._records[by_index[index]] for index in sorted(by_index)]
+        by_index, records = self._children.get(node), self._records
+        return [records[by_index[index]] for index in sorted(by_index)] if by_index else []
 
     def child_count(self, node: NodeId) -> int:
         """Return how many children a node has, failed and pruned ones included."""
@@ -347,7 +360,7 @@ class SearchTree:
             new = (r.text for r in reversed(below) if r.is_step)
             before = (*(() if top is None else self._steps[top]), *new)
             _remember(self._steps, record.parent, before)
-        return (*before, record.text) if record.is_step else before
+        return (*before, record.text) if record.text or record.blank else before
 
     def step_scores(self, node: NodeId) -> tuple[float | None, ...]:
         """Return the scores of the path's steps, as long as `steps(node)`."""
@@ -376,7 +389,7 @@ class SearchTree:
         above = self._scores_by_text(record.parent)
         if above is None:
             return {}
-        if not record.is_step:
+        if not (record.text or record.blank):
             scores = list(above.values())
         elif record.text in above:
             scores = list({**above, record.text: min(above[record.text], score)}.values())
@@ -404,11 +417,14 @@ class SearchTree:
 
         Samples often begin with equal steps; a twin's score is this node's score too.
         """
-        for new in self._new_scores:  # not keyed on arrival: a parent may arrive later
-            key = self.text_key(new)
-            # the smallest id, not the first to arrive: twins may have been scored separately
-            self._scored_texts[key] = min(new, self._scored_texts.get(key, new))
-        self._new_scores.clear()
+        if self._new_scores:
+            for new in self._new_scores:  # not keyed on arrival: a parent may arrive later
+                key = self.text_key(new)
+                # the smallest id, not the first to arrive: twins may have been scored separately
+                twin = self._scored_texts.get(key)
+                if twin is None or new < twin:
+                    self._scored_texts[key] = new
+            self._new_scores.clear()
         twin = self._scored_texts.get(self.text_key(node))
         return None if twin is None else self._records[twin]
 

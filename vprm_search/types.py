@@ -379,9 +379,7 @@ class NodeRecord(Counts):
         A search makes several per candidate and round, so nothing is checked and the values are
         copied in one go.
         """
-        changed = object.__new__(NodeRecord)
-        changed.__dict__.update(self.__dict__, **changes)
-        return changed
+        return changed_record(self, changes)
 
     def to_json(self) -> dict[str, Json]:
         """Return the record as plain JSON; fields at their default are left out.
@@ -407,6 +405,13 @@ class NodeRecord(Counts):
         if data.get("reason") and "cause" not in data:
             data = with_cause(data)
         return _read(cls, data, f"node {data['id']}")
+
+
+def changed_record(record: NodeRecord, changes: dict[str, Any]) -> NodeRecord:
+    """Return the record with other values: `NodeRecord.but`, of a dict."""
+    changed = object.__new__(NodeRecord)
+    object.__setattr__(changed, "__dict__", record.__dict__ | changes)
+    return changed
 
 
 def with_cause(record: Mapping[str, Json]) -> dict[str, Json]:

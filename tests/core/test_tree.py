@@ -502,7 +502,7 @@ def _grow(tree: SearchTree, leaves: list[str]) -> list[str]:
     for node in paths_to_score(tree, tree.unscored()):
         steps = len(tree.steps(node))
         tokens = (StepScore(0.5),) * steps
-        store_scores(tree, node, ScoreResult(tokens), rules.aggregates)
+        store_scores(tree, node, len(tokens), ScoreResult(tokens), rules.aggregates)
     settle(tree, rules.aggregates)
     BeamSearch(width=4, expand=4, max_depth=256).plan(tree)
     return [record.id for record in new if record.index == 0]
@@ -519,6 +519,7 @@ def test_a_round_costs_the_same_in_a_flat_and_in_a_deep_tree() -> None:
 
 
 def test_a_round_costs_the_same_in_a_small_and_in_a_large_tree() -> None:
+    _round(_level(0))  # fills the caches of ids
     costs = []
     for extra in (0, 100, 10_000):
         tree = _level(extra)

@@ -97,6 +97,7 @@ class Loop:
         on_no_answer: what `conclude` does when no path finished.
         scored: which rounds the scorer of this process has seen, where a search may have begun
             in another process; None where it cannot.
+        tells: whether somebody listens to the events; else none are made of the rounds.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Loop:
         waits: bool = True,
         on_no_answer: OnNoAnswer = "best_truncated",
         scored: ScoredRounds | None = None,
+        tells: bool = True,
     ) -> None:
         self.policy = policy
         self.scorer = scorer
@@ -116,6 +118,7 @@ class Loop:
         self.on_no_answer = on_no_answer
         self.calls = CallsInFlight(policy)
         self._scored = scored
+        self._tells = tells
 
     def plan(self, job: Job) -> Told:
         """Ask the strategy what to do next, check it, and close what it puts aside.
@@ -132,7 +135,7 @@ class Loop:
             self.calls.end_run()
         if self._scored is not None and tree.rounds == 0:
             self._scored.begin(tree.root_id)
-        return closed, events.planned(tree, plan, closed, known=known)
+        return closed, events.planned(tree, plan, closed, known=known) if self._tells else []
 
     async def propose(self, jobs: Sequence[Job]) -> list[Told]:
         """Ask the policy for all children of this round, or for the first that are there.
@@ -145,7 +148,10 @@ class Loop:
             records = await propose(jobs, plans, self.policy, self.rules)
         else:
             records = [await self._propose_some(job) for job in jobs]
-        return [(new, events.expanded(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
+        return [
+            (new, events.expanded(j.tree, new) if self._tells else [])
+            for j, new in zip(jobs, records, strict=True)
+        ]
 
     async def _propose_some(self, job: Job) -> list[NodeRecord]:
         requests = {e: propose_request(job, e, self.rules) for e in job.plan.expand}  # no limit
@@ -172,7 +178,10 @@ class Loop:
             records = await score(jobs, _TooLate(), self.rules)
             for job in jobs:
                 job.plan = replace(job.plan, cut=True)
-        return [(new, events.scored(j.tree, new)) for j, new in zip(jobs, records, strict=True)]
+        return [
+            (new, events.scored(j.tree, new) if self._tells else [])
+            for j, new in zip(jobs, records, strict=True)
+        ]
 
     async def _catch_up(self, job: Job) -> bool:
         """Bring the scorer's prefix cache to where another process left it; tell if it was needed.
@@ -452,8 +461,9 @@ async def score(
         raise ScorerError(f"the scorer got {len(requests)} requests and returned {len(results)}")
     costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
     late: dict[int, list[NodeId]] = {id(job): [] for job in jobs}
-    for (job, node), result in zip(asked, results, strict=True):
-        late[id(job)] += store_scores(job.tree, node, result, aggregates)
+    for (job, node), request, result in zip(asked, requests, results, strict=True):
+        steps = len(request.steps)
+        late[id(job)] += store_scores(job.tree, node, steps, result, aggregates)
         costs[id(job)].append(result.cost)
     changed = []
     for job, unscored, ended in zip(jobs, waiting, again, strict=True):

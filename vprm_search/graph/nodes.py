@@ -294,7 +294,8 @@ def _planned(job: Job) -> Update:
 
 def _thread() -> str:
     """Return the name of the conversation this run belongs to."""
-    return str(ensure_config().get("configurable", {}).get("thread_id"))
+    config = var_child_runnable_config.get() or {}
+    return str(config.get("configurable", {}).get("thread_id"))
 
 
 @contextlib.contextmanager

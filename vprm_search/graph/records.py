@@ -28,6 +28,7 @@ from vprm_search.types import (
     Proposal,
     ScoreResult,
     StepScore,
+    changed_record,
     counted_values,
 )
 
@@ -72,28 +73,30 @@ def proposed_nodes(
 
     What all of a chain cost stands on its first record.
     """
-    told = {"round": number, "policy": expand.policy, "role": expand.role}
-    first = {**told, "seed": ids.child_seed(expand.node, index), **proposal.counts()}
+    told: dict[str, Any] = {"round": number, "policy": expand.policy, "role": expand.role}
+    spent = {name: n for name, n in zip(COUNTED, counted_values(proposal), strict=True) if n}
+    first = told | spent | {"seed": ids.child_seed(expand.node, index)}
     texts, failure = _texts_or_failure(tree, expand, proposal, rules)
     if failure:
-        return [_child(expand.node, index, "", **first, **failure)]
+        return [_child(expand.node, index, "", first | failure)]
     end: dict[str, Any] = {"status": _STATUS[proposal.finish]}
     if proposal.finish != "step":
         steps = [*tree.steps(expand.node), *texts]
         end["answer"] = rules.answer_in(steps, tree.problem)
-    if not texts:  # the answer ended at the step before
-        return [_child(expand.node, index, "", **first, **end)]
+    if len(texts) < 2 and all(texts):  # one step, or none: the answer ended at the step before
+        return [_child(expand.node, index, "".join(texts), first | end)]
     chain: list[NodeRecord] = []
     for place, text in enumerate(texts, 1):
         parent, at, known = (chain[-1].id, 0, told) if chain else (expand.node, index, first)
-        last = end if place == len(texts) else {}
-        chain.append(_child(parent, at, text, blank=not text, **known, **last))
+        if place == len(texts):
+            known = known | end
+        chain.append(_child(parent, at, text, known if text else known | {"blank": True}))
     return chain
 
 
-def _child(parent: NodeId, index: int, text: str, **told: Any) -> NodeRecord:
-    node = ids.child_id(parent, index, text)
-    return _EMPTY.but(id=node, parent=parent, index=index, text=text, **told)
+def _child(parent: NodeId, index: int, text: str, told: dict[str, Any]) -> NodeRecord:
+    own = {"id": ids.child_id(parent, index, text), "parent": parent, "index": index, "text": text}
+    return changed_record(_EMPTY, told | own)
 
 
 def _texts_or_failure(
@@ -113,23 +116,24 @@ def _texts_or_failure(
         if not texts and not reason and (proposal.finish != "stop" or expand.node == tree.root_id):
             thought = proposal.text.strip() and "all of it is thinking"
             reason = proposal.error or thought or "empty step"
+    if not reason:
+        return texts, {}
     reason = normalise_text(reason)[:500]
-    return texts, {"status": "failed", "reason": reason, "cause": cause} if reason else {}
+    return texts, {"status": "failed", "reason": reason, "cause": cause}
 
 
 def _step_texts(expand: Expand, proposal: Proposal, rules: SearchRules) -> list[str]:
     """Return the steps of a proposal, none if it holds only white space and thinking."""
     text = put_thinking_aside(normalise_text(proposal.text))
-    if not text.strip():
+    clean = text.strip()
+    if not clean:
         return []
     if expand.until == "end":
         rules.limits.check_text(text, "the proposed solution")
-        return rules.steps_of(
-            text.strip() if expand.role == "completion" else text
-        )  # the rest of a cleaned path
-    text = text.strip()
-    rules.limits.check_steps([text])
-    return [text]
+        # the rest of a cleaned path
+        return rules.steps_of(clean if expand.role == "completion" else text)
+    rules.limits.check_steps([clean])
+    return [clean]
 
 
 # --- what was scored -----------------------------------------------------------------------------
@@ -154,14 +158,13 @@ def ended_without_score(tree: SearchTree) -> list[NodeRecord]:
 
 
 def store_scores(
-    tree: SearchTree, node: NodeId, result: ScoreResult, aggregates: Sequence[str]
+    tree: SearchTree, node: NodeId, steps: int, result: ScoreResult, aggregates: Sequence[str]
 ) -> list[NodeId]:
     """Write the scores of the path to `node`, and the path scores they make, on its records.
 
     Steps right above it that were left without a score get theirs, too. Returns whose records
-    changed. Raises `ScorerError` if there are not as many scores as steps.
+    changed. Raises `ScorerError` if there are not as many scores as the path has `steps`.
     """
-    steps = len(tree.steps(node))
     if len(result.scores) != steps:
         raise ScorerError(
             f"the scorer was given {steps} steps and returned {len(result.scores)} scores"
@@ -169,8 +172,7 @@ def store_scores(
     tokens = result.step_tokens or (0,) * steps
     if len(tokens) != steps:
         raise ScorerError(f"the scorer counted tokens of {len(tokens)} steps, not of {steps}")
-    new = []
-    record = tree[node]
+    record, new = tree[node], []
     while record.score is None and record.parent is not None:
         new.append(record)
         record = tree[record.parent]
@@ -244,9 +246,11 @@ def _settle(
     tree: SearchTree, node: NodeId, told: Mapping[str, Any], aggregates: Sequence[str]
 ) -> None:
     """Write what is told of a node's score, and the path scores that follow from it."""
-    if "score" in told:
-        told = {**told, "path_scores": tree.path_scores(node, told["score"], aggregates)}
-    tree.amend(node, **told)
+    score = told.get("score")
+    if score is None:
+        tree.amend(node, **told)
+    else:
+        tree.amend(node, path_scores=tree.path_scores(node, score, aggregates), **told)
 
 
 def _inherited(tree: SearchTree, record: NodeRecord) -> dict[str, Any]:

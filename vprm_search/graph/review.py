@@ -123,9 +123,11 @@ def gone_on_with(plan: Plan, tree: SearchTree) -> Plan:
     A strategy of whole solutions does not go on with a single step; one that put a person's step
     aside, in its plan or before, is not overruled.
     """
+    if not plan.finish:
+        return plan
     gone = {close.node for close in plan.close}
     left = [r for r in tree.open_leaves() if r.policy == PERSON and r.id not in gone]
-    if not plan.finish or not left:
+    if not left:
         return plan
     rests = tuple(Expand(r.id, 1, tree.child_count(r.id), until="end") for r in left)
     return Plan(expand=rests, close=plan.close)

@@ -201,7 +201,9 @@ async def run_jobs(
     begun = [replace(job, seconds=0.0, plan=Plan()) for job in jobs]
     together = getattr(policy, "batches", True) if lockstep is None else lockstep
     waits = together or rules.waits_for_all(policy)
-    loop = Loop(policy, scorer, rules, waits=waits, on_no_answer=on_no_answer)
+    loop = Loop(
+        policy, scorer, rules, waits=waits, on_no_answer=on_no_answer, tells=on_event is not None
+    )
     tell: OnEvent = on_event or (lambda event: None)
     runs: dict[int, SearchRun] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -24,12 +23,12 @@ class _Queue:
 
     `fresh` are the parents whose children came last, `close` is what goes among these, `expanded`
     are all parents, and `changes` holds, by the children's depth, by how much each parent's best
-    child scores above it, in logits; `sums` are their exact sums.
+    child scores above it, in logits; `sums` are their exact sums (`_exact`).
     """
 
     heaps: dict[int, list[tuple[float, NodeId]]] = field(default_factory=lambda: defaultdict(list))
     changes: dict[int, dict[NodeId, float]] = field(default_factory=lambda: defaultdict(dict))
-    sums: dict[int, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+    sums: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     round: int = 0
     fresh: list[NodeId] = field(default_factory=list)
     close: list[Close] = field(default_factory=list)
@@ -43,7 +42,7 @@ class _Queue:
     def note(self, depth: int, parent: NodeId, change: float) -> None:
         """Note by how much the best of a parent's children, at that depth, scores above it."""
         known = self.changes[depth]
-        self.sums[depth] += Fraction(change) - Fraction(known.get(parent, 0.0))
+        self.sums[depth] += _exact(change) - _exact(known.get(parent, 0.0))
         known[parent] = change
 
     def usual(self) -> dict[int, float]:
@@ -51,7 +50,7 @@ class _Queue:
         found, total = {}, 0.0
         for depth in sorted(self.heaps):
             known = len(self.changes[depth])
-            total += float(self.sums[depth]) / known if known else 0.0
+            total += self.sums[depth] / _UNIT / known if known else 0.0
             found[depth] = total
         return found
 
@@ -138,10 +137,16 @@ class BestFirst(StepwiseSearch):
     def _note_change(self, tree: SearchTree, queue: _Queue, parent: NodeId) -> None:
         late = parent == tree.root_id or tree[parent].score_reason  # see `_scores`
         above = None if late else self.value(tree, parent)
-        children = [c for c in candidates(tree, parent) if c.status != "failed"]
-        below = [self.value(tree, child.id) for child in children if not child.score_reason]
-        known = [value for value in below if value is not None]
-        if above is not None and known:
+        if above is None:
+            return
+        known = [
+            value
+            for child in candidates(tree, parent)
+            if child.status != "failed"
+            and not child.score_reason
+            and (value := self.value(tree, child.id)) is not None
+        ]
+        if known:
             queue.note(tree.depth(parent) + 1, parent, logit(max(known)) - logit(above))
 
     def _best(
@@ -181,6 +186,15 @@ class BestFirst(StepwiseSearch):
         for depth, entry in best:
             heapq.heappush(queue.heaps[depth], entry)
         return [node for _, (_, node) in best], top
+
+
+_UNIT = 1 << 1074  # every float is a whole multiple of 1 / _UNIT
+
+
+def _exact(value: float) -> int:
+    """Return a number in units in which sums are exact, whatever their order."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator * (_UNIT // denominator)
 
 
 def _is_open(tree: SearchTree, node: NodeId) -> bool:

@@ -96,9 +96,11 @@ class Plan:
         for expand in self.expand:
             count = min(expand.count, candidates)
             if count > 0:
-                kept.append(replace(expand, count=count))
+                kept.append(expand if count == expand.count else replace(expand, count=count))
                 candidates -= count
-        return replace(self, expand=tuple(kept), cut=self.cut or tuple(kept) != self.expand)
+        if tuple(kept) == self.expand:
+            return self
+        return replace(self, expand=tuple(kept), cut=True)
 
 
 @runtime_checkable

@@ -90,7 +90,9 @@ class StepwiseSearch(BaseModel):
         A rollout's value is the path score at its end (Snell et al., arXiv 2408.03314 §5.2), that
         of several rollouts their mean. None if the last step has no score (`known_score`).
         """
-        ends = list(rollout_ends(tree, node)) if tree.child_count(node) else []
+        if not tree.child_count(node):
+            return known_score(tree, node, self.aggregate)
+        ends = list(rollout_ends(tree, node))
         values = [known_score(tree, end, self.aggregate) for end in ends]
         known = [value for value in values if value is not None]
         return math.fsum(known) / len(known) if known else known_score(tree, node, self.aggregate)
@@ -182,6 +184,8 @@ def level_scores(
     all are worth ½.
     """
     known = {step.id: value for step in steps if (value := score(step)) is not None}
+    if len(known) == len(steps):
+        return known
     middle = median(known.values()) if known else 0.5
     return {step.id: known.get(step.id, middle) for step in steps}
 
@@ -191,7 +195,10 @@ def known_score(tree: SearchTree, node: NodeId, aggregate: str) -> float | None:
 
     That is, as the median of those that have one. None if `node` itself has no score.
     """
-    whole, own = tree.path_score(node, aggregate), tree[node].score
+    record = tree[node]
+    whole, own = record.path_scores.get(aggregate), record.score
+    if whole is None:
+        whole = tree.path_score(node, aggregate)
     if whole is not None or own is None:
         return whole
     counted = tree.counted_scores(node)
@@ -221,13 +228,13 @@ def candidates(tree: SearchTree, parent: NodeId) -> list[NodeRecord]:
     return [
         child
         for child in tree.children(parent)
-        if not child.is_aside and child.cause not in ("redone", "review")
+        if not (child.role and child.is_aside) and child.cause not in ("redone", "review")
     ]
 
 
 def last_parents(tree: SearchTree) -> list[NodeId]:
     """Return the nodes expanded in the last round, by id."""
-    return sorted({r.parent for r in last_steps(tree) if r.parent and not r.is_aside})
+    return sorted({r.parent for r in last_steps(tree) if r.parent and not (r.role and r.is_aside)})
 
 
 def last_steps(tree: SearchTree) -> list[NodeRecord]:
@@ -253,6 +260,8 @@ def _merges(children: Sequence[NodeRecord], key: StepKey) -> list[Close]:
     close = []
     first: dict[str, NodeRecord] = {}
     living = [child for child in children if child.status not in ("failed", "pruned")]
+    if len({key(child.text) for child in living}) == len(living):
+        return []
     for child in sorted(living, key=lambda c: (_KEPT_FIRST[c.status], c.index)):
         twin = first.setdefault(key(child.text), child)
         if twin is not child:
@@ -272,7 +281,10 @@ def distinct(tree: SearchTree, parent: NodeId, key: StepKey | None) -> list[tupl
         if child.status != "failed":
             name = child.id if key is None else key(child.text)
             groups.setdefault(name, []).append(child)
-    return [(min(group, key=_before), len(group)) for group in groups.values()]
+    return [
+        (group[0] if len(group) == 1 else min(group, key=_before), len(group))
+        for group in groups.values()
+    ]
 
 
 def _before(record: NodeRecord) -> tuple[bool, int, int]:
@@ -312,8 +324,10 @@ def missing(
             return target - len(asked)
         tries -= min(asked) not in asked[1:] and len(asked) > 1
     have = len(living) if key is None else len({key(child.text) for child in living})
+    if tries > refill or have >= target:
+        return 0
     have += sum(1 for child in tree.children(parent) if child.cause == "review")  # not asked again
-    return max(0, target - have) if tries <= refill else 0
+    return max(0, target - have)
 
 
 def asked_at_first(tree: SearchTree, parent: NodeId) -> int:
