@@ -35,7 +35,6 @@ from vprm_search.search.outcome import CUT_BY_BUDGET, NOT_NEEDED, OnNoAnswer, co
 from vprm_search.search.plan import (
     Close,
     Expand,
-    PartwiseStrategy,
     Plan,
     Strategy,
 )
@@ -296,7 +295,7 @@ def _gave_up(tree: SearchTree) -> bool:
 
 
 def _planned(strategy: Strategy, tree: SearchTree, under_way: tuple[Expand, ...]) -> Plan:
-    if not isinstance(strategy, PartwiseStrategy):
+    if not hasattr(strategy, "plan_parts"):
         return strategy.plan(tree)
     plan = strategy.plan_parts(tree, frozenset(expand.node for expand in under_way))
     return plan if plan.finish else replace(plan, expand=under_way + plan.expand)

@@ -324,9 +324,9 @@ class ScoredRounds:
 
 
 _portal_lock = threading.Lock()
-_portal: BlockingPortal | None = None
-_portal_thread: threading.Thread | None = None
-_portal_pid = 0
+_Shared = tuple[BlockingPortal, asyncio.AbstractEventLoop, threading.Thread]
+_shared: _Shared | None = None
+_shared_pid = 0
 
 
 def run_blocking(coroutine: Awaitable[T]) -> T:
@@ -337,28 +337,26 @@ def run_blocking(coroutine: Awaitable[T]) -> T:
     semaphore) stays with the loop it was made for; context variables come along. A caller in that
     loop itself, a model that searches inside a search, gets a loop of its own for the call.
     """
-    portal, thread = _shared_portal()
+    _, loop, thread = _shared_portal()
     if threading.current_thread() is thread:
         with start_blocking_portal() as own:
-            return _wait_for(own, coroutine)
-    return _wait_for(portal, coroutine)
+            return _wait_for(own.call(asyncio.get_running_loop), coroutine)
+    return _wait_for(loop, coroutine)
 
 
-def _wait_for(portal: BlockingPortal, coroutine: Awaitable[T]) -> T:
-    started: list[asyncio.Task[Any]] = []
-
+def _wait_for(loop: asyncio.AbstractEventLoop, coroutine: Awaitable[T]) -> T:
     async def outcome() -> tuple[T | None, BaseException | None]:
-        started.append(cast("asyncio.Task[Any]", asyncio.current_task()))
         try:
             return await coroutine, None
         except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
             return None, error
 
+    # a portal's own call goes to the loop and back twice: to start the task, and to end it
+    running = asyncio.run_coroutine_threadsafe(outcome(), loop)
     try:
-        value, exit_asked = portal.start_task_soon(outcome).result()
+        value, exit_asked = running.result()
     except BaseException:  # KeyboardInterrupt among them: leave no work behind
-        for task in started:
-            task.get_loop().call_soon_threadsafe(task.cancel)
+        running.cancel()
         raise
     if exit_asked is not None:
         raise exit_asked
@@ -371,7 +369,7 @@ def iterate_blocking(items: AsyncGenerator[T]) -> Iterator[T]:
     When the caller stops early, `items` is cancelled. In that loop itself, which cannot run
     meanwhile, everything comes at the end.
     """
-    portal, thread = _shared_portal()
+    portal, _, thread = _shared_portal()
     if threading.current_thread() is thread:
         yield from run_blocking(_all_of(items))
         return
@@ -402,21 +400,21 @@ async def _all_of(items: AsyncGenerator[T]) -> list[T]:
         return [item async for item in items]
 
 
-def _shared_portal() -> tuple[BlockingPortal, threading.Thread]:
-    """Return the portal of this process and its thread, a daemon that ends with the process."""
-    global _portal, _portal_thread, _portal_pid
+def _shared_portal() -> _Shared:
+    """Return the portal of this process, its loop and its thread, which ends with the process."""
+    global _shared, _shared_pid
     with _portal_lock:
-        if _portal is None or _portal_thread is None or _portal_pid != os.getpid():
-            ready: Future[BlockingPortal] = Future()  # threads do not survive a fork
-            _portal_thread = threading.Thread(
+        if _shared is None or _shared_pid != os.getpid():  # threads do not survive a fork
+            ready: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]] = Future()
+            thread = threading.Thread(
                 target=anyio.run, args=(_serve, ready), name="vprm-search-loop", daemon=True
             )
-            _portal_thread.start()
-            _portal, _portal_pid = ready.result(), os.getpid()
-        return _portal, _portal_thread
+            thread.start()
+            _shared, _shared_pid = (*ready.result(), thread), os.getpid()
+        return _shared
 
 
-async def _serve(ready: Future[BlockingPortal]) -> None:
+async def _serve(ready: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]]) -> None:
     async with BlockingPortal() as portal:
-        ready.set_result(portal)
+        ready.set_result((portal, asyncio.get_running_loop()))
         await portal.sleep_until_stopped()
