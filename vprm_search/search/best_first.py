@@ -23,12 +23,13 @@ class _Queue:
 
     `fresh` are the parents whose children came last, `close` is what goes among these, `expanded`
     are all parents, and `changes` holds, by the children's depth, by how much each parent's best
-    child scores above it, in logits; `sums` are their exact sums (`_exact`).
+    child scores above it, in logits; `sums` are their exact sums (`_exact`), `means` their means.
     """
 
     heaps: dict[int, list[tuple[float, NodeId]]] = field(default_factory=lambda: defaultdict(list))
     changes: dict[int, dict[NodeId, float]] = field(default_factory=lambda: defaultdict(dict))
     sums: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    means: dict[int, float] = field(default_factory=dict)
     round: int = 0
     fresh: list[NodeId] = field(default_factory=list)
     close: list[Close] = field(default_factory=list)
@@ -44,13 +45,13 @@ class _Queue:
         known = self.changes[depth]
         self.sums[depth] += _exact(change) - _exact(known.get(parent, 0.0))
         known[parent] = change
+        self.means[depth] = self.sums[depth] / _UNIT / len(known)
 
     def usual(self) -> dict[int, float]:
         """Return by how many logits a path of each depth usually scores above its first step."""
         found, total = {}, 0.0
         for depth in sorted(self.heaps):
-            known = len(self.changes[depth])
-            total += self.sums[depth] / _UNIT / known if known else 0.0
+            total += self.means.get(depth, 0.0)
             found[depth] = total
         return found
 
