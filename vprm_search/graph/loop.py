@@ -297,7 +297,7 @@ def _gave_up(tree: SearchTree) -> bool:
 def _planned(strategy: Strategy, tree: SearchTree, under_way: tuple[Expand, ...]) -> Plan:
     if not hasattr(strategy, "plan_parts"):
         return strategy.plan(tree)
-    plan = strategy.plan_parts(tree, frozenset(expand.node for expand in under_way))
+    plan: Plan = strategy.plan_parts(tree, frozenset(expand.node for expand in under_way))
     return plan if plan.finish else replace(plan, expand=under_way + plan.expand)
 
 
@@ -461,8 +461,7 @@ async def score(
     costs: dict[int, list[Counts]] = {id(job): [] for job in jobs}
     late: dict[int, list[NodeId]] = {id(job): [] for job in jobs}
     for (job, node), request, result in zip(asked, requests, results, strict=True):
-        steps = len(request.steps)
-        late[id(job)] += store_scores(job.tree, node, steps, result, aggregates)
+        late[id(job)] += store_scores(job.tree, node, len(request.steps), result, aggregates)
         costs[id(job)].append(result.cost)
     changed = []
     for job, unscored, ended in zip(jobs, waiting, again, strict=True):
