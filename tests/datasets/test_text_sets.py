@@ -114,6 +114,15 @@ def test_an_answer_of_gsm8k_without_a_number_is_named(tmp_path: Path) -> None:
         lines(tmp_path / "gsm8k.jsonl", [{"question": "q", "answer": "So.\n#### many"}])
 
 
+def test_the_number_alone_and_headings_that_are_no_numbers(tmp_path: Path) -> None:
+    (alone,) = lines(tmp_path / "gsm8k.jsonl", [{"question": "q", "answer": "1,450"}])
+    assert (alone.answer, alone.answer_type) == ("1450", "integer")
+    other = lines(tmp_path / "a.jsonl", [{"question": "q", "answer": "#### Result\nIt is 5 m."}])
+    assert other.name == ""
+    quiz = lines(tmp_path / "quiz.jsonl", [{"Question": "q", "Correct Answer": "a"}])
+    assert (quiz.name, quiz[0].answer, quiz[0].answer_type) == ("", "a", "text")
+
+
 # --- MATH-500 ------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ _CATEGORIES = (
     "category", "subject", "skill", "knowledge concept", "field", "source", "High-level domain"
 )  # fmt: skip
 _CHOICES = ("choices", "options", "option")
+_GPQA_CHOICES = ("Correct Answer", *(f"Incorrect Answer {n}" for n in range(1, 4)))
 _BY_COLUMNS: tuple[tuple[SetName, frozenset[str]], ...] = (
     ("dynamath", frozenset({"qid", "varid"})),
     ("mathverse", frozenset({"problem_version"})),
@@ -51,12 +52,12 @@ _BY_COLUMNS: tuple[tuple[SetName, frozenset[str]], ...] = (
     ("logicvista", frozenset({"skill", "broad_capability"})),
     ("wemath", frozenset({"ID", "key"})),
     ("mathvision", frozenset({"options", "level", "subject"})),
-    ("math500", frozenset({"problem", "answer", "unique_id"})),
-    ("gpqa", frozenset({"Question", "Correct Answer"})),
+    ("math500", frozenset({"problem", "answer", "subject", "unique_id"})),
+    ("gpqa", frozenset({"Question", *_GPQA_CHOICES})),
 )
 _MMMU_ID = re.compile(r"(?:dev|validation|test)_(\w+)_\d+")
 _GSM8K_MARK = "####"  # stands before the number that a solution of GSM8K ends in
-_GPQA_CHOICES = ("Correct Answer", *(f"Incorrect Answer {n}" for n in range(1, 4)))
+_GSM8K_END = re.compile(rf"{_GSM8K_MARK}\s*([-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))\s*$")
 GPQA_SEED = 0
 """GPQA publishes its choices in columns, the right one first; they are put in another order by a
 hash of this seed, the record's id and each choice's text, so that no other row changes it."""
@@ -69,7 +70,7 @@ def set_of(path: Path, columns: Collection[str], first: Row) -> SetName:
             return name
     if _MMMU_ID.fullmatch(as_text(first.get("id"))):
         return "mmmu"
-    if _GSM8K_MARK in as_text(first.get("answer")):
+    if _GSM8K_END.search(as_text(first.get("answer"))):
         return "gsm8k"
     told = re.sub(r"[^a-z0-9]", "", path.name.lower())
     return next((name for name in SET_NAMES if name and name in told), "")
@@ -101,10 +102,11 @@ def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
     if isinstance(value, bool | dict):
         raise ValueError(f"column answer: {value!r:.80} is neither a text nor a number")
     text = as_text(value)
-    if name == "gsm8k" and text:
-        text = text.rpartition(_GSM8K_MARK)[2].strip().replace(",", "")
-        if not re.fullmatch(r"[-+]?\d*\.?\d+", text):
+    if name == "gsm8k" and text:  # of copies that have the number alone, too
+        found = _GSM8K_END.search(text if _GSM8K_MARK in text else f"{_GSM8K_MARK} {text}")
+        if found is None:
             raise ValueError(f"column answer: no number behind {_GSM8K_MARK!r}")
+        text = found[1].replace(",", "")
     return text, ()
 
 
