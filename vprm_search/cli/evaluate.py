@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,18 +31,24 @@ from vprm_search.budget import Prices
 from vprm_search.cli import console, options
 from vprm_search.cli.compare import digest_of_weights
 from vprm_search.cli.datasets import File, Set, read
+from vprm_search.cli.evaluate_models import Models, policy_of
 from vprm_search.cli.solve import PriceFile, read_prices
 from vprm_search.errors import ConfigError, SearchError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
-    from vprm_search.evaluate.candidates import Sampling
-    from vprm_search.evaluate.grading import Grading
-    from vprm_search.evaluate.scoring import Critic
     from vprm_search.evaluate.side_by_side import Done
     from vprm_search.evaluate.side_by_side import Progress as Told
     from vprm_search.evaluate.stages import Stages
-    from vprm_search.types import Policy, StepScorer
+    from vprm_search.types import Policy
+
+
+class PresetName(StrEnum):
+    """The presets by name."""
+
+    default = "default"
+    paper = "paper"
+    vlmevalkit = "vlmevalkit"
 
 
 class Stage(StrEnum):
@@ -88,24 +94,43 @@ def evaluate(
         ),
     ] = "tiny",
     base_url: options.BaseUrl = None,
+    preset: Annotated[
+        PresetName,
+        typer.Option(
+            rich_help_panel=_SAMPLING,
+            help="Settings of a published run; what is given besides takes the place of its own.",
+        ),
+    ] = PresetName.default,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="plain|en|en_v2|cot|FILE",
             rich_help_panel=_SAMPLING,
-            help="What a question is put into; scorers see it, too.",
+            help="What a question is put into; scorers see it, too. Default: plain.",
         ),
-    ] = "plain",
-    temperature: options.Temperature = 0.7,
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, rich_help_panel=_SAMPLING, help="Of the policy; default: 0.7."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Of the policy."),
+    ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_SAMPLING, help="Most tokens of a solution.")
-    ] = 4096,
-    greedy_first: Annotated[
-        bool,
+        int | None,
         typer.Option(
-            "--greedy-first", rich_help_panel=_SAMPLING, help="Candidate 0 at temperature 0."
+            min=1, rich_help_panel=_SAMPLING, help="Most tokens of a solution; default: 4096."
         ),
-    ] = False,
+    ] = None,
+    greedy_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--greedy-first/--sampled-first",
+            rich_help_panel=_SAMPLING,
+            help="Candidate 0 at temperature 0, or drawn as the others (the default).",
+        ),
+    ] = None,
     likelihood: Annotated[
         bool,
         typer.Option(
@@ -129,6 +154,14 @@ def evaluate(
     max_steps: Annotated[
         int, typer.Option(min=1, rich_help_panel=_CRITICS, help="Steps a solution is merged into.")
     ] = 12,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_CRITICS,
+            help="Most tiles of a picture for the reward models; default: their checkpoint's.",
+        ),
+    ] = None,
     orm: Annotated[
         str | None,
         typer.Option(
@@ -188,138 +221,77 @@ def evaluate(
     from vprm_search.compare.report import new_figure
     from vprm_search.evaluate.candidates import Sampling
     from vprm_search.evaluate.folder import RunFolder
+    from vprm_search.evaluate.presets import PRESETS
     from vprm_search.evaluate.prompts import prompt_of
     from vprm_search.evaluate.stages import Stages
 
-    if likelihood and policy == options.TINY:
-        raise ConfigError("--likelihood: the tiny policy does not tell its tokens' probabilities")
+    given = {
+        "n": n,
+        "temperature": temperature,
+        "top_p": top_p,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "greedy_first": greedy_first,
+    }
+    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(PRESETS[preset.value], **known)
+    if policy == options.TINY and (likelihood or settings.top_p < 1):
+        raise ConfigError(
+            "--likelihood and --top-p are not for the tiny policy, which draws from all tokens and "
+            "does not tell their probabilities"
+        )
     asked = set(stage or Stage)
     if Stage.select in asked:
         new_figure()  # fails without matplotlib: before hours of sampling, not after
     pictures = bool(asked & {Stage.generate, Stage.score})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
     priced = read_prices(prices) or Prices()
-    stages = Stages(problems, RunFolder(out), n or 8, concurrency, priced, _watch(priced))
+    stages = Stages(problems, RunFolder(out), settings.n, concurrency, priced, _watch(priced))
     if n is None and Stage.generate not in asked:
         stages.n = max(1, stages.largest())
     if scorer is None and policy == options.TINY:
         scorer = options.TINY
     sampling = Sampling(
         policy=policy if policy != options.TINY else f"tiny@{digest_of_weights('policy')}",
-        prompt=prompt_of(prompt),
-        temperature=temperature,
-        max_tokens=max_tokens,
-        greedy_first=greedy_first,
+        prompt=prompt_of(settings.prompt),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        greedy_first=settings.greedy_first,
         seed=seed,
         likelihood=likelihood,
     )
-    load = _Scorers(device, scorer_api_key, scorer_tokenizer)
+    tiled = tiles or settings.tiles(problems.name)
+    models = Models(device, scorer_api_key, scorer_tokenizer, tiled, judge_base_url)
+
+    def load_policy() -> Policy:
+        return policy_of(policy, base_url, sampling)
+
     with stages.folder.locked():
         if Stage.generate in asked:
-            asyncio.run(stages.generate(sampling, lambda: _policy(policy, base_url, sampling)))
+            asyncio.run(stages.generate(sampling, load_policy))
         if Stage.score in asked:
-            asyncio.run(stages.score(load.critics(scorer, orm, judge, judge_base_url, max_steps)))
+            asyncio.run(stages.score(models.critics(scorer, orm, judge, max_steps)))
         if Stage.search in asked and (strategy or stage):
             if not (scorer and strategy):
                 raise ConfigError("--stage search needs --scorer and --strategy")
             asyncio.run(
                 stages.search(
                     strategy,
-                    lambda: _policy(policy, base_url, sampling),
-                    load.for_searches(scorer),
+                    load_policy,
+                    models.for_searches(scorer),
                     max_failed=max_failed,
                     report=_tell,
                 )
             )
         if Stage.grade in asked:
-            asyncio.run(stages.grade(_graders(stages, grader, answer_judge, judge_base_url)))
+            asyncio.run(stages.grade(models.graders(stages, grader, answer_judge)))
         if Stage.select in asked:
             _select(stages, grader, baseline or [])
     _complain(stages, max_failed)
 
 
-# --- what the options stand for
-
-
-def _policy(name: str, base_url: str | None, sampling: Sampling) -> Policy:
-    from vprm_search.policy.chat_model_policy import ChatModelPolicy
-
-    model = options.chat_model(name, base_url, sampling.temperature)
-    if sampling.likelihood:
-        model = model.bind(logprobs=True)
-    instruction = "" if sampling.prompt.text else None  # else the policy's own
-    return ChatModelPolicy(model, max_tokens_total=sampling.max_tokens, instruction=instruction)
-
-
-@dataclass(slots=True)
-class _Scorers:
-    """Loads scorers; a model that is asked for twice is loaded once."""
-
-    device: str
-    key: str | None
-    tokenizer: Path | None
-
-    def for_searches(self, name: str) -> tuple[Critic, Callable[[], StepScorer]]:
-        """Return a scorer as a critic, and what makes scorers of it that have kept nothing."""
-        from vprm_search.evaluate.scoring import Critic
-
-        served = name.startswith(options.VLLM)
-        make = options.scorer_maker(
-            name, self.device, api_key=self.key, tokenizer=self.tokenizer if served else None
-        )
-        return Critic("prm", make(), name), make
-
-    def critics(
-        self,
-        scorer: str | None,
-        orm: str | None,
-        judge: str | None,
-        base_url: str | None,
-        max_steps: int,
-    ) -> list[Critic]:
-        from vprm_search.evaluate.scoring import Critic
-
-        loaded: dict[str, StepScorer] = {}
-        for name in filter(None, (scorer, orm)):
-            if name not in loaded:
-                served = name.startswith(options.VLLM)
-                loaded[name] = options.load_scorer(
-                    name,
-                    self.device,
-                    api_key=self.key,
-                    tokenizer=self.tokenizer if served else None,
-                    prefix_cache_bytes=0,  # a problem is scored in one call
-                )
-        critics = []
-        if scorer:
-            critics.append(Critic("prm", loaded[scorer], scorer, max_steps=max_steps))
-        if orm:
-            critics.append(Critic("orm", loaded[orm], orm, "whole"))
-        if judge:
-            from vprm_search.scoring.judge_scorer import PROMPT_VERSION, JudgeScorer
-
-            model = options.chat_model(judge, base_url, 0.0)
-            named = f"{judge}, prompt {PROMPT_VERSION}"  # wherever it is served
-            critics.append(Critic("judge", JudgeScorer(model, identity=named), judge, "whole"))
-        return critics
-
-
-def _graders(
-    stages: Stages, grader: str | None, judge: str | None, base_url: str | None
-) -> list[Grading]:
-    from vprm_search.datasets.graders import GRADERS, grader_of
-    from vprm_search.evaluate.grading import VERDICTS, ByJudge, ByRule
-
-    if grader is not None and grader not in GRADERS:
-        raise ConfigError(f"--grader {grader!r}: one of {', '.join(GRADERS)}")
-    graders: list[Grading] = [ByRule(grader_of(grader or stages.problems.name))]
-    if judge is not None:
-        from vprm_search.datasets.answer_judge import AnswerJudge
-
-        model = options.chat_model(judge, base_url, 0.0)
-        record = stages.folder.path / VERDICTS
-        graders.append(ByJudge(AnswerJudge(model, name=judge, record=record), judge))
-    return graders
+# --- what is shown
 
 
 def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
@@ -352,9 +324,6 @@ def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
         raise SearchError(
             f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
         )
-
-
-# --- what is shown
 
 
 class _Spent(ProgressColumn):

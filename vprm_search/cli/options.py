@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -274,15 +275,14 @@ def load_scorer(
     *,
     api_key: str | None = None,
     tokenizer: Path | None = None,
-    **settings: Any,
 ) -> StepScorer:
     """Return the scorer `name`: "tiny", a reward model's folder, or "vllm:URL".
 
-    `api_key` and `tokenizer` are for a server, `settings` for `TransformersScorer`. Raises
-    `CheckpointError` when a folder holds no native InternVL reward model, `MissingDependencyError`
-    without torch, `ConfigError` for an address that cannot be used.
+    `api_key` and `tokenizer` are for a server. Raises `CheckpointError` when a folder holds no
+    native InternVL reward model, `MissingDependencyError` without torch, `ConfigError` for an
+    address that cannot be used.
     """
-    return scorer_maker(name, device, api_key=api_key, tokenizer=tokenizer, **settings)()
+    return scorer_maker(name, device, api_key=api_key, tokenizer=tokenizer)()
 
 
 def scorer_maker(
@@ -291,14 +291,20 @@ def scorer_maker(
     *,
     api_key: str | None = None,
     tokenizer: str | Path | None = None,
-    **settings: Any,
-) -> Callable[[], StepScorer]:
-    """Return what makes scorers that have kept nothing, as `load_scorer`; a folder is read once."""
+    max_tiles: int | None = None,
+) -> Callable[..., StepScorer]:
+    """Return what makes scorers that have kept nothing, as `load_scorer`; a folder is read once.
+
+    It takes the options of `TransformersScorer`, which a server has its own of. `max_tiles` is in
+    place of the checkpoint's own, for a model that reads tiles.
+    """
     if name.startswith(VLLM):
+        if max_tiles is not None:
+            raise ConfigError("--tiles is for a model in this process; a server has its own")
         from vprm_search.scoring.vllm_scorer import VllmScorer
 
         served = VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
-        return lambda: served
+        return lambda **_: served
     if tokenizer is not None:
         raise ConfigError("--scorer-tokenizer is for --scorer vllm:URL only")
     need("torch", "local")
@@ -309,7 +315,9 @@ def scorer_maker(
 
     _silence_loading()
     checkpoint = load_checkpoint(weights_path("prm") if name == TINY else name, device=device)
-    return lambda: TransformersScorer(checkpoint, **settings)
+    if max_tiles is not None:
+        checkpoint = checkpoint.with_tiles(max_tiles)
+    return partial(TransformersScorer, checkpoint)
 
 
 def load_policy(

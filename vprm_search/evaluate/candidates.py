@@ -30,6 +30,7 @@ class Sampling:
         policy: names the policy.
         prompt: what a question is put into.
         temperature: of the policy (.7, as in the paper).
+        top_p: share of the likeliest tokens that are drawn from (1: all).
         max_tokens: tokens a solution may have (4096).
         greedy_first: whether candidate 0 is the most likely solution, as in VLMEvalKit's best-of-N
             (temperature 0), and not a sample.
@@ -40,6 +41,7 @@ class Sampling:
     policy: str
     prompt: Prompt
     temperature: float = 0.7
+    top_p: float = 1.0
     max_tokens: int = 4096
     greedy_first: bool = False
     seed: int = 0

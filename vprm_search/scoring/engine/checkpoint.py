@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,18 @@ class PrmCheckpoint:
     identity: str
     family: PrmFamily = FAMILIES[DEFAULT_FAMILY]
     orm: bool = False
+
+    def with_tiles(self, most: int) -> PrmCheckpoint:
+        """Return the checkpoint with at most so many tiles of a picture, under a name of its own.
+
+        Raises `ConfigError` if it reads no tiles.
+        """
+        if not isinstance(self.preprocess, PreprocessConfig):
+            raise ConfigError(f"{self.family.name} reads no tiles: their number cannot be chosen")
+        if most == self.preprocess.max_tiles:
+            return self
+        rule = PreprocessConfig(**{**self.preprocess.model_dump(), "max_tiles": most})
+        return replace(self, preprocess=rule, identity=f"{self.identity}/tiles-{most}")
 
     @property
     def language_model(self) -> Any:
