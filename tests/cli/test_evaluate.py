@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def test_from_a_file_to_a_report_and_on_without_models(
     ran = run(*given, "--n", "3", "--orm", "tiny")
     assert ran.code == 0, ran.err
     results = json.loads((out / "results.json").read_text())
+    assert "prompt plain, candidate 0 drawn as the others" in ran.out
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     rows = {(row["selector"], row["size"]): row["expected"]["mean"] for row in results["rows"]}
     grades = [json.loads(line) for line in (out / "grades-sameness.jsonl").open()]
     assert rows["pass@1", 1] == pytest.approx(sum(g["right"] for g in grades) / 18)
@@ -41,13 +44,28 @@ main(sys.argv[1:])
 """
     before = (out / "results.json").read_bytes()
     again = subprocess.run(
-        [sys.executable, "-c", program, *given, "--stage", "grade", "--stage", "select"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            *given,
+            "--stage",
+            "grade",
+            "--stage",
+            "select",
+            "--result-file",
+            "prm:mean",
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert again.returncode == 0, again.stderr
     assert (out / "results.json").read_bytes() == before
+    with (out / "tiny-prm-mean-N3_tiny.tsv").open(newline="") as file:
+        columns, *lines = csv.reader(file, delimiter="\t")
+    assert columns == ["index", "question", "answer", "category", "prediction"]
+    assert len(lines) == 6
 
 
 def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -> None:
@@ -71,6 +89,8 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
     assert run(*given, "--prompt", "nowhere.txt").code == 1
     assert run(*given, "--stage", "cook").code == 2
     assert run(*given, "--likelihood").code == 1
+    assert run(*given, "--preset", "vlmevalkit").code == 1  # top_p, and another prompt
+    assert run(*given, "--stage", "search", "--strategy", "chess").code == 1
 
 
 def test_a_bigger_policy_alone_is_a_line(run: Run, world: Path, tmp_path: Path) -> None:

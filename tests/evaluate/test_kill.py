@@ -36,7 +36,8 @@ def contents(folder: Path) -> dict[str, list[str]]:
     return {
         name: sorted(
             json.dumps({k: v for k, v in json.loads(line).items() if k not in CLOCKS})
-            for line in (folder / name).read_text().splitlines()
+            for line in (folder / name).read_text().splitlines(keepends=True)
+            if line.endswith("\n")  # else it is what a crash left of one
         )
         for name in FILES
         if (folder / name).exists()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import (
@@ -37,6 +38,7 @@ from vprm_search.errors import ConfigError, SearchError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
+    from vprm_search.evaluate.pooling import RecordedRun
     from vprm_search.evaluate.side_by_side import Done
     from vprm_search.evaluate.side_by_side import Progress as Told
     from vprm_search.evaluate.stages import Stages
@@ -49,6 +51,13 @@ class PresetName(StrEnum):
     default = "default"
     paper = "paper"
     vlmevalkit = "vlmevalkit"
+
+
+class ResultFormat(StrEnum):
+    """Forms of VLMEvalKit's result files."""
+
+    tsv = "tsv"
+    xlsx = "xlsx"
 
 
 class Stage(StrEnum):
@@ -205,6 +214,23 @@ def evaluate(
             help="Repeatable: folder of another policy's run on the set; it is shown alone.",
         ),
     ] = None,
+    result_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SELECTOR",
+            rich_help_panel=_OUT,
+            help="Repeatable, as prm:mean or majority: VLMEvalKit's result file of what it takes.",
+        ),
+    ] = None,
+    result_format: Annotated[
+        ResultFormat, typer.Option(rich_help_panel=_OUT, help="Of result files.")
+    ] = ResultFormat.tsv,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", rich_help_panel=_OUT, help="Result files hold whole solutions, for a judge."
+        ),
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Problems side by side.")] = 8,
     prices: PriceFile = None,
     max_failed: Annotated[
@@ -219,8 +245,9 @@ def evaluate(
     the folder moves. Reports (--stage select) need no model.
     """
     from vprm_search.compare.report import new_figure
-    from vprm_search.evaluate.candidates import Sampling
+    from vprm_search.evaluate.candidates import FACTS, Sampling
     from vprm_search.evaluate.folder import RunFolder
+    from vprm_search.evaluate.pooling import RecordedRun
     from vprm_search.evaluate.presets import PRESETS
     from vprm_search.evaluate.prompts import prompt_of
     from vprm_search.evaluate.stages import Stages
@@ -243,7 +270,7 @@ def evaluate(
     asked = set(stage or Stage)
     if Stage.select in asked:
         new_figure()  # fails without matplotlib: before hours of sampling, not after
-    pictures = bool(asked & {Stage.generate, Stage.score})
+    pictures = bool(asked & {Stage.generate, Stage.score, Stage.search})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
     priced = read_prices(prices) or Prices()
     stages = Stages(problems, RunFolder(out), settings.n, concurrency, priced, _watch(priced))
@@ -275,6 +302,7 @@ def evaluate(
         if Stage.search in asked and (strategy or stage):
             if not (scorer and strategy):
                 raise ConfigError("--stage search needs --scorer and --strategy")
+            stages.folder.settle(FACTS, sampling.facts())
             asyncio.run(
                 stages.search(
                     strategy,
@@ -287,22 +315,38 @@ def evaluate(
         if Stage.grade in asked:
             asyncio.run(stages.grade(models.graders(stages, grader, answer_judge)))
         if Stage.select in asked:
-            _select(stages, grader, baseline or [])
+            run = RecordedRun(out, problems, grader=grader, prices=priced)
+            for selector in result_file or ():
+                _write_predictions(run, selector, stages.n, result_format.value, raw=raw)
+            _select(stages, run, baseline or [])
     _complain(stages, max_failed)
 
 
 # --- what is shown
 
 
-def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
+def _write_predictions(
+    run: RecordedRun, selector: str, n: int, form: Literal["tsv", "xlsx"], *, raw: bool
+) -> None:
+    """Write what a selector takes as VLMEvalKit has it, and say what its reader has to know."""
+    from vprm_search.evaluate.result_file import predictions_of, write_result_file
+
+    said = predictions_of(run.pools(n), run.problems, selector, n, raw=raw)
+    policy = str(run.sampling["policy"]).partition("@")[0]
+    model = re.sub(r"[^\w.+-]+", "-", f"{policy}-{selector}-N{n}")
+    file = write_result_file(run.folder.path, run.problems, said, model=model, form=form)
+    for line in (f"wrote {file.path}", *file.notes):
+        _tell(printable(line))
+
+
+def _select(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> None:
     """Write the report of what is recorded."""
     from vprm_search.datasets.graders import GRADERS, grader_of
     from vprm_search.evaluate.critics import summarise, tabulate
-    from vprm_search.evaluate.pooling import RecordedRun
+    from vprm_search.evaluate.pooling import RecordedRun, run_section
     from vprm_search.evaluate.report import markdown, png
     from vprm_search.evaluate.strategies import searched
 
-    run = RecordedRun(stages.folder.path, stages.problems, grader=grader, prices=stages.prices)
     table = tabulate(run.pools(stages.n), stages.n, name=stages.problems.name)
     baselines = {}
     for path in others:
@@ -315,7 +359,7 @@ def _select(stages: Stages, grader: str | None, others: Sequence[Path]) -> None:
     here = [one for one in found if one.id in ids]
     summary = {**summarise(table, baselines=baselines, searches=here), **run.told(stages.n)}
     out, title, currency = stages.folder.path, stages.problems.path.name, summary["currency"]
-    text = markdown(summary, title=title, currency=currency)
+    text = f"{markdown(summary, title=title, currency=currency)}\n{run_section(summary)}"
     console.write_file(out / "results.json", json.dumps(summary, indent=1))
     console.write_file(out / "results.md", text)
     console.write_file(out / "results.png", png(summary, title=title, currency=currency))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import RecordError
 from vprm_search.evaluate import generation, scoring
 from vprm_search.evaluate.candidates import FACTS, Candidate, CandidateFile
-from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.folder import CALLED, RunFolder
 from vprm_search.evaluate.grading import GradeFile, check_graded
 from vprm_search.evaluate.lines import Line
 from vprm_search.evaluate.pool import NO_ANSWER, PooledCandidate, PooledProblem
@@ -86,7 +86,25 @@ class RecordedRun:
             "currency": self._prices.currency,
             "without_answer": len(self.problems) - len(self.graded),
             "incomplete": sum(not self.complete(item, n) for item in self.graded),
+            "failed_calls": self.candidates.lines.failures,
+            "graders": self._by_grader(n) if len(self.graders) > 1 else {},
         }
+
+    def _by_grader(self, n: int) -> dict[str, dict[str, int]]:
+        """Return by grader how many candidates it called right, and how many it graded."""
+        facts = {name: self.folder.facts(f"{GRADER} {name}") or {} for name in self.graders}
+        files = {name: GradeFile(self.folder.path, name, told) for name, told in facts.items()}
+        counts = {name: {"right": 0, "graded": 0, "agrees": 0} for name in files}
+        for item in self.graded:
+            candidates = [c for c in self.candidates.of(item) if c.index < n and not c.error]
+            ours = self._grades.of(item, candidates)
+            for name, file in files.items():
+                for index, line in file.of(item, candidates).items():
+                    right = line["right"]
+                    counts[name]["right"] += bool(right)
+                    counts[name]["graded"] += right is not None
+                    counts[name]["agrees"] += index in ours and right == ours[index]["right"]
+        return counts
 
     def pools(self, n: int) -> Iterator[PooledProblem]:
         """Yield the first `n` candidates of every problem with a published answer that has them.
@@ -154,6 +172,34 @@ class RecordedRun:
         if line is None:
             return 0, 0.0, 0.0
         return line["scored_tokens"], line["seconds"], scoring.cost_of(line, self._prices)
+
+
+def run_section(told: Mapping[str, Any]) -> str:
+    """Return what `RecordedRun.told` says, as a section of Markdown."""
+    sampling = told["sampling"]
+    first = "the most likely solution" if sampling["greedy_first"] else "drawn as the others"
+    lines = [
+        f"Policy: {sampling['policy']}, temperature {sampling['temperature']:g}, top_p "
+        f"{sampling['top_p']:g}, prompt {sampling['prompt']['name']}, candidate 0 {first}, seed "
+        f"{sampling['seed']}.",
+        *(f"{name}: {facts.get(CALLED, '')} ({facts['identity'][:16]})"
+          for name, facts in told["critics"].items()),
+        f"Graded by: {told['grader']}.",
+    ]  # fmt: skip
+    for name, counts in told["graders"].items():
+        lines.append(
+            f"{name} calls {counts['right']} of {counts['graded']} candidates right, and agrees "
+            f"with {told['grader']} on {counts['agrees']}."
+        )
+    for field, said in (
+        ("failed_calls", "candidates failed, and count as without an answer"),
+        ("without_answer", "problems have no published answer, and are left out"),
+        ("incomplete", "problems have not all candidates yet, and are left out"),
+    ):
+        if told[field]:
+            lines.append(f"{told[field]} {said}.")
+    body = "\n".join(f"- {line}" for line in lines)
+    return f"## The run\n\n{body}\n"
 
 
 def _check(file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
