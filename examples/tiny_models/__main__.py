@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -150,20 +151,31 @@ def step_benchmark(
 
 @app.command()
 def paper(
-    study: Annotated[Literal["merging", "near", "policies"], typer.Argument(help="Which check.")],
+    study: Annotated[
+        Literal["merging", "near", "policies", "scaling", "temperature"],
+        typer.Argument(help="Which check."),
+    ],
     problems: Annotated[
-        int | None, typer.Option(min=2, help="Of each length or family. Default: 200.")
+        int | None, typer.Option(min=2, help="Of each length or family. Default: 200, or 60.")
     ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Page whose section of this name is filled.")
     ] = None,
 ) -> None:
-    """Check a choice of the paper on the world: merged steps, near candidates, another policy."""
+    """Check a choice of the paper on the world: of steps, of candidates, of policies, of N."""
+    from examples.tiny_models.paper_best_of_n import scaling, temperature
     from examples.tiny_models.paper_candidates import near, policies
     from examples.tiny_models.paper_merging import merging
     from vprm_search.compare.report import fill_section
 
-    run = {"merging": merging, "near": near, "policies": policies}[study]
+    studies: dict[str, Callable[..., str]] = {
+        "merging": merging,
+        "near": near,
+        "policies": policies,
+        "scaling": scaling,
+        "temperature": temperature,
+    }
+    run = studies[study]
     text = run() if problems is None else run(problems)
     print(text)
     if page is not None:
