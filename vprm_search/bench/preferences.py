@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.bench.labelled_solutions import LabelledSteps
 from vprm_search.compare.intervals import numbered, resampled_means
+from vprm_search.compare.report import table_head
 from vprm_search.errors import ConfigError
 
 AGGREGATES = ("mean", "min", "last")
@@ -133,12 +134,12 @@ def report_pairs(summary: Mapping[str, Any], scorer: str) -> str:
         why = ", ".join(f"{reason} ({count})" for reason, count in summary["reasons"].items())
         defects.append(f"pairs with a response that has no score, which count as wrong: {unscored}"
                        f" ({why})")  # fmt: skip
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [*table_head(*head), *(f"| {' | '.join(row)} |" for row in rows)]
     parts = [
         f"{summary['pairs']} pairs of responses to {summary['questions']} questions.",
         *([f"Records with a defect: {'; '.join(defects)}."] if defects else []),
         "### Pairs in which the response that people prefer scores higher, %",
-        "\n".join(f"| {' | '.join(row)} |" for row in lines),
+        "\n".join(lines),
         "Overall: all pairs, with a 95 % interval from resampled questions; macro: the mean of the "
         "groups. A tie counts one half.",
     ]
