@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,14 +70,16 @@ class _Listener(ThreadingHTTPServer):
 
 
 @contextmanager
-def json_server(rule: Callable[[Asked], Reply]) -> Iterator[str]:
-    """Serve on a free port, every request in a thread; yield the address."""
+def json_server(rule: Callable[[Asked], Reply], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve on a free port, over `tls` if given, every request in a thread; yield the address."""
     handler = type("Handler", (_Handler,), {"rule": staticmethod(rule)})
     listener = _Listener(("127.0.0.1", 0), handler)
+    if tls is not None:
+        listener.socket = tls.wrap_socket(listener.socket, server_side=True)
     thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.server_port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.server_port}"
     finally:
         listener.shutdown()
         listener.server_close()

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.clients.secure import authority_file
+
 KEY = "key-0123456789"
+CLAUDE = "us.anthropic.claude-3-7-sonnet-20250219-v1:0"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Client:
     """One client: its name in the table, class, double, and how it is made.
 
     `length` and `filtered` are the provider's words for a cut and for a filtered reply, "" where
-    the client does not hand them on.
+    the client does not hand them on. `by` is how it talks: "http", "https" or "grpc".
     """
 
     name: str
@@ -26,6 +29,7 @@ class Client:
     options: Callable[[str], dict[str, Any]]
     length: str = "length"
     filtered: str = "content_filter"
+    by: str = "http"
 
     def make(self, url: str, **more: Any) -> Any:
         """Return the client, or skip the test where its package is not installed."""
@@ -43,6 +47,32 @@ def _openai(model: str, where: str = "base_url", path: str = "/v1", **more: Any)
     return lambda url: {
         "model": model, where: url + path, "api_key": KEY, "max_retries": 0, **more
     }  # fmt: skip
+
+
+def _vertex(url: str) -> dict[str, Any]:
+    anybody = importlib.import_module("google.auth.credentials").AnonymousCredentials()
+    return {
+        "model": "gemini-2.5-flash",
+        "project": "p",
+        "location": "us-central1",
+        "api_endpoint": url,
+        "api_transport": "grpc_asyncio",  # what it takes by itself at Google's own address
+        "credentials": anybody,
+        "max_retries": 1,
+    }
+
+
+def _watsonx(url: str) -> dict[str, Any]:
+    return {
+        "model_id": "ibm/granite-4-h-small",
+        "url": url,
+        "token": KEY,
+        "version": "5.2",
+        "instance_id": "openshift",
+        "project_id": "p",
+        "validate_model": False,
+        "verify": str(authority_file()),
+    }
 
 
 def _aws(model: str) -> Any:
@@ -105,7 +135,7 @@ CLIENTS = [
         "ChatBedrockConverse, Claude",
         "langchain_aws.ChatBedrockConverse",
         "converse",
-        _aws("us.anthropic.claude-3-7-sonnet-20250219-v1:0"),
+        _aws(CLAUDE),
         "max_tokens",
         "guardrail_intervened",
     ),
@@ -190,6 +220,100 @@ CLIENTS = [
             "max_retries": 0,
         },
     ),
+    Client(
+        "ChatBedrock, Claude",
+        "langchain_aws.ChatBedrock",
+        "invoke",
+        _aws(CLAUDE),
+        "max_tokens",
+        "refusal",
+    ),
+    Client(
+        "ChatAnthropicBedrock",
+        "langchain_aws.ChatAnthropicBedrock",
+        "invoke",
+        lambda url: {
+            "model": CLAUDE,
+            "region_name": "us-east-1",
+            "aws_access_key_id": KEY,
+            "aws_secret_access_key": KEY,
+            "max_retries": 0,
+        },
+        "max_tokens",
+        "refusal",
+    ),
+    Client(
+        "ChatAnthropicMantle",
+        "langchain_aws.ChatAnthropicMantle",
+        "anthropic",
+        lambda url: {
+            "model": "anthropic.claude-sonnet-4-5",
+            "base_url": url,
+            "bedrock_api_key": KEY,
+            "region_name": "us-east-1",
+            "max_retries": 0,
+        },
+        "max_tokens",
+        "refusal",
+    ),
+    Client(
+        "ChatOpenAIMantle",
+        "langchain_aws.ChatOpenAIMantle",
+        "openai",
+        lambda url: {
+            "model": "openai.gpt-oss-120b",
+            "base_url": f"{url}/v1",
+            "bedrock_api_key": KEY,
+            "region_name": "us-east-1",
+            "max_retries": 0,
+        },
+    ),
+    Client(
+        "ChatAnthropicVertex",
+        "langchain_google_vertexai.model_garden.ChatAnthropicVertex",
+        "invoke",
+        lambda url: {
+            "model": "claude-3-7-sonnet",
+            "project": "p",
+            "location": "us-east5",
+            "api_endpoint": url,
+            "access_token": KEY,
+            "max_retries": 1,
+        },
+        "max_tokens",
+        "refusal",
+    ),
+    Client(
+        "ChatVertexAI",
+        "langchain_google_vertexai.ChatVertexAI",
+        "gemini",
+        _vertex,
+        "MAX_TOKENS",
+        "SAFETY",
+        "grpc",
+    ),
+    Client(
+        "ChatWatsonx",
+        "langchain_ibm.ChatWatsonx",
+        "watsonx",
+        _watsonx,
+        filtered="error",
+        by="https",
+    ),
+    Client(
+        "AzureAIOpenAIApiChatModel",
+        "langchain_azure_ai.chat_models.AzureAIOpenAIApiChatModel",
+        "openai",
+        _openai("gpt-4o", "endpoint", "/openai/v1", credential=KEY),
+    ),
+    Client(
+        "ChatMetaModel",
+        "langchain_meta.ChatMetaModel",
+        "responses",
+        _openai("muse-spark-1.1"),
+        "max_output_tokens",
+    ),
+    Client("ChatUpstage", "langchain_upstage.ChatUpstage", "openai", _openai("solar-pro2")),
     Client(
         "ChatLiteLLM, OpenAI",
         "langchain_litellm.ChatLiteLLM",

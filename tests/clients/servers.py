@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.clients.secure import server_context, vertex_server
 from tests.json_server import Asked, Reply, json_server
 
 Body = dict[str, Any]
@@ -37,12 +38,27 @@ _KEYS = {
     "text instructions tools",
     "anthropic": "model messages max_tokens stop_sequences temperature top_k top_p system stream "
     "thinking metadata",
+    "invoke": "messages max_tokens stop_sequences temperature top_k top_p system thinking tools "
+    "anthropic_version anthropic_beta",
+    "watsonx": "model_id messages project_id space_id tools tool_choice tool_choice_option "
+    "frequency_penalty logprobs top_logprobs presence_penalty response_format temperature "
+    "max_tokens max_completion_tokens time_limit top_p n logit_bias seed stop guided_choice "
+    "guided_regex guided_grammar guided_json chat_template_kwargs reasoning_effort "
+    "include_reasoning repetition_penalty length_penalty",
     "gemini": "model contents generationConfig systemInstruction safetySettings tools toolConfig",
     "ollama": "model messages stream options think format keep_alive tools logprobs top_logprobs",
     "cohere": "model messages stream temperature max_tokens stop_sequences k p seed",
     "converse": "messages system inferenceConfig additionalModelRequestFields toolConfig",
 }
 KEYS = {name: frozenset(keys.split()) for name, keys in _KEYS.items()}
+
+
+_OF_WATSONX = {"version": "5.2", "entity": {"storage": {"type": "local_git_storage"}}}
+_TOKENS_OF_BEDROCK = {
+    "x-amzn-bedrock-input-token-count": str(PROMPT - CACHED),
+    "x-amzn-bedrock-output-token-count": str(GENERATED),
+    "x-amzn-bedrock-cache-read-input-token-count": str(CACHED),
+}
 
 
 @dataclass
@@ -60,8 +76,11 @@ class Provider:
         """Answer a request; a rule for `json_server`."""
         path = asked.path.partition("?")[0]
         if asked.method == "GET":
-            return Reply({"object": "list", "data": []})
-        body = asked.body
+            return Reply({"object": "list", "data": [], **_OF_WATSONX})
+        return self.answer(path, asked.body)
+
+    def answer(self, path: str, body: Body) -> Reply:
+        """Answer a body sent to a path."""
         self.bodies.append(body)
         # Some clients send their defaults: null, and one answer.
         sent = {key for key, value in body.items() if value is not None}
@@ -72,6 +91,8 @@ class Provider:
             return Reply(self.responses(body))
         if path.endswith("/messages"):
             return Reply(self.anthropic(body))
+        if path.endswith(("/invoke", ":rawPredict")):  # Claude at Amazon's and at Google's
+            return Reply(self.anthropic(body), headers=_TOKENS_OF_BEDROCK)
         if path.endswith("generateContent"):
             return Reply(self.gemini())
         if path.endswith("/api/chat"):
@@ -216,8 +237,12 @@ class Provider:
 
 
 @contextmanager
-def providing(keys: str) -> Iterator[Provider]:
-    """Run a provider's double on a free port of this machine."""
+def providing(keys: str, by: str = "http") -> Iterator[Provider]:
+    """Run a provider's double on a free port of this machine, by "http", "https" or "grpc"."""
     provider = Provider(keys)
-    with json_server(provider.rule) as provider.url:
+    if by == "grpc":
+        with vertex_server(provider.answer) as provider.url:
+            yield provider
+        return
+    with json_server(provider.rule, server_context() if by == "https" else None) as provider.url:
         yield provider

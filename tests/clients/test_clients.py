@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.chat_models import base as chat_models
 from langchain_core.runnables import RunnableLambda
 
 from tests.clients.clients import CLIENTS, Client
+from tests.clients.secure import authority_file
 from tests.clients.servers import GENERATED, PROMPT, Body, Provider, providing
 from tests.policy.models import RED, request
 from vprm_search.errors import ClientWarning
@@ -44,8 +46,13 @@ def provider(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provid
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     if client.name == "ChatOpenAI, OpenAI":
         monkeypatch.setattr("vprm_search.chat.capabilities._OPENAI_HOSTS", ("127.0.0.1",))
-    with providing(client.keys) as provider:
+    if client.by != "http":
+        pytest.importorskip("trustme")
+        monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(authority_file()))
+    pytest.importorskip(client.path.rpartition(".")[0])
+    with providing(client.keys, client.by) as provider:
         monkeypatch.setenv("PERPLEXITY_BASE_URL", provider.url)
+        monkeypatch.setenv("ANTHROPIC_BEDROCK_BASE_URL", provider.url)
         yield provider
 
 
@@ -128,11 +135,16 @@ async def test_a_streaming_caller_changes_nothing(client: Client, provider: Prov
 
 
 async def test_a_scale_reaches_the_temperature(client: Client, provider: Provider) -> None:
-    if client.name in ("ChatOpenAI, Responses API",):
-        pytest.skip("gpt-5 has no temperature")
+    if client.name in ("ChatOpenAI, Responses API", "ChatAnthropicVertex"):
+        pytest.skip("gpt-5 has no temperature, and Anthropic's client 2 takes none from Google's")
     policy = ChatModelPolicy(client.make(provider.url, temperature=0.4), retry=QUICK)
     await policy.propose([replace(request(), temperature_scale=2.0)])
     assert "0.8" in json.dumps(provider.bodies[-1])
+
+
+def test_every_class_that_init_chat_model_makes_is_one_of_them() -> None:
+    known = {client.path.rpartition(".")[2] for client in CLIENTS}
+    assert {kind for _, kind, _ in chat_models._BUILTIN_PROVIDERS.values()} <= known
 
 
 # --- the table of the page -----------------------------------------------------------------------

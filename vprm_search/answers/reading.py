@@ -248,6 +248,14 @@ def _statements(text: str, fmt: AnswerFormat) -> Iterator[_Statement]:
                     for m in _REVERSED.finditer(text))  # fmt: skip
 
 
+# TeX boxes the next token; writers mean what follows. "Put it in a \\boxed command" holds nothing.
+_BARE_BOX = re.compile(
+    r"\\(?:boxed|fbox)[ \t]*((?:(?<=[ \t])(?:[-+]?\d[^\s{}$\\]*|[A-Z](?![A-Za-z]))"
+    r"|\\(?:[dt]?frac|sqrt|text)\b[^$\n]*?(?=\$|\\[\])]|$)))",
+    re.MULTILINE,
+)
+
+
 def _boxes(text: str, max_chars: int) -> Iterator[_Statement]:
     """Return the complete boxes that say something; those of one list are one statement."""
     if "oxed" not in text and "\\fbox" not in text:
@@ -262,6 +270,8 @@ def _boxes(text: str, max_chars: int) -> Iterator[_Statement]:
                 found.append((start, inner, match.start()))
         elif bracket.endswith("{") and bracket != "\\{":
             stack.append((-1 if bracket == "{" else match.start(), match.end()))
+    if bare := [(m.start(), *m.span(1)) for m in _BARE_BOX.finditer(text)]:
+        found = [box for box in found if not any(box[0] < b[0] < box[2] for b in bare)] + bare
     group: list[tuple[int, int, int]] = []
     for box in sorted(found):
         if group and not _one_list(text[group[-1][2] + 1 : box[0]]):
@@ -341,7 +351,9 @@ _BLANK = re.compile(
 
 
 _PLAN = re.compile(
-    r"step \d{1,2}\b|(?:we|you|i) (?:need|have|want|are going) to\b|let(?:'s|\u2019s| us| me)\b"
+    r"step \d{1,2}\b|first,? (?:add|subtract|multiply|divide|find|count|compute|calculate|convert"
+    r"|determine|solve|use|note|look|write|draw)\b|(?:we|you|i) (?:need|have|want|are going) to\b"
+    r"|let(?:'s|\u2019s| us| me)\b"
     r"|(?:so |now |first |then |next ){0,2},? ?to (?:find|get|calculate|compute|solve|determine)\b",
     re.IGNORECASE,
 )

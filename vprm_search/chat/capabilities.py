@@ -156,7 +156,10 @@ def _limit_key(model: BaseChatModel) -> str | None:
 
 def _of_fields(model: BaseChatModel) -> ModelCapabilities:
     seeds: Seeds = "none" if own_name(model, SEEDS) is None else "call"
-    return replace(UNKNOWN_MODEL, seeds=seeds, many=own_name(model, MANY) is not None)
+    # IBM's client sends them under a name that only another API of IBM's documents
+    stop: StopWords = "none" if "langchain_ibm" in packages_of(model) else "any"
+    many = own_name(model, MANY) is not None
+    return replace(UNKNOWN_MODEL, seeds=seeds, many=many, stop=stop)
 
 
 def _of_client(model: BaseChatModel, packages: list[str]) -> ModelCapabilities:
