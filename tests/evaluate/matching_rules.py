@@ -36,6 +36,7 @@ def is_right(row: Mapping[str, str], kind: str) -> bool:
     said, answer = row["prediction"], row["answer"]
     listed = ast.literal_eval(row.get("choices") or "[]")
     choices = {chr(65 + place): str(text) for place, text in enumerate(listed)}
+    choices |= {letter: row[letter] for letter in "ABCDEFGHIJ" if row.get(letter)}
     if kind == "mathvista":
         if row["question_type"] == "multi_choice":
             return option_inferred(said, choices) == row["answer_option"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.evaluate.matching_rules import is_right, option_inferred
 from tests.evaluate.pools import pooled
 from vprm_search.datasets.graders import grader_of
+from vprm_search.datasets.known import SetName
 from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 from vprm_search.errors import ConfigError, MissingDependencyError, RecordError
 from vprm_search.evaluate.result_file import (
@@ -42,6 +43,17 @@ VISTA = [
          ("No", "multi_choice", "text", "['Yes', 'No']", "B")])
 ]  # fmt: skip
 
+LETTERED = [
+    {"index": n, "image": "", "question": "Which?", "A": a, "B": b, "C": c, "D": d,
+     "answer": answer, "category": "Art", "l2-category": "Art", "split": "validation"}
+    for n, (a, b, c, d, answer) in enumerate(
+        [("A cat", "no", "7", "12", "B"), ("1.5", "12", "0.5", "3", "D"),
+         ("Yes", "No", "", "", "A")]
+    )
+]  # fmt: skip
+SETS = [(VISION, "MathVision"), (VISTA, "MathVista"), (LETTERED, "MMMU_DEV_VAL"),
+        (LETTERED, "WeMath")]  # fmt: skip
+
 
 def a_set(folder: Path, rows: list[dict[str, object]], name: str) -> ProblemSet:
     path = folder / f"{name}.tsv"
@@ -49,7 +61,8 @@ def a_set(folder: Path, rows: list[dict[str, object]], name: str) -> ProblemSet:
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
-    return read_problem_set(path)
+    known: dict[str, SetName] = {"MMMU_DEV_VAL": "mmmu", "WeMath": "wemath"}
+    return read_problem_set(path, name=known.get(name))
 
 
 def read_back(path: Path) -> list[dict[str, str]]:
@@ -150,7 +163,7 @@ SAID = ("B", "(B)", "**B**", "no", "b", "A", "7", "12", "12.0", "12 cm", "1/2", 
         "C", "C. 3", "1.5", "3/2", "Yes", "No", "NA", "", "?")  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "name"), [(VISION, "MathVision"), (VISTA, "MathVista")])
+@pytest.mark.parametrize(("rows", "name"), SETS)
 def test_exact_matching_agrees_with_the_sets_rule(
     tmp_path: Path, rows: list[dict[str, object]], name: str
 ) -> None:
@@ -188,7 +201,7 @@ def test_predictions_are_what_a_selector_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["tsv", "xlsx"])
 def test_vlmevalkit_itself_agrees(tmp_path: Path, shared_data: Path, form: str) -> None:
     """VLMEVALKIT=CHECKOUT; VLMEVALKIT_PYTHON runs it (pandas, openpyxl, xlsxwriter there)."""
-    sets = [a_set(tmp_path, VISION, "MathVision"), a_set(tmp_path, VISTA, "MathVista"),
+    sets = [*(a_set(tmp_path, rows, name) for rows, name in SETS),
             read_problem_set(shared_data / "samples" / "mathvision_vlmevalkit_form.tsv",
                              check_images=False)]  # fmt: skip
     out, ours, files = tmp_path / "out", {}, []
