@@ -101,3 +101,12 @@ def test_a_bigger_policy_alone_is_a_line(run: Run, world: Path, tmp_path: Path) 
     assert ran.code == 0, ran.err
     (line,) = json.loads((tmp_path / "out" / "results.json").read_text())["baselines"]
     assert line["name"] == "colder"
+    page = tmp_path / "page.html"
+    ran = run("evaluate", "diff", str(other), str(tmp_path / "out"), "--html", str(page), "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["problems"], found["apart"]) == (3, 0)  # of the set where the first run had it
+    assert page.read_text().startswith("<!")
+    ran = run("evaluate", "diff", str(other), str(other), "--select", "prm:mean", "--select", "orm")
+    assert (ran.code, "no selector 'orm'" in ran.err) == (1, True)
+    assert run("evaluate", "diff", str(tmp_path / "nowhere"), str(other)).code == 1

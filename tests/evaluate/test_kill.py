@@ -27,7 +27,8 @@ from vprm_search.types import ProposeRequest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 KILLS = 10
-CLOCKS = ("seconds",)
+CLOCKS = ("seconds", "counts")
+"""What a line says of time and of work done: a process remembers pictures it has encoded."""
 FILES = ("candidates.jsonl", "scores-prm.jsonl", "scores-orm.jsonl", "grades-sameness.jsonl")
 
 

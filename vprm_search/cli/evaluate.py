@@ -7,41 +7,31 @@ another machine.
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from typer.core import TyperGroup
 
 from vprm_search.budget import Prices
 from vprm_search.cli import console, options
 from vprm_search.cli.compare import digest_of_weights
 from vprm_search.cli.datasets import File, Set, read
 from vprm_search.cli.evaluate_models import Models, policy_of
+from vprm_search.cli.evaluate_output import (
+    complain,
+    tell,
+    watch_with,
+    write_predictions,
+    write_report,
+)
 from vprm_search.cli.solve import PriceFile, read_prices
-from vprm_search.errors import ConfigError, SearchError
+from vprm_search.errors import ConfigError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
-    from vprm_search.evaluate.pooling import RecordedRun
-    from vprm_search.evaluate.side_by_side import Done
-    from vprm_search.evaluate.side_by_side import Progress as Told
-    from vprm_search.evaluate.stages import Stages
     from vprm_search.types import Policy
 
 
@@ -73,7 +63,26 @@ class Stage(StrEnum):
 _SAMPLING, _CRITICS, _OUT = "Candidates", "Critics", "Output"
 
 
-def evaluate(
+class _RunsByDefault(TyperGroup):
+    """Takes a file in the place of a command's name for `run FILE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the command that the arguments name, else `run` with all of them."""
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        found: tuple[str | None, Any, list[str]] = super().resolve_command(ctx, args)
+        return found
+
+
+evaluate = typer.Typer(
+    cls=_RunsByDefault,
+    help="Candidates of a problem set and what chooses among them: evaluate FILE --out DIR.",
+    no_args_is_help=True,
+)
+
+
+@evaluate.command()
+def run(
     file: File,
     out: Annotated[
         Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is in it is not made again.")
@@ -273,7 +282,7 @@ def evaluate(
     pictures = bool(asked & {Stage.generate, Stage.score, Stage.search})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
     priced = read_prices(prices) or Prices()
-    stages = Stages(problems, RunFolder(out), settings.n, concurrency, priced, _watch(priced))
+    stages = Stages(problems, RunFolder(out), settings.n, concurrency, priced, watch_with(priced))
     if n is None and Stage.generate not in asked:
         stages.n = max(1, stages.largest())
     if scorer is None and policy == options.TINY:
@@ -309,119 +318,61 @@ def evaluate(
                     load_policy,
                     models.for_searches(scorer),
                     max_failed=max_failed,
-                    report=_tell,
+                    report=tell,
                 )
             )
         if Stage.grade in asked:
             asyncio.run(stages.grade(models.graders(stages, grader, answer_judge)))
         if Stage.select in asked:
-            run = RecordedRun(out, problems, grader=grader, prices=priced)
+            recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():
-                _write_predictions(run, selector, stages.n, result_format.value, raw=raw)
-            _select(stages, run, baseline or [])
-    _complain(stages, max_failed)
+                write_predictions(recorded, selector, stages.n, result_format.value, raw=raw)
+            write_report(stages, recorded, baseline or [])
+    complain(stages, max_failed)
 
 
-# --- what is shown
-
-
-def _write_predictions(
-    run: RecordedRun, selector: str, n: int, form: Literal["tsv", "xlsx"], *, raw: bool
+@evaluate.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another one.")],
+    problems: Annotated[
+        Path | None, typer.Option(help="The problem set; default: the file of the first run.")
+    ] = None,
+    images: options.ImageRoot = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SELECTOR", help="What both choose by, or each; default: prm:mean."),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Among how many; default: all there are.")
+    ] = None,
+    grader: Annotated[str | None, typer.Option(help="Whose grades count.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the problems with their pictures as a page.")
+    ] = None,
+    json: options.AsJson = False,
 ) -> None:
-    """Write what a selector takes as VLMEvalKit has it, and say what its reader has to know."""
-    from vprm_search.evaluate.result_file import predictions_of, write_result_file
+    """List the problems on which two runs differ, or one run by two selectors."""
+    from vprm_search.evaluate.differences import compared, markdown, page
+    from vprm_search.evaluate.pooling import RecordedRun, set_of_run
 
-    said = predictions_of(run.pools(n), run.problems, selector, n, raw=raw)
-    policy = str(run.sampling["policy"]).partition("@")[0]
-    model = re.sub(r"[^\w.+-]+", "-", f"{policy}-{selector}-N{n}")
-    file = write_result_file(run.folder.path, run.problems, said, model=model, form=form)
-    for line in (f"wrote {file.path}", *file.notes):
-        _tell(printable(line))
-
-
-def _select(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> None:
-    """Write the report of what is recorded."""
-    from vprm_search.datasets.graders import GRADERS, grader_of
-    from vprm_search.evaluate.critics import summarise, tabulate
-    from vprm_search.evaluate.pooling import RecordedRun, run_section
-    from vprm_search.evaluate.report import markdown, png
-    from vprm_search.evaluate.strategies import searched
-
-    table = tabulate(run.pools(stages.n), stages.n, name=stages.problems.name)
-    baselines = {}
-    for path in others:
-        other = RecordedRun(path, stages.problems, grader=run.grader, prices=stages.prices)
-        many = other.largest()
-        baselines[path.name] = tabulate(other.pools(many), many, name=stages.problems.name)
-    rule = grader_of(run.grader if run.grader in GRADERS else stages.problems.name)
-    found = searched(run.folder.path, stages.problems, rule, stages.prices)
-    ids = {place.id for place in table.places}
-    here = [one for one in found if one.id in ids]
-    summary = {**summarise(table, baselines=baselines, searches=here), **run.told(stages.n)}
-    out, title, currency = stages.folder.path, stages.problems.path.name, summary["currency"]
-    text = f"{markdown(summary, title=title, currency=currency)}\n{run_section(summary)}"
-    console.write_file(out / "results.json", json.dumps(summary, indent=1))
-    console.write_file(out / "results.md", text)
-    console.write_file(out / "results.png", png(summary, title=title, currency=currency))
-    console.OUT.file.write(printable(text, lines=True) + "\n")
-    if left := summary["incomplete"]:
-        raise SearchError(
-            f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
-        )
-
-
-class _Spent(ProgressColumn):
-    """Candidates a second, tokens, and money."""
-
-    def __init__(self, currency: str) -> None:
-        super().__init__()
-        self._currency = currency
-
-    def render(self, task: Task) -> Text:
-        """Return the column of a bar."""
-        told = [f"{task.speed or 0.0:.3g}/s"]
-        for name in ("generated", "scored"):
-            if tokens := task.fields.get(name, 0):
-                told.append(f"{tokens:,} tokens")
-        if cost := task.fields.get("cost", 0.0):
-            told.append(f"{cost:.4g} {self._currency}")
-        if failed := task.fields.get("failed", 0):
-            told.append(f"{failed} failed")
-        return Text(", ".join(told))
-
-
-def _tell(line: str) -> None:
-    console.ERR.print(Text(line), soft_wrap=True)
-
-
-def _watch(prices: Prices) -> Any:
-    @contextmanager
-    def watch(what: str, count: int) -> Iterator[Told]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                   _Spent(prices.currency), TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=console.ERR, transient=True) as progress:
-            task = progress.add_task(what, total=count)
-            sums: dict[str, Any] = {"generated": 0, "scored": 0, "cost": 0.0, "failed": 0}
-
-            def tell(done: Done) -> None:
-                sums["generated"] += done.generated_tokens
-                sums["scored"] += done.scored_tokens
-                sums["cost"] += done.cost
-                sums["failed"] += done.failed
-                progress.update(task, advance=done.candidates, **sums)
-
-            yield tell
-
-    return watch
-
-
-def _complain(stages: Stages, max_failed: float) -> None:
-    """Raise `SearchError` if too many calls failed; a few are said."""
-    told = [f"{failed} of {count} failed in {stage}"
-            for stage, (failed, count) in stages.failures.items()]  # fmt: skip
-    if not told:
-        return
-    text = f"{'; '.join(told)}; the same command makes those calls again"
-    if any(failed > max_failed * count for failed, count in stages.failures.values()):
-        raise SearchError(f"no result: {text}")
-    console.ERR.print(text, soft_wrap=True, markup=False)
+    console.check_place(html)
+    selectors = select or ["prm:mean"]
+    if len(selectors) > 2:
+        raise ConfigError("--select may be given twice: once for each run")
+    problem_set = set_of_run(first, problems, images)
+    runs = [RecordedRun(path, problem_set, grader=grader) for path in (first, second)]
+    sizes = [n or one.largest() for one in runs]
+    found = compared(
+        runs[0].pools(sizes[0]),
+        runs[1].pools(sizes[1]),
+        selectors=(selectors[0], selectors[-1]),
+        sizes=(sizes[0], sizes[1]),
+    )
+    names = (f"{first.name}, {selectors[0]}", f"{second.name}, {selectors[-1]}")
+    if html is not None:
+        console.write_file(html, page(found, problem_set, names))
+    if json:
+        console.print_json(found.to_json())
+    else:
+        console.OUT.file.write(printable(markdown(found, names), lines=True))

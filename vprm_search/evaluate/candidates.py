@@ -124,6 +124,10 @@ class CandidateFile:
             found.append(Candidate(**known))
         return found
 
+    def largest(self, problems: ProblemSet) -> int:
+        """Return the most candidates, without a gap, that a problem has, failed ones counted."""
+        return max(self.lines.first(item.row) for item in problems)
+
     def append(self, item: Item, pictures: str, candidates: list[Candidate]) -> None:
         """Write candidates of a problem."""
         told = {"item": item_key(item), "pictures": pictures}

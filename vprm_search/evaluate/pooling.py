@@ -9,7 +9,8 @@ from typing import Any
 from vprm_search.aggregate import AGGREGATIONS, path_score
 from vprm_search.answers import answer_classes
 from vprm_search.budget import Prices
-from vprm_search.datasets.problem_set import Item, ProblemSet
+from vprm_search.datasets.known import SetName
+from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 from vprm_search.errors import RecordError
 from vprm_search.evaluate import generation, scoring
 from vprm_search.evaluate.candidates import FACTS, Candidate, CandidateFile
@@ -21,6 +22,7 @@ from vprm_search.evaluate.scoring import ScoreFile
 from vprm_search.evaluate.side_by_side import FREE
 
 LIKELIHOOD = "likelihood"
+SET = "set"
 CRITIC, GRADER = "critic", "grader"
 """Families of facts in a manifest: "critic prm", "grader mathvista"."""
 
@@ -74,8 +76,8 @@ class RecordedRun:
         return all(self.candidates.lines.there(item.row, index) for index in range(n))
 
     def largest(self) -> int:
-        """Return the largest N up to which every problem with a published answer has candidates."""
-        return min((self.candidates.lines.first(item.row) for item in self.graded), default=0)
+        """Return the most candidates, without a gap, that a problem has."""
+        return self.candidates.largest(self.problems)
 
     def told(self, n: int) -> dict[str, Any]:
         """Return what a report says of the run itself, as plain JSON."""
@@ -172,6 +174,23 @@ class RecordedRun:
         if line is None:
             return 0, 0.0, 0.0
         return line["scored_tokens"], line["seconds"], scoring.cost_of(line, self._prices)
+
+
+def set_of_run(path: Path, file: Path | None, images: Path | None) -> ProblemSet:
+    """Return the problem set of a run, from a file or from where it was when the run was made.
+
+    Raises `RecordError` if it is not there any more; its pictures may be missing.
+    """
+    facts = RunFolder(path).facts(SET) or {}
+    told: Mapping[str, str] = facts.get(CALLED, {})
+    place = file or Path(told.get("file", ""))
+    if not place.exists() or not (file or told):
+        raise RecordError(f"{path}: its problem set is not at {place}; give it (--problems FILE)")
+    root = images or (Path(told["images"]) if file is None and told else None)
+    if root is not None and not root.is_dir():
+        root = None  # they are needed to be shown only
+    name: SetName = facts.get("name", "")
+    return read_problem_set(place, image_root=root, name=name or None, check_images=False)
 
 
 def run_section(told: Mapping[str, Any]) -> str:

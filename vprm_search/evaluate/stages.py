@@ -13,10 +13,10 @@ from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
 from vprm_search.evaluate.estimators import sizes_of
-from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.folder import CALLED, RunFolder
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
-from vprm_search.evaluate.pooling import CRITIC, GRADER
+from vprm_search.evaluate.pooling import CRITIC, GRADER, SET
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
 from vprm_search.evaluate.side_by_side import FREE, Progress
@@ -59,6 +59,7 @@ class Stages:
             SearchError: nothing came of many calls in a row.
         """
         facts = sampling.facts()
+        self.folder.settle(SET, self._set())
         self.folder.settle(FACTS, facts)
         file = CandidateFile(self.folder.path, facts)
         left = sum(not file.has(item, place) for item in self.problems for place in range(self.n))
@@ -156,10 +157,16 @@ class Stages:
             raise RecordError(f"{self.folder.path}: there are no candidates; generate some first")
         return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
 
+    def _set(self) -> dict[str, Any]:
+        """Return what the manifest says of the set; where its files are does not matter."""
+        places = {"file": self.problems.path, "images": self.problems.image_root}
+        called = {name: str(path.resolve()) for name, path in places.items()}
+        return {CALLED: called, "name": self.problems.name}
+
     def largest(self) -> int:
-        """Return up to which N every problem has candidates, those with a failed call counted."""
+        """Return the most candidates, without a gap, that a problem has."""
         candidates, _ = self.candidates()
-        return min(candidates.lines.first(item.row) for item in self.problems)
+        return candidates.largest(self.problems)
 
     def _there(self, candidates: CandidateFile) -> int:
         return sum(candidates.has(item, place) for item in self.problems for place in range(self.n))
