@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -71,6 +72,17 @@ def test_the_picture_has_a_panel_per_cost_that_is_known(summary) -> None:  # typ
         assert picture.size[1] < high  # three panels in one row, and not five in two
     assert list(drawn(summary)) == ["pass@N (oracle)", "PRM, mean", "votes weighted by PRM, mean",
                                     "ORM", "majority", "judge"]  # fmt: skip
+
+
+def test_the_page_names_every_field_of_the_results(summary) -> None:  # type: ignore[no-untyped-def]
+    page = (Path(__file__).parents[2] / "docs" / "evaluate_report.md").read_text(encoding="utf-8")
+    table = page.split("\n## `results.json`\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z_0-9]+)`", table))
+    costs = {"generated_tokens", "all_tokens", "seconds", "cost"}
+    fields = {*summary, *summary["rows"][0], *summary["pairs"][0]}
+    fields |= {*summary["baselines"][0], *summary["searches"][0]}
+    assert fields - costs <= named
+    assert costs <= named
 
 
 def test_one_candidate_per_problem_makes_a_report_too() -> None:
