@@ -113,12 +113,16 @@ class SearchTree:
         changed = []
         for record in records:
             known = self._records.get(record.id)
-            if known is None and not trusted:
-                self._check_identity(record)
-            joined = record if known is None else join_records(known, record)
-            if joined is not known and joined != known:
+            if known is None:
+                if not trusted:
+                    self._check_identity(record)
+                self._put(record)
+            else:
+                joined = join_records(known, record)
+                if joined is known or joined == known:
+                    continue
                 self._put(joined, known)
-                changed.append(record.id)
+            changed.append(record.id)
         return changed
 
     def amend(self, node: NodeId, **known: Any) -> None:

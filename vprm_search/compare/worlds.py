@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -298,13 +299,15 @@ def problem_of(text: str) -> int:
 
 def words_of(steps: Sequence[str]) -> tuple[int, ...]:
     """Return the words of a path. Raises `ValueError` for a step that is none of this world."""
-    words = []
-    for step in steps:
-        found = _WORD.match(step)
-        if found is None:
-            raise ValueError(f"no step of a synthetic world: {step[:80]!r}")
-        words.append(int(found[1]))
-    return tuple(words)
+    return tuple(map(_word_of, steps))
+
+
+@lru_cache(maxsize=65536)  # every step of a path is read again with every step after it
+def _word_of(step: str) -> int:
+    found = _WORD.match(step)
+    if found is None:
+        raise ValueError(f"no step of a synthetic world: {step[:80]!r}")
+    return int(found[1])
 
 
 @dataclass(slots=True)
@@ -378,6 +381,7 @@ class SyntheticScorer:
 
     world: SyntheticWorld
     counts: ScorerCounts = field(default_factory=ScorerCounts)
+    _known: dict[tuple[int, tuple[int, ...]], tuple[StepScore, ...]] = field(default_factory=dict)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Answer all requests: one result per request, in order."""
@@ -391,15 +395,21 @@ class SyntheticScorer:
         new = self.counts.add(self.world, problem, words)
         if self.world.fails(problem, len(words)):
             return ScoreResult.failed(len(words), "the synthetic scorer failed")
-        scores = (
-            StepScore(self.world.score(problem, words[: end + 1])) for end in range(len(words))
-        )
         return ScoreResult(
-            tuple(scores),
+            self._scores(problem, words),
             prefix_tokens=settings.prefix_tokens,
             step_tokens=(settings.step_tokens,) * len(words),
             cost=Counts(tokens_sent=self.counts.full_tokens - before, tokens_computed=new),
         )
+
+    def _scores(self, problem: int, words: tuple[int, ...]) -> tuple[StepScore, ...]:
+        if not words:
+            return ()
+        known = self._known.get((problem, words))
+        if known is None:
+            last = StepScore(self.world.score(problem, words))
+            known = self._known[problem, words] = (*self._scores(problem, words[:-1]), last)
+        return known
 
 
 @dataclass(frozen=True, slots=True)
