@@ -106,6 +106,23 @@ def test_what_is_chosen_makes_the_same_group_score() -> None:
     assert found["other"]["accuracy"]["first"]["mean"] == pytest.approx(scores["accuracy"])
 
 
+def test_groups_that_lack_rows_are_said() -> None:
+    def of(name: str, *variants: tuple[str, str]) -> list[PooledProblem]:
+        return [replace(pooled("ab", name=f"{group}{variant}"), group=group, variant=variant)
+                for group, variant in variants]  # fmt: skip
+
+    seeds = of("d", ("1", "0"), ("1", "1"), ("2", "0"))
+    notes = summarise(tabulate(seeds, 2, name="dynamath"))["notes"]
+    assert "1 of 2 seeds lack variants: their worst case is too easy." in notes
+    whole = [("1", f"2steps_{step}") for step in ("1", "2", "multi")]
+    part = summarise(tabulate(of("w", *whole, ("2", "2steps_1")), 2, name="wemath"))
+    assert part["measure"] == "score (strict)"
+    assert "1 of 2 problems lack steps and are left out." in part["notes"]
+    none = summarise(tabulate(of("w", *whole[:2]), 2, name="wemath"))
+    assert none["measure"] == "accuracy"
+    assert any("accuracy stands in its place" in note for note in none["notes"])
+
+
 def test_costs_are_those_of_n_candidates() -> None:
     scores = {"prm:mean": [0.5] * 4, "orm": [0.5] * 4}
     summary = summarise(tabulate([pooled("abab", scores=scores)], 4))

@@ -27,7 +27,7 @@ from vprm_search.compare.intervals import (
 from vprm_search.compare.records import MAX_FAILED
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.set_scores import Graded, unit_scores
-from vprm_search.errors import RecordError
+from vprm_search.errors import InputError, RecordError
 from vprm_search.evaluate.estimators import (
     ORACLE,
     PASS_1,
@@ -186,7 +186,7 @@ class _Measure:
 def _measures(name: SetName, places: Sequence[Place], values: Matrix) -> dict[str, _Measure]:
     """Return the figures of a set, the headline first, of `values` `[problems, columns]`."""
     found = {}
-    if name in _GROUPED:
+    if name in _GROUPED and _whole_units(name, places):
         columns = [_unit_columns(name, places, values[:, n]) for n in range(values.shape[1])]
         groups = columns[0][0]
         for figure in columns[0][1]:
@@ -194,6 +194,30 @@ def _measures(name: SetName, places: Sequence[Place], values: Matrix) -> dict[st
             found[figure] = _measure(table, groups)
     found["accuracy"] = _measure(values, [place.group for place in places])
     return found
+
+
+def _whole_units(name: SetName, places: Sequence[Place]) -> int:
+    """Return how many units of a set (seeds, problems with their steps) have all their rows."""
+    try:
+        return len(unit_scores(name, [(place, 0.0) for place in places]))
+    except InputError:
+        return 0
+
+
+def _group_notes(name: SetName, places: Sequence[Place]) -> list[str]:
+    """Return what lacks in the groups that a set is scored by."""
+    if name == "dynamath":
+        sizes = Counter(place.group for place in places)
+        few = sum(size < max(sizes.values()) for size in sizes.values())
+        if few:
+            return [f"{few} of {len(sizes)} seeds lack variants: their worst case is too easy."]
+    if name == "wemath":
+        units = len({(place.group, place.variant.partition("_")[0]) for place in places})
+        whole = _whole_units(name, places)
+        if whole < units:
+            instead = "" if whole else "; there is no score, and accuracy stands in its place"
+            return [f"{units - whole} of {units} problems lack steps and are left out{instead}."]
+    return []
 
 
 def _unit_columns(
@@ -232,7 +256,6 @@ def summarise(
 
     Raises:
         RecordError: a search of a problem that is not in the pool.
-        InputError: no problem of We-Math has all its steps.
     """
     first, expected = np.array(table.first), np.array(table.expected)
     count, selectors, sizes = first.shape
@@ -295,7 +318,7 @@ def summarise(
         "baselines": [_baseline(name, other) for name, other in (baselines or {}).items()],
         "searches": _searches(table, searches, prm),
     }
-    return {**summary, "notes": _notes(summary)}
+    return {**summary, "notes": [*_group_notes(table.name, table.places), *_notes(summary)]}
 
 
 def _costs(selector: str, spent: Matrix) -> dict[str, float | None]:
@@ -352,6 +375,7 @@ def _searches(
                 "strategy": strategy,
                 "size": size,
                 "problems": len(found),
+                "measure": headline,
                 "first": measures[headline].share(0),
                 "over_prm": measures[headline].less(0, 1) if paired else None,
                 **_costs("prm", spent.mean(axis=0)),

@@ -195,7 +195,9 @@ def _searches(summary: Summary) -> list[str]:
                        "seconds", "cost")  # fmt: skip
     for row in summary["searches"]:
         over = "–" if row["over_prm"] is None else points(row["over_prm"])
-        told = [str(row["size"]), str(row["problems"]), percent(row["first"]), over, *_spent(row)]
+        other = "" if row["measure"] == summary["measure"] else f" ({row['measure']})"
+        found = f"{percent(row['first'])}{other}"
+        told = [str(row["size"]), str(row["problems"]), found, over, *_spent(row)]
         lines.append(_line(row["strategy"], told))
     return ["## Search strategies at equal generated tokens", "\n".join(lines)]
 
