@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vprm_search import PreflightReport, preflight
-from vprm_search.compare.preflight import apreflight
-from vprm_search.compare.signals import SIGNALS, ScoredSolution, measured_signals
+from vprm_search.compare.preflight import advised, apreflight
+from vprm_search.compare.signals import SIGNALS, ScoredSolution, Signal, measured_signals
 from vprm_search.compare.worlds import WORLDS, SyntheticPolicy, SyntheticScorer, SyntheticWorld
 from vprm_search.compare.worlds import WorldSettings as Settings
 from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError
@@ -194,6 +194,18 @@ def test_a_contrary_scorer_is_told_from_a_blind_one() -> None:
     assert contrary.signals["preference"].high < 0.5
     assert "against" in contrary.sentence
     assert "No sign" in blind.sentence
+
+
+@given(value=st.floats(0.0, 1.0), below=st.floats(0.0, 0.5), above=st.floats(0.0, 0.5))
+def test_what_may_be_chance_is_told_from_no_sign(value: float, below: float, above: float) -> None:
+    lead = Signal(value=0.4, low=0.3, high=0.5)
+    rest = dict.fromkeys(SIGNALS, lead)
+    prefers = Signal(value=value, low=max(0.0, value - below), high=min(1.0, value + above))
+    advice, sentence = advised({**rest, "preference": prefers})
+    assert (advice == "search") == (value >= 0.6 and prefers.low > 0.5)
+    if advice == "majority" and prefers.high >= 0.5:
+        assert ("more problems" in sentence) == (value >= 0.6)
+        assert ("No sign" in sentence) == (value < 0.6)
 
 
 def test_equal_checks_are_equal_and_another_seed_draws_anew() -> None:

@@ -90,6 +90,11 @@ def advised(signals: Mapping[str, Signal]) -> tuple[Advice, str]:
             "the policy is mostly wrong. Take the most frequent answer; some labelled problems "
             "(vprm-search compare) would tell which it is."
         )
+    if prefers.value >= _PREFERENCE:
+        return "majority", (
+            "The scorer seems to prefer what the policy mostly answers, but with so few problems "
+            "that may be chance: ask more problems. Until then, take the most frequent answer."
+        )
     return "majority", (
         "No sign that the scores know right from wrong: take the most frequent answer and leave "
         "the scores alone."
