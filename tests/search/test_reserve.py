@@ -49,6 +49,7 @@ STEP = 40
 LIMITS = ["candidates", "requests", "rounds", "generated_tokens", "scored_tokens"]
 
 WIDE: dict[str, Callable[[], Strategy]] = {
+    "auto": AutoSearch,
     "best-of-n": lambda: BestOfN(64),
     "beam": lambda: BeamSearch(width=16, expand=4),
     "beam-default": BeamSearch,

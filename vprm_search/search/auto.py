@@ -173,8 +173,15 @@ class AutoSearch(BaseModel):
         return (Expand(tree.root_id, count, first, until="end", role="completion"),)
 
     def _payable(self, tree: SearchTree) -> float:
-        """Return how many more solutions can be paid."""
-        paid = self._paid(tree)
+        """Return how many more solutions can be paid; none where only scores cost, and none did.
+
+        A policy that says nothing new would be asked for ever.
+        """
+        paid, only = self._paid(tree), self.budget.model_copy(update={"scored_tokens": None})
+        if not only.limits_work and self.budget.limits_work:
+            newest = tree.round_nodes(tree.rounds)
+            if newest and not any(record.scored_tokens for record in newest):
+                return 0.0
         known = [tree.depth(record.id) for record in tree.finished()]
         steps = fmean(known) if known else max(_FEWEST_STEPS, round(paid / self.n))
         tokens = self.budget.paths_affordable(tree, steps)
