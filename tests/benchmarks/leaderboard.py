@@ -23,7 +23,7 @@ from vprm_search.compare.report import fill_section, percent, points, synthetic_
 from vprm_search.compare.summary import Measured, read_cells, summarise
 from vprm_search.compare.worlds import SyntheticWorld
 
-VOTE = "weighted-vote:product"
+VOTE = "odds-vote:product"
 """The selector of `auto`."""
 
 

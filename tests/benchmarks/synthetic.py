@@ -60,6 +60,53 @@ SETTINGS: Mapping[str, Setting] = {
         "10 steps, .55 to .95 a step, AUC .73", replace(HARD, p_step=0.75, spread=0.2)
     ),
     "medium": Setting("medium: .85 a step, AUC .80", WORLDS["medium"]),
+    "lured": Setting(
+        "8 steps, .68 a step, AUC .78, scores high and early ones higher, errors correlated .5, "
+        "one wrong answer lures three in ten of the wrong paths",
+        replace(
+            HARD,
+            depth=8,
+            p_step=0.68,
+            auc=0.78,
+            correlation=0.5,
+            early=2.0,
+            level=3.0,
+            lure=0.3,
+            step_tokens=60,
+            seed=161803,
+        ),
+        400,
+    ),
+    "deep": Setting(
+        "14 steps, .70 to .90 a step, AUC .68, logits times 2, scores high",
+        replace(
+            HARD,
+            depth=14,
+            p_step=0.80,
+            auc=0.68,
+            correlation=0.3,
+            level=2.5,
+            sharpness=2.0,
+            spread=0.1,
+            seed=271828,
+        ),
+        400,
+    ),
+    "blunt": Setting(
+        "6 steps, .60 a step, AUC .72, logits times .4, 50 texts per step",
+        replace(
+            HARD,
+            depth=6,
+            p_step=0.60,
+            auc=0.72,
+            sharpness=0.4,
+            correlation=0.4,
+            words=50,
+            step_tokens=25,
+            seed=31337,
+        ),
+        400,
+    ),
     "blind": Setting(
         "medium, scores are noise (AUC .50)", replace(WORLDS["medium"], auc=0.5, noise=1.0), 300
     ),

@@ -18,7 +18,7 @@ from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings,
 from vprm_search.errors import ConfigError
 from vprm_search.graph import run_jobs, run_search
 from vprm_search.graph.loop import Job
-from vprm_search.graph.parts import SearchRules, choose_rules
+from vprm_search.graph.parts import OWN_VOTE, SearchRules, choose_rules
 from vprm_search.search import (
     Advice,
     AutoSearch,
@@ -259,14 +259,14 @@ class NoPrefix(SyntheticPolicy):
 @pytest.mark.parametrize(
     ("policy", "scored", "advice", "strategy", "selector"),
     [
-        (SyntheticPolicy, True, None, AutoSearch, WeightedVote(aggregate="product")),
-        (SyntheticPolicy, True, "search", AutoSearch, WeightedVote(aggregate="product")),
+        (SyntheticPolicy, True, None, AutoSearch, OWN_VOTE),
+        (SyntheticPolicy, True, "search", AutoSearch, OWN_VOTE),
         (SyntheticPolicy, True, "vote", BestOfN, WeightedVote()),
         (SyntheticPolicy, True, "majority", BestOfN, MajorityVote()),
         (SyntheticPolicy, False, None, BestOfN, MajorityVote()),
         (SyntheticPolicy, False, "search", BestOfN, MajorityVote()),
-        (NoPrefix, True, None, BestOfN, WeightedVote(aggregate="product")),
-        (NoPrefix, True, "search", AutoSearch, WeightedVote(aggregate="product")),
+        (NoPrefix, True, None, BestOfN, OWN_VOTE),
+        (NoPrefix, True, "search", AutoSearch, OWN_VOTE),
     ],
 )
 def test_the_rules_follow_policy_scorer_and_advice(

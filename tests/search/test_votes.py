@@ -70,6 +70,21 @@ def test_a_weighted_vote_weighs_classes_as_it_says(candidates: list[Path], weigh
     assert chosen == elected_by(last, value[weigh])
 
 
+@given(paths("finished"))
+def test_a_vote_by_odds_weighs_a_path_of_score_p_by_p_to_one_less_p(
+    candidates: list[Path],
+) -> None:
+    tree, last = build(candidates)
+    selection = WeightedVote(aggregate="mean", weight="odds").select(tree, tree.finished())
+    held = Fraction(99, 100)
+
+    def odds(means: list[Fraction], _: Fraction) -> Fraction:
+        return sum((min(p, held) / (1 - min(p, held)) for p in means), Fraction(0))
+
+    rounded = elected_by(last, lambda means, share: round(float(odds(means, share)), 9))
+    assert selection.node in (elected_by(last, odds), rounded)  # a tie, up to the last bit
+
+
 @given(paths("finished"), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_a_hybrid_vote_is_the_product_of_agreement_and_best_score(
     candidates: list[Path], agreement: float

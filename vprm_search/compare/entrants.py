@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +96,7 @@ def _best_first(size: int) -> Strategy:
 
 _LIST = (
     Entrant(REFERENCE, lambda size: BestOfN(n=size), SAMPLE_CHOICES),
-    Entrant("auto", lambda size: AutoSearch(n=size)),
+    Entrant("auto", lambda size: AutoSearch(n=size), (*SEARCH_CHOICES, "odds-vote:product")),
     Entrant("adaptive-best-of-n", _adaptive, SAMPLE_CHOICES),
     Entrant("beam", _beam),
     Entrant("beam-last", lambda size: _beam(size, aggregate="last")),
@@ -139,6 +140,7 @@ SELECTORS: Mapping[str, Callable[..., Selector]] = MappingProxyType(
         "majority": MajorityVote,
         "best-score": BestScore,
         "weighted-vote": WeightedVote,
+        "odds-vote": partial(WeightedVote, weight="odds"),
         "hybrid": HybridVote,
         "knockout": Knockout,
     }

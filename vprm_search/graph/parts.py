@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     OnePolicy = Policy | BaseChatModel | Runnable[Any, Any]
 
+OWN_VOTE = WeightedVote(aggregate="product", weight="odds")
+"""What "auto" chooses by."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchRules:
@@ -112,12 +115,12 @@ def choose_rules(
 ) -> tuple[Strategy, Selector]:
     """Return the strategy and the selector of a search, where they are left open.
 
-    "auto" (or None, or an `AutoSearch`) searches, with a vote weighted by the product of the
-    scores, unless
+    "auto" (or None, or an `AutoSearch`) searches, with a vote weighted by the odds of the
+    product of the scores (`OWN_VOTE`), unless
 
     * there is no scorer, or `advice` is "majority": best-of-N and the most frequent answer;
     * the policy cannot continue a path (its `continues` is False) and `advice` does not say
-      "search": best-of-N and a vote weighted by the product of the scores;
+      "search": best-of-N and the same vote;
     * `advice` is "vote": best-of-N and a vote weighted by the last scores, the only ones that tell.
 
     Best-of-N samples `AutoSearch.n` solutions, or what a limit on tokens, candidates or requests
@@ -139,8 +142,8 @@ def choose_rules(
     if advice == "vote":
         return samples, selector or WeightedVote()
     if advice is None and not getattr(policy, "continues", True):
-        return samples, selector or WeightedVote(aggregate="product")
-    return strategy, selector or WeightedVote(aggregate="product")
+        return samples, selector or OWN_VOTE
+    return strategy, selector or OWN_VOTE
 
 
 def check_part(name: str, given: object, kind: type[Any]) -> None:

@@ -21,6 +21,8 @@ from vprm_search.search.stepwise import merged_into
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord
 
+_SUREST = 0.99  # no path weighs more than the odds of this: it would be the only vote
+
 Weigh = Literal["sum", "mean", "max"]
 """How the path scores of the candidates with one answer make the weight of that answer."""
 
@@ -228,15 +230,24 @@ class WeightedVote(Voting):
         aggregate: name of the aggregation that makes a path's score. Default: "last".
         weigh: how the path scores of an answer make its weight: "sum", "mean" or "max". Default:
             "sum".
+        weight: what a path with the score p weighs: p ("probability") or p / (1 - p), at most 99
+            ("odds"), which tells paths apart where all scores are high. Default: "probability".
     """
 
     aggregate: str = "last"
     weigh: Weigh = "sum"
+    weight: Literal["probability", "odds"] = "probability"
 
     def select(self, tree: SearchTree, candidates: Sequence[NodeRecord]) -> Selection:
         """Choose the answer of the largest weight, and in its class the best path."""
         scored = [b for b in self._ballots(tree, candidates) if b.score is not None]
-        return elect(scored, tally(scored, lambda members: class_score(members, self.weigh)))
+        weighed = scored if self.weight == "probability" else [_odds(b) for b in scored]
+        return elect(scored, tally(weighed, lambda members: class_score(members, self.weigh)))
+
+
+def _odds(ballot: Ballot) -> Ballot:
+    score = min(ballot.score or 0.0, _SUREST)
+    return replace(ballot, score=score / (1 - score))
 
 
 class HybridVote(Voting):
