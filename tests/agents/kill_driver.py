@@ -1,9 +1,10 @@
 """Searches over trajectories that are killed with SIGKILL, each time going on in a new process.
 
-    python -m tests.agents.kill_driver DIRECTORY MODE
+    python -m tests.agents.kill_driver DIRECTORY MODE [POSTGRES]
 
-The search of `MODE` runs on a SQLite file in DIRECTORY until it ends, asks a person, or is killed.
-Its tools write a line when they start and one when they end, into `tools.log`.
+The search of `MODE` runs on a SQLite file in DIRECTORY, or in the PostgreSQL database with the
+address POSTGRES, until it ends, asks a person, or is killed. Its tools write a line when they start
+and one when they end, into `tools.log`.
 
     once   the tool `send` kills the process the first time it runs, while `add` beside it has ended
     safe   the same, with `send` marked safe
@@ -14,10 +15,12 @@ Its tools write a line when they start and one when they end, into `tools.log`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,23 @@ from vprm_search import BeamSearch, create_agent_search
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedScorer
 
-THREAD: Any = {"configurable": {"thread_id": "one"}}
 SLOW_S = 0.05
 
 
-def main(folder: Path, mode: str) -> None:
+@contextlib.contextmanager
+def saver_at(folder: Path, address: str) -> Iterator[Any]:
+    if not address:
+        with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as sqlite:
+            yield sqlite
+        return
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with PostgresSaver.from_conn_string(address) as saver:
+        saver.setup()
+        yield saver
+
+
+def main(folder: Path, mode: str, address: str = "") -> None:
     def log(line: str) -> None:
         with (folder / "tools.log").open("a") as file:
             file.write(line + "\n")
@@ -79,7 +94,8 @@ def main(folder: Path, mode: str) -> None:
 
     model = ScriptedChatModel(count if mode == "slow" else both)
     agent = create_agent(model, [add, send])
-    with SqliteSaver.from_conn_string(str(folder / "state.sqlite")) as saver:
+    thread: Any = {"configurable": {"thread_id": str(folder)}}
+    with saver_at(folder, address) as saver:
         graph = create_agent_search(
             agent,
             scorer=ScriptedScorer(lambda r: 0.9 if "right = 1" in r.steps[-1] else 0.6),
@@ -87,14 +103,15 @@ def main(folder: Path, mode: str) -> None:
             safe_tools={"safe": ["send"], "slow": ["add"]}.get(mode, []),
             image_store=MemoryImageStore(),
         ).compile(checkpointer=saver)
-        found = graph.get_state(THREAD)
+        found = graph.get_state(thread)
         given: Any = None if found.values else {"messages": [HumanMessage("Go.", id="q")]}
         if mode in ("run", "skip"):
             given = Command(resume=mode)
-        state = graph.invoke(given, THREAD, durability="sync")
+        state = graph.invoke(given, thread, durability="sync")
         asked = [i.value for i in state.get("__interrupt__", [])]
-        print(repr((asked and asked[0]["type"], state["messages"][-1].text)))
+        given_back = [f"{m.name} {m.text}" for m in state["messages"] if isinstance(m, ToolMessage)]
+        print(repr((asked and asked[0]["type"], state["messages"][-1].text, given_back)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

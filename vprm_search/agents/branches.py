@@ -25,6 +25,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import StateSnapshot
 
 from vprm_search.errors import ConfigError
+from vprm_search.graph.light_tracers import callbacks_without_pictures
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 Saver = BaseCheckpointSaver[Any]
@@ -214,11 +215,12 @@ class Branches:
 def _apart() -> Iterator[None]:
     """Run a block as no part of the graph around it: it would take the agent for a subgraph.
 
-    Callbacks, tags and metadata stay, so that traces are nested; candidates are not streamed.
+    Callbacks, tags and metadata stay, so that traces are nested, but the pictures that a branch has
+    in its state are not traced; candidates are not streamed.
     """
     around = ensure_config()
     config: Any = {
-        "callbacks": around.get("callbacks"),
+        "callbacks": callbacks_without_pictures(around.get("callbacks")),
         "tags": [*(around.get("tags") or []), TAG_NOSTREAM],
         "metadata": {
             key: value

@@ -42,6 +42,7 @@ from vprm_search.agents.branches import (
     last_said,
     pending_calls,
 )
+from vprm_search.agents.light_saver import light_saver
 from vprm_search.agents.policy import AgentPolicy, PicturedScorer, Round, pictures_shown, this_round
 from vprm_search.agents.turns import StepOf, turn_as_step
 from vprm_search.answers import extract_answer
@@ -108,8 +109,8 @@ def create_agent_search(
     checkpointer, written at every seam and removed at the end. So a killed search goes on
     (`invoke(None, config)`) with no recorded result of a tool produced again; a call that was under
     way, and may have had its effect, is run again only if its tool is in `safe_tools`, and else a
-    person is asked. Pictures stay in the branches while the search runs, because the agent needs
-    them; the graph's own state holds references.
+    person is asked. Neither the branches nor the graph's own state hold pictures in the
+    checkpointer: the agent gets them from `image_store`.
 
     People are asked by interrupts of `{"key", "type", …}`. Types: "interrupt" (the agent's own,
     with its "value"; asked for branches that were chosen only), "pause" (the agent's own
@@ -404,6 +405,7 @@ class AgentNodes(SearchNodes):
         saver = known.get("__pregel_checkpointer")
         if not saver:
             saver = self._scratch.setdefault(run, InMemorySaver())
+        saver = light_saver(saver, self.intake)
         runtime = get_runtime()
         kept = {"checkpointer": saver, "store": self._agent.store or runtime.store}
         own = {

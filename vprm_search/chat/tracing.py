@@ -72,7 +72,7 @@ def pictures_aside(
     They are given as they are where `model` does not come from `without_pictures_in_traces`.
     """
     pictures: dict[str, Any] = {}
-    light = [_referenced(message, pictures) for message in messages]
+    light = [with_references(message, pictures) for message in messages]
     if not pictures or type(model) not in _kinds:
         yield messages
         return
@@ -130,7 +130,7 @@ def _hidden(value: Any, secrets: Sequence[str], name: str = "") -> Any:
     return "[secret]" if secret else without_secrets(value, secrets)
 
 
-def _referenced(message: BaseMessage, pictures: dict[str, Any]) -> BaseMessage:
+def with_references(message: BaseMessage, pictures: dict[str, Any]) -> BaseMessage:
     """Return a message with references for pictures; note in `pictures` what they stand for."""
     if isinstance(message.content, str):
         return message

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 from vprm_search import ids
 from vprm_search.errors import SearchWarning
 from vprm_search.graph import events
+from vprm_search.graph.light_tracers import callbacks_without_pictures
 from vprm_search.graph.loop import Job, Loop
 from vprm_search.graph.questions import (
     QuestionOf,
@@ -303,10 +304,12 @@ def unstreamed() -> Iterator[None]:
     """Run a block whose model calls do not show up in `stream_mode="messages"`.
 
     Calls inherit the tag from their context, so policies and scorers need not know of it. What
-    they do not inherit is the search's recursion limit: an agent among them keeps a bound.
+    they do not inherit is the search's recursion limit: an agent among them keeps a bound. Pictures
+    that they send to models of their own are not traced.
     """
     config = patch_config(ensure_config())
     config["tags"] = [*(config.get("tags") or []), TAG_NOSTREAM]
+    config["callbacks"] = callbacks_without_pictures(config.get("callbacks"))
     del config["recursion_limit"]
     token = var_child_runnable_config.set(config)
     try:

@@ -316,6 +316,7 @@ class ImageIntake:
         self.store = store
         self.messages_key = messages_key
         self._kept: OrderedDict[str, ImageData] = OrderedDict()
+        self._read: OrderedDict[str | None, ImageData] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, state: Mapping[str, Any]) -> dict[str, list[AnyMessage]]:
@@ -353,7 +354,16 @@ class ImageIntake:
         digest = referenced_digest(block)
         if digest is not None:
             return digest
-        image = image_of_block(block)
+        name = reference_to(block)  # of its data as they are: the same picture is read once
+        with self._lock:
+            image = self._read.get(name)
+        if image is None:
+            image = image_of_block(block)
+        if name is not None:
+            with self._lock:
+                self._read[name] = image
+                while len(self._read) > _KEPT_IMAGES:
+                    self._read.popitem(last=False)
         self.store.put(image)
         self._keep(image)
         return image.digest
