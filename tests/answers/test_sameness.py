@@ -269,6 +269,14 @@ def polynomial(coefficients: list[int]) -> str:
     return "+".join(f"{c}x^{{{power}}}" for power, c in enumerate(coefficients)).replace("+-", "-")
 
 
+@given(st.sampled_from(["e", r"\pi", r"\sqrt{2}", r"\ln 3", r"\frac{e}{2}", "x", "7", "2/3"]),
+       st.integers(-6, 6), st.integers(-6, 6))  # fmt: skip
+def test_exponents_add(base: str, m: int, n: int) -> None:
+    product = f"({base})^{{{m}}} \\cdot ({base})^{{{n}}}"
+    assert same_answer(product, f"({base})^{{{m + n}}}")
+    assert same_answer(f"({base})^{{{m}-{m}}}", "1")
+
+
 @given(st.lists(st.integers(-9, 9), min_size=2, max_size=4),
        st.lists(st.integers(-9, 9), min_size=2, max_size=4))  # fmt: skip
 def test_a_product_of_polynomials_is_what_multiplying_out_gives(a: list[int], b: list[int]) -> None:

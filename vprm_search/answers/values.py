@@ -139,6 +139,8 @@ def power(base: Number, exponent: Number) -> Number:
             return base**n
     if base == 0:
         raise Unreadable("0 to a power that is not whole")
+    if exponent == 0:
+        return Fraction(1)
     if isinstance(exponent, Fraction) and exponent.denominator % 2 and _is_real(base):
         real = base if isinstance(base, Fraction) else base.real
         if real < 0:  # (-8)^{1/3} is -2, as at school
