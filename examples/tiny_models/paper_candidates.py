@@ -188,7 +188,7 @@ def policies(problems: int = 200, scorer: StepScorer | None = None, samples: int
             f"{problems} problems of each family, {samples} solutions of each, T = .7.",
             table(
                 ["policy", "alone", f"majority of {samples}", f"PRM best of {samples} (mean)",
-                 "less alone", "less majority", "any right"],
+                 "PRM − alone", "PRM − majority", "any right"],
                 outcomes,
             ),
             table(
