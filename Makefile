@@ -68,7 +68,7 @@ test-oldest: $(STAMP)  ## Run what touches LangChain and LangGraph on the oldest
 		tests/agents tests/chat tests/graph tests/guided tests/policy tests/corpus tests/testing tests/tiny/test_chat_model.py \
 		tests/tiny/test_chat_model_standard.py $(PYTEST_ARGS)
 
-# Over $(VENV) like the oldest versions, with the chat clients of many providers.
+# Over $(VENV) like the oldest versions, with the chat clients of many providers, and deepagents.
 test-clients: $(STAMP)  ## Run every common chat client against a double of its provider
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -r tests/clients/requirements.txt
@@ -76,6 +76,7 @@ test-clients: $(STAMP)  ## Run every common chat client against a double of its 
 		> "$$($(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/newer.pth"
 	$(CLIENTS)/bin/python -m pytest -n auto --dist worksteal tests/clients $(PYTEST_ARGS)
 	$(CLIENTS)/bin/python -m pytest -n 0 tests/servers/test_openai_server.py -k litellm
+	$(CLIENTS)/bin/python -m pytest -n 0 tests/agents/test_rubric.py tests/agents/test_search.py -k "rubric or deep"
 
 # Over $(VENV), with LangGraph's server and the newer line of MCP's SDK.
 test-servers: $(STAMP)  ## Run the servers for other protocols against their real clients
