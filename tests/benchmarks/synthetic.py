@@ -73,9 +73,9 @@ SETTINGS: Mapping[str, Setting] = {
             level=3.0,
             lure=0.3,
             step_tokens=60,
-            seed=161803,
+            seed=777001,
         ),
-        400,
+        300,
     ),
     "deep": Setting(
         "14 steps, .70 to .90 a step, AUC .68, logits times 2, scores high",
@@ -88,9 +88,9 @@ SETTINGS: Mapping[str, Setting] = {
             level=2.5,
             sharpness=2.0,
             spread=0.1,
-            seed=271828,
+            seed=777002,
         ),
-        400,
+        300,
     ),
     "blunt": Setting(
         "6 steps, .60 a step, AUC .72, logits times .4, 50 texts per step",
@@ -103,9 +103,9 @@ SETTINGS: Mapping[str, Setting] = {
             correlation=0.4,
             words=50,
             step_tokens=25,
-            seed=31337,
+            seed=777003,
         ),
-        400,
+        300,
     ),
     "blind": Setting(
         "medium, scores are noise (AUC .50)", replace(WORLDS["medium"], auc=0.5, noise=1.0), 300
