@@ -92,7 +92,7 @@ async def test_failed_calls_are_shown_and_made_again(stages: Stages) -> None:
         return solve(request, seed) if seed % 3 else ConnectionError("the server is down")
 
     await run_all(stages, ScriptedPolicy(sometimes))
-    failed, count = stages.failures["candidates"]
+    failed, count = stages.failures["generate"]
     assert 0 < failed < count == 24
     pools = list(RecordedRun(stages.folder.path, stages.problems).pools(4))
     lost = [c for pool in pools for c in pool.candidates if not c.text]
@@ -124,7 +124,7 @@ async def test_unscored_candidates_are_scored_again_but_for_what_never_can_be(
 
     stages.n, asked = 2, ScriptedScorer(unscored, identity="s")
     await stages.score([Critic("prm", asked, "s", "whole")])
-    assert stages.failures["prm"] == (1, 12)
+    assert stages.failures["score (prm)"] == (1, 12)
     better = ScriptedScorer(lambda _: 0.5, identity="s")
     again = Stages(stages.problems, RunFolder(stages.folder.path), 2)
     await again.score([Critic("prm", better, "s", "whole")])
@@ -216,7 +216,7 @@ async def test_other_pictures_are_refused_and_a_broken_one_costs_its_own_problem
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stages = Stages(read_problem_set(file), RunFolder(tmp_path / "run"), 2)
     await stages.generate(SAMPLING, lambda: ScriptedPolicy(solve))
-    assert stages.failures == {"candidates": (2, 4)}
+    assert stages.failures == {"generate": (2, 4)}
     render(generate("tiles", "test", 7)).save(tmp_path / "0.png")
     with pytest.raises(RecordError, match="row 1 are for other pictures"):
         await stages.generate(SAMPLING, lambda: ScriptedPolicy(solve))

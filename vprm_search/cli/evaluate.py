@@ -6,7 +6,6 @@ another machine.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -260,6 +259,7 @@ def run(
     from vprm_search.evaluate.presets import PRESETS
     from vprm_search.evaluate.prompts import prompt_of
     from vprm_search.evaluate.stages import Stages
+    from vprm_search.graph.session import run_blocking  # one loop: clients keep connections
 
     given = {
         "n": n,
@@ -305,14 +305,14 @@ def run(
 
     with stages.folder.locked():
         if Stage.generate in asked:
-            asyncio.run(stages.generate(sampling, load_policy))
+            run_blocking(stages.generate(sampling, load_policy))
         if Stage.score in asked:
-            asyncio.run(stages.score(models.critics(scorer, orm, judge, max_steps)))
+            run_blocking(stages.score(models.critics(scorer, orm, judge, max_steps)))
         if Stage.search in asked and (strategy or stage):
             if not (scorer and strategy):
                 raise ConfigError("--stage search needs --scorer and --strategy")
             stages.folder.settle(FACTS, sampling.facts())
-            asyncio.run(
+            run_blocking(
                 stages.search(
                     strategy,
                     load_policy,
@@ -322,7 +322,7 @@ def run(
                 )
             )
         if Stage.grade in asked:
-            asyncio.run(stages.grade(models.graders(stages, grader, answer_judge)))
+            run_blocking(stages.grade(models.graders(stages, grader, answer_judge)))
         if Stage.select in asked:
             recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():

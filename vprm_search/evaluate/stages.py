@@ -73,7 +73,7 @@ class Stages:
         else:
             for _ in file.checked(self.problems):
                 pass
-        self._note("candidates", file.lines.failures, len(file.lines))
+        self._note("generate", file.lines.failures, len(file.lines))
 
     async def score(self, critics: Sequence[Critic]) -> None:
         """Score candidates by each critic; in this process one problem after the other.
@@ -90,7 +90,7 @@ class Stages:
             with self.watch(f"score ({critic.name})", max(0, there - len(file.lines))) as bar:
                 run.progress = bar
                 await run.run(self.n)
-            self._note(critic.name, file.lines.failures, len(file.lines))
+            self._note(f"score ({critic.name})", file.lines.failures, len(file.lines))
 
     async def search(
         self,
@@ -145,7 +145,7 @@ class Stages:
             with self.watch(f"grade ({grading.name})", max(0, there - len(file.lines))) as bar:
                 run.progress = bar
                 await run.run(self.n)
-            self._note(grading.name, file.lines.failures, len(file.lines))
+            self._note(f"grade ({grading.name})", file.lines.failures, len(file.lines))
 
     def candidates(self) -> tuple[CandidateFile, Prompt]:
         """Return the candidates that are there, and the prompt they were made with.
