@@ -156,7 +156,7 @@ def paper(
         typer.Argument(help="Which check."),
     ],
     problems: Annotated[
-        int | None, typer.Option(min=2, help="Of each length or family. Default: 200, or 60.")
+        int | None, typer.Option(min=2, help="Of each length or family. Default: 200, or 17.")
     ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Page whose section of this name is filled.")

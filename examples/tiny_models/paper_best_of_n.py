@@ -30,7 +30,7 @@ SELECTORS = (PASS_1, ORACLE, MAJORITY, FIRST_SEEN, "orm", PRM, f"{VOTE}orm", f"{
 Summary = Mapping[str, Any]
 
 
-def scaling(problems: int = 60, *, samples: int = 32) -> str:
+def scaling(problems: int = 17, *, samples: int = 32) -> str:
     """Measure all critics at every N, and every aggregation of the step scores.
 
     Args:
@@ -61,7 +61,7 @@ def scaling_tables(summary: Summary) -> str:
     return "\n\n".join([*told, *(f"Note of the report: {note}" for note in summary["notes"])])
 
 
-def temperature(problems: int = 60, *, temperatures: Sequence[float] = ()) -> str:
+def temperature(problems: int = 17, *, temperatures: Sequence[float] = ()) -> str:
     """Measure best-of-8 at the paper's temperatures.
 
     Args:
