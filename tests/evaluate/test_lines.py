@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,8 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate.conftest import run_all, write_set
 from vprm_search.errors import RecordError
-from vprm_search.evaluate.lines import KeyedLines, Line
+from vprm_search.evaluate.candidates import CandidateFile
+from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.grading import GradeFile
+from vprm_search.evaluate.lines import Keyed, KeyedLines, Line
+from vprm_search.evaluate.scoring import ScoreFile
+from vprm_search.evaluate.stages import Stages
 
 LINES = st.lists(
     st.fixed_dictionaries(
@@ -26,8 +34,12 @@ LINES = st.lists(
 )
 
 
+class Shape(Keyed):
+    error: str
+
+
 def opened(path: Path, run: str = "r") -> KeyedLines:
-    return KeyedLines(path, run, lambda line: bool(line["error"]))
+    return KeyedLines(path, Shape, run, lambda line: bool(line["error"]))
 
 
 def expected(lines: list[Line]) -> dict[tuple[int, int], Line]:
@@ -74,7 +86,8 @@ def test_whatever_a_crash_leaves_is_whole_lines(
     [
         (b"{}\n", "line 2: damaged"),
         (b"no json\n", "line 2: damaged"),
-        (b'{"run": "r", "row": "1", "index": 0, "error": ""}\n', "row and index must be"),
+        (b'{"run": "r", "row": "1", "index": 0, "error": ""}\n', "row: Input should be"),
+        (b"[" * 100_000 + b"\n", "line 2: damaged"),
         (b'{"run": "other", "row": 1, "index": 0, "error": ""}\n', "made with other settings"),
     ],
 )
@@ -93,3 +106,41 @@ def test_files_of_one_run_may_be_joined(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert sorted(held(opened(whole))) == [(1, 0), (2, 0)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    stages = Stages(write_set(folder / "set.jsonl", 1), RunFolder(folder), 2)
+    asyncio.run(run_all(stages))
+    return folder
+
+
+FILES: dict[str, Callable[[Path, RunFolder], object]] = {
+    "candidates.jsonl": lambda path, made: CandidateFile(path, made.facts("candidates") or {}),
+    "scores-prm.jsonl": lambda path, made: ScoreFile(path, "prm", made.facts("critic prm") or {}),
+    "grades-sameness.jsonl": lambda path, made: GradeFile(
+        path, "sameness", made.facts("grader sameness") or {}
+    ),
+}
+NO_VALUE = st.sampled_from([[[]], {"a": []}, True, float("nan"), "\0"])  # of no field
+
+
+@given(name=st.sampled_from(sorted(FILES)), data=st.data())
+def test_a_line_that_lacks_a_field_or_has_a_strange_one_is_refused_when_the_file_is_opened(
+    whole_run: Path, name: str, data: st.DataObject
+) -> None:
+    first, second = (whole_run / name).read_text().splitlines(keepends=True)
+    line = json.loads(second)
+    field = data.draw(st.sampled_from(sorted(set(line) - {"right"})))
+    if data.draw(st.booleans()):
+        del line[field]
+    elif isinstance(line[field], str):
+        line[field] = data.draw(st.sampled_from([1, True, [], {}]))
+    else:
+        line[field] = data.draw(NO_VALUE)
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / name).write_text(first + json.dumps(line) + "\n")
+        with pytest.raises(RecordError, match=rf"{name}, line 2: (damaged|it was made)"):
+            FILES[name](path, RunFolder(whole_run))

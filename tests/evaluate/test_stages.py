@@ -189,7 +189,9 @@ async def test_another_scorer_or_set_is_refused(stages: Stages, tmp_path: Path) 
         list(RecordedRun(stages.folder.path, other.problems).pools(4))
 
 
-async def test_lines_of_another_run_and_scores_of_other_texts_are_refused(stages: Stages) -> None:
+async def test_other_texts_are_scored_and_graded_again_and_lines_of_another_run_refused(
+    stages: Stages,
+) -> None:
     await run_all(stages)
     path = stages.folder.path / "candidates.jsonl"
     texts = path.read_text()
@@ -197,8 +199,13 @@ async def test_lines_of_another_run_and_scores_of_other_texts_are_refused(stages
     with pytest.raises(RecordError, match="not graded yet, or by another version"):
         list(RecordedRun(stages.folder.path, stages.problems).pools(4))
     await stages.grade([ByRule(grader_of(""))])
-    with pytest.raises(RecordError, match="is of another text; remove the file"):
+    with pytest.raises(RecordError, match="is of another text; run --stage score"):
         list(RecordedRun(stages.folder.path, stages.problems).pools(4))
+    await stages.score(critics())
+    assert len(list(RecordedRun(stages.folder.path, stages.problems).pools(4))) == 6
+    scored = lines(stages.folder.path / "scores-prm.jsonl")
+    await stages.score(critics())
+    assert lines(stages.folder.path / "scores-prm.jsonl") == scored
     path.write_text(texts.replace('"run": "', '"run": "x'))
     with pytest.raises(RecordError, match="line 1: it was made with other settings"):
         RecordedRun(stages.folder.path, stages.problems)

@@ -14,9 +14,10 @@ from typing import Any
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import RecordError
 from vprm_search.evaluate.folder import Facts, key_of
-from vprm_search.evaluate.lines import KeyedLines, Line
+from vprm_search.evaluate.lines import Amount, Count, Keyed, KeyedLines, Line
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.ids import child_seed, digest
+from vprm_search.types import Finish
 
 FILE_NAME = "candidates.jsonl"
 FACTS = "candidates"
@@ -88,6 +89,21 @@ class Candidate:
         return digest("content", self.id, self.text).hex()[:16]
 
 
+class _Shape(Keyed):
+    id: str
+    text: str
+    finish: Finish
+    error: str
+    likelihood: float | None
+    generated_tokens: Count
+    prompt_tokens: Count
+    cached_tokens: Count
+    requests: Count
+    seconds: Amount
+    item: str
+    pictures: str
+
+
 class CandidateFile:
     """The candidates of a run.
 
@@ -101,7 +117,9 @@ class CandidateFile:
 
     def __init__(self, folder: Path, facts: Facts) -> None:
         self.run = key_of(facts)
-        self.lines = KeyedLines(folder / FILE_NAME, self.run, lambda line: bool(line["error"]))
+        self.lines = KeyedLines(
+            folder / FILE_NAME, _Shape, self.run, lambda line: bool(line["error"])
+        )
 
     def has(self, item: Item, index: int) -> bool:
         """Tell whether a candidate is there, and its call did not fail."""
@@ -115,13 +133,7 @@ class CandidateFile:
         found = []
         for line in self.lines.of(item.row).values():
             self._check(item, line)
-            try:
-                known = {name: line[name] for name in Candidate.__slots__}
-            except KeyError as error:
-                raise RecordError(
-                    f"{self.lines.path}: a line of row {item.row} has no {error}; remove it"
-                ) from error
-            found.append(Candidate(**known))
+            found.append(Candidate(**{name: line[name] for name in Candidate.__slots__}))
         return found
 
     def largest(self, problems: ProblemSet) -> int:

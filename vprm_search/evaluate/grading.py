@@ -19,7 +19,7 @@ from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import RecordError
 from vprm_search.evaluate.candidates import Candidate, CandidateFile
 from vprm_search.evaluate.folder import Facts, key_of
-from vprm_search.evaluate.lines import KeyedLines, Line
+from vprm_search.evaluate.lines import Keyed, KeyedLines, Line
 from vprm_search.evaluate.side_by_side import Done, Losses, Progress
 from vprm_search.ids import digest
 
@@ -91,6 +91,12 @@ class ByJudge:
         return await self.judge.grade(answers)
 
 
+class _Shape(Keyed):
+    of: str
+    said: str | None
+    right: bool | None
+
+
 class GradeFile:
     """The grades that one grader gave.
 
@@ -105,7 +111,7 @@ class GradeFile:
 
     def __init__(self, folder: Path, name: str, facts: Facts) -> None:
         path = folder / f"grades-{name}.jsonl"
-        self.lines = KeyedLines(path, key_of(facts), lambda line: line["right"] is None)
+        self.lines = KeyedLines(path, _Shape, key_of(facts), lambda line: line["right"] is None)
 
     def of(self, item: Item, candidates: list[Candidate]) -> dict[int, Line]:
         """Return the lines of candidates by index, without those that are of other contents."""

@@ -12,12 +12,26 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from vprm_search.errors import RecordError
 
 Line = dict[str, Any]
 """A line as plain JSON: "run", "row" and "index" name what it is of."""
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False))
+class Keyed(TypedDict):
+    """What every line has; a file's own shape adds to it."""
+
+    run: str
+    row: Annotated[int, Field(ge=1)]
+    index: Count
 
 
 class KeyedLines:
@@ -25,6 +39,7 @@ class KeyedLines:
 
     Args:
         path: the file.
+        shape: what every line has.
         run: the key of what all lines were made with.
         failed: tells of a line that it is to be made again.
 
@@ -32,8 +47,11 @@ class KeyedLines:
         RecordError: a damaged line, or one of another run.
     """
 
-    def __init__(self, path: Path, run: str, failed: Callable[[Line], bool]) -> None:
+    def __init__(
+        self, path: Path, shape: type[Keyed], run: str, failed: Callable[[Line], bool]
+    ) -> None:
         self.path, self.run, self._failed = path, run, failed
+        self._shape = TypeAdapter[Any](shape)
         self._places: dict[int, dict[int, int]] = {}
         self._lacking: set[tuple[int, int]] = set()
         self._end = 0
@@ -121,16 +139,14 @@ class KeyedLines:
 
     def _checked(self, text: bytes, where: str) -> Line:
         try:
-            line: Line = json.loads(text)
-            run, row, index = line["run"], line["row"], line["index"]
-            if not isinstance(row, int) or not isinstance(index, int):
-                raise ValueError("row and index must be whole numbers")
-            self._failed(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{where}: damaged ({error!r}); remove the line") from error
-        if run != self.run:
+            line: Line = self._shape.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            told = ": ".join([*map(str, first["loc"]), first["msg"]])
+            raise RecordError(f"{where}: damaged ({told}); remove the line") from error
+        if line["run"] != self.run:
             raise RecordError(
-                f"{where}: it was made with other settings ({run}, not {self.run}); give those of "
-                "the file, or another --out folder"
+                f"{where}: it was made with other settings ({line['run']}, not {self.run}); give "
+                "those of the file, or another --out folder"
             )
         return line

@@ -231,5 +231,5 @@ def _check(file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
     elif line["of"] != candidate.content:
         raise RecordError(
             f"{file.lines.path}: the score of candidate {candidate.index} of row {candidate.row} "
-            "is of another text; remove the file, and score anew"
+            "is of another text; run --stage score"
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
 
 from vprm_search.budget import Prices
 from vprm_search.compare.shard import SharedTime
@@ -17,12 +19,12 @@ from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ImageError, InputError
 from vprm_search.evaluate.candidates import Candidate, CandidateFile
 from vprm_search.evaluate.folder import CALLED, Facts, key_of
-from vprm_search.evaluate.lines import KeyedLines, Line
+from vprm_search.evaluate.lines import Amount, Count, Keyed, KeyedLines, Line
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.side_by_side import FREE, Done, Losses, Progress, side_by_side
 from vprm_search.scoring.reasons import BAD_IMAGE, BAD_INPUT, TOO_LONG, code_of
 from vprm_search.steps import REFERENCE_MAX_STEPS, split_solution
-from vprm_search.types import Counts, ScoreRequest, ScoreResult, StepScorer, Usage
+from vprm_search.types import COUNTED, Counts, ScoreRequest, ScoreResult, StepScorer, Usage
 
 CriticKind = Literal["steps", "whole"]
 _FINAL: Final = frozenset({TOO_LONG, BAD_INPUT, BAD_IMAGE})
@@ -61,6 +63,15 @@ class Critic:
         return tuple(split_solution(text, max_steps=self.max_steps))
 
 
+class _Shape(Keyed):
+    of: str
+    scores: list[float | None]
+    reason: str
+    scored_tokens: Count
+    counts: dict[Annotated[str, Field(pattern=f"^({'|'.join(COUNTED)})$")], Amount]
+    seconds: Amount
+
+
 class ScoreFile:
     """The scores that one critic gave.
 
@@ -75,15 +86,21 @@ class ScoreFile:
 
     def __init__(self, folder: Path, critic: str, facts: Facts) -> None:
         path = folder / f"scores-{critic}.jsonl"
-        self.lines = KeyedLines(path, key_of(facts), _to_be_scored_again)
+        self.lines = KeyedLines(path, _Shape, key_of(facts), _to_be_scored_again)
 
     def of(self, row: int) -> dict[int, Line]:
         """Return the lines of a row by index."""
         return self.lines.of(row)
 
-    def has(self, candidate: Candidate) -> bool:
-        """Tell whether a candidate was scored, or cannot be."""
-        return self.lines.has(candidate.row, candidate.index)
+    def left(self, row: int, candidates: list[Candidate]) -> list[Candidate]:
+        """Return the candidates of a row that have no score as they are now, and may get one."""
+        lines = self.of(row)
+        return [
+            candidate
+            for candidate in candidates
+            if not self.lines.has(row, candidate.index)
+            or lines[candidate.index]["of"] != candidate.content
+        ]
 
 
 def _to_be_scored_again(line: Line) -> bool:
@@ -156,13 +173,9 @@ class Scoring:
 
     def _pieces(self, n: int) -> Iterator[_Piece]:
         for item, _ in self.candidates.checked(self.problems):
-            left = tuple(
-                candidate
-                for candidate in self.candidates.of(item)
-                if candidate.index < n and not candidate.error and not self.file.has(candidate)
-            )
-            if left:
-                yield _Piece(item, left)
+            there = [c for c in self.candidates.of(item) if c.index < n and not c.error]
+            if left := self.file.left(item.row, there):
+                yield _Piece(item, tuple(left))
 
     async def _scored(self, piece: _Piece) -> list[ScoreResult]:
         try:
