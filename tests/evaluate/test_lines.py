@@ -144,3 +144,17 @@ def test_a_line_that_lacks_a_field_or_has_a_strange_one_is_refused_when_the_file
         (path / name).write_text(first + json.dumps(line) + "\n")
         with pytest.raises(RecordError, match=rf"{name}, line 2: (damaged|it was made)"):
             FILES[name](path, RunFolder(whole_run))
+
+
+def test_a_text_that_is_no_unicode_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+    file = opened(tmp_path / "lines.jsonl")
+    file.append([{"row": 1, "index": 0, "error": "HTTP 400: \ud800."}])
+    assert opened(file.path).of(1)[0]["error"] == "HTTP 400: ?."
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_with_the_file() -> None:
+    file = opened(Path("/dev/null"))
+    file.path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        file.append([{"row": 1, "index": 0, "error": ""}])

@@ -8,6 +8,7 @@ files of one run that were made on several machines may be joined by `cat`, and 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -103,18 +104,21 @@ class KeyedLines:
             return line
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Write lines in one piece, behind all others. Raises `OSError` on a full disk."""
+        """Write lines in one piece, behind all others. Raises `OSError` that names a full disk."""
         if not lines:
             return
         texts = [(json.dumps({"run": self.run, **line}, ensure_ascii=False, allow_nan=False) + "\n")
-                 .encode() for line in lines]  # fmt: skip
+                 .encode(errors="replace") for line in lines]  # fmt: skip
         whole = b"".join(texts)
         with self.path.open("ab", buffering=0) as file:
             if file.tell() != self._end:
                 file.truncate(self._end)
-            if file.write(whole) != len(whole):
-                raise OSError(f"{self.path}: the disk is full")
-            os.fsync(file.fileno())
+            try:
+                if file.write(whole) != len(whole):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:  # which does not say where
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
         for line, text in zip(lines, texts, strict=True):
             self._note(line, self._end)
             self._end += len(text)

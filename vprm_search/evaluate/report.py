@@ -58,8 +58,7 @@ def markdown(summary: Summary, *, title: str = "", currency: str = "") -> str:
         f"## {summary['measure'].capitalize()} in %, first",
         _table(summary, "first"),
         RULES,
-        f"## Points over one candidate ({PASS_1}), expected",
-        _gains(summary),
+        *_gains(summary),
         *_pairs(summary),
         *_others(summary),
         f"## What N={sizes[-1]} costs per problem",
@@ -121,15 +120,17 @@ def _error(row: Row, kind: str) -> str:
     return f" (±{100 * error:.2f})" if kind == "expected" and error else ""
 
 
-def _gains(summary: Summary) -> str:
+def _gains(summary: Summary) -> list[str]:
     rows = _at(summary)
     sizes = [size for size in summary["sizes"] if size > 1]
+    if not sizes:
+        return []
     lines = table_head("", *(f"N={size}" for size in sizes))
     for name in _names(summary):
         if name != PASS_1:
             entries = [points(rows[name, size]["gain"]) for size in sizes]
             lines.append(_line(called(name), entries))
-    return "\n".join(lines)
+    return [f"## Points over one candidate ({PASS_1}), expected", "\n".join(lines)]
 
 
 def _pairs(summary: Summary) -> list[str]:
