@@ -126,15 +126,15 @@ def test_bad_requests_get_a_4xx_with_a_reason(
 
 def test_a_huge_body_is_refused_without_being_read(prm_server: PrmServer) -> None:
     limit = LIMITS["max_body_bytes"]
+    headers = {"content-type": "application/json"}
     with prm_server.client() as client:
-        reply = client.post("/pooling", content=b" " * (limit + 1))
+        reply = client.post("/pooling", content=b" " * (limit + 1), headers=headers)
         assert reply.status_code == 413
 
         def chunks() -> Iterator[bytes]:  # no length is announced
             for _ in range(limit // 100_000 + 2):
                 yield b" " * 100_000
 
-        headers = {"content-type": "application/json"}
         assert client.post("/pooling", content=chunks(), headers=headers).status_code == 413
 
 
