@@ -94,6 +94,7 @@ async def test_failed_calls_are_shown_and_made_again(stages: Stages) -> None:
     await run_all(stages, ScriptedPolicy(sometimes))
     failed, count = stages.failures["generate"]
     assert 0 < failed < count == 24
+    assert "the server is down" in stages.reasons["generate"]
     pools = list(RecordedRun(stages.folder.path, stages.problems).pools(4))
     lost = [c for pool in pools for c in pool.candidates if not c.text]
     assert len(lost) == failed

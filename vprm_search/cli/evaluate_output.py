@@ -127,11 +127,14 @@ def watch_with(prices: Prices) -> Callable[[str, int], AbstractContextManager[To
 
 def complain(stages: Stages, max_failed: float) -> None:
     """Raise `SearchError` if too many calls failed; a few are said."""
-    told = [f"{failed} of {count} failed in {stage}"
-            for stage, (failed, count) in stages.failures.items()]  # fmt: skip
+    told = [
+        f"{failed} of {count} failed in {stage}"
+        + (f" (one says: {why})" if (why := stages.reasons.get(stage)) else "")
+        for stage, (failed, count) in stages.failures.items()
+    ]
     if not told:
         return
     text = f"{'; '.join(told)}; the same command makes those calls again"
     if any(failed > max_failed * count for failed, count in stages.failures.values()):
         raise SearchError(f"no result: {text}")
-    console.ERR.print(text, soft_wrap=True, markup=False)
+    console.ERR.print(printable(text), soft_wrap=True, markup=False)

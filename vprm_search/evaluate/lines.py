@@ -81,6 +81,14 @@ class KeyedLines:
         """How many candidates have a line, and none that has not failed."""
         return len(self._lacking)
 
+    @property
+    def lost(self) -> Line | None:
+        """The line of one of these, None if there is none."""
+        if not self._lacking:
+            return None
+        row, index = min(self._lacking)
+        return self.of(row)[index]
+
     def of(self, row: int) -> dict[int, Line]:
         """Return the lines of a row by index, in the order of the indices."""
         places = self._places.get(row)

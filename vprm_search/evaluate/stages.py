@@ -16,6 +16,7 @@ from vprm_search.evaluate.estimators import sizes_of
 from vprm_search.evaluate.folder import CALLED, RunFolder
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
+from vprm_search.evaluate.lines import KeyedLines
 from vprm_search.evaluate.pooling import CRITIC, GRADER, SET
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
@@ -40,6 +41,7 @@ class Stages:
         prices: what tokens cost. Default: nothing.
         watch: opens a progress bar.
         failures: by stage, how many candidates failed, and of how many.
+        reasons: by stage, why one of them did, where that is known.
     """
 
     problems: ProblemSet
@@ -49,6 +51,7 @@ class Stages:
     prices: Prices = FREE
     watch: Watch = lambda _, __: nullcontext(lambda _: None)
     failures: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, sampling: Sampling, load: Callable[[], Policy]) -> None:
         """Sample candidates; the policy is loaded if some are to be made.
@@ -73,7 +76,7 @@ class Stages:
         else:
             for _ in file.checked(self.problems):
                 pass
-        self._note("generate", file.lines.failures, len(file.lines))
+        self._note("generate", file.lines)
 
     async def score(self, critics: Sequence[Critic]) -> None:
         """Score candidates by each critic; in this process one problem after the other.
@@ -90,7 +93,7 @@ class Stages:
             with self.watch(f"score ({critic.name})", max(0, there - len(file.lines))) as bar:
                 run.progress = bar
                 await run.run(self.n)
-            self._note(f"score ({critic.name})", file.lines.failures, len(file.lines))
+            self._note(f"score ({critic.name})", file.lines)
 
     async def search(
         self,
@@ -145,7 +148,7 @@ class Stages:
             with self.watch(f"grade ({grading.name})", max(0, there - len(file.lines))) as bar:
                 run.progress = bar
                 await run.run(self.n)
-            self._note(f"grade ({grading.name})", file.lines.failures, len(file.lines))
+            self._note(f"grade ({grading.name})", file.lines)
 
     def candidates(self) -> tuple[CandidateFile, Prompt]:
         """Return the candidates that are there, and the prompt they were made with.
@@ -171,6 +174,7 @@ class Stages:
     def _there(self, candidates: CandidateFile) -> int:
         return sum(candidates.has(item, place) for item in self.problems for place in range(self.n))
 
-    def _note(self, stage: str, failed: int, of: int) -> None:
-        if failed:
-            self.failures[stage] = (failed, of)
+    def _note(self, stage: str, lines: KeyedLines) -> None:
+        if lost := lines.lost:
+            self.failures[stage] = (lines.failures, len(lines))
+            self.reasons[stage] = lost.get("error") or lost.get("reason") or "no verdict"
