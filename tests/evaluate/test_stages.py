@@ -19,9 +19,11 @@ from vprm_search.evaluate.folder import RunFolder
 from vprm_search.evaluate.grading import ByRule
 from vprm_search.evaluate.pooling import RecordedRun
 from vprm_search.evaluate.prompts import PROMPTS
+from vprm_search.evaluate.result_file import predictions_of
 from vprm_search.evaluate.scoring import Critic
 from vprm_search.evaluate.stages import Stages
-from vprm_search.testing import ScriptedPolicy, ScriptedScorer
+from vprm_search.policy import ChatModelPolicy
+from vprm_search.testing import ScriptedChatModel, ScriptedPolicy, ScriptedScorer
 from vprm_search.tiny.world import generate, render
 from vprm_search.types import Proposal, ProposeRequest
 
@@ -107,6 +109,42 @@ async def test_failed_calls_are_shown_and_made_again(stages: Stages) -> None:
     undisturbed = Stages(stages.problems, RunFolder(stages.folder.path / "other"), 4)
     await run_all(undisturbed)
     assert _texts(again) == _texts(undisturbed)
+
+
+async def test_refused_and_empty_replies_are_wrong_answers_and_not_asked_again(
+    stages: Stages,
+) -> None:
+    refusal = AIMessage("", response_metadata={"finish_reason": "content_filter"})
+    texts: list[str | AIMessage] = ["", "   ", refusal, "Answer: 3"]
+
+    def policy() -> ChatModelPolicy:
+        return ChatModelPolicy(ScriptedChatModel(lambda call: texts[call.number % 4]))
+
+    await stages.generate(SAMPLING, policy)
+    await stages.score(critics())
+    await stages.grade([ByRule(grader_of(""))])
+    assert not stages.failures
+    found = [c for item in stages.problems for c in stages.candidates()[0].of(item)]
+    assert [c.finish for c in found].count("unusable") == len(found) * 3 // 4
+    assert all(c.error for c in found if not c.text)
+    for pool in RecordedRun(stages.folder.path, stages.problems).pools(4):
+        assert not any(c.right for c in pool.candidates if not c.text)
+    again = Stages(stages.problems, RunFolder(stages.folder.path), 4)
+    await again.generate(SAMPLING, lambda: pytest.fail("nothing is asked again"))
+
+
+async def test_what_is_chosen_is_told_where_the_answer_is_not_published(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    rows = [{"id": f"p{n}", "question": f"What is {n} + 3?"} for n in range(3)]
+    rows[0]["answer"] = "3"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = Stages(read_problem_set(path), RunFolder(tmp_path / "run"), 4)
+    await run_all(stages)
+    run = RecordedRun(stages.folder.path, stages.problems)
+    assert [pool.id for pool in run.pools(4)] == ["p0"]
+    said = predictions_of(run.pools(4, unpublished=True), run.problems, "prm:last", 4)
+    assert set(said) == {"p0", "p1", "p2"}
+    assert all(answer.isdigit() for answer in said.values())
 
 
 def _texts(stages: Stages) -> list[str]:

@@ -327,7 +327,10 @@ def run(
             recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():
                 write_predictions(recorded, selector, stages.n, result_format.value, raw=raw)
-            write_report(stages, recorded, baseline or [])
+            if recorded.graded or not result_file:
+                write_report(stages, recorded, baseline or [])
+            else:
+                tell("no problem has a published answer, so there is nothing to report")
     complain(stages, max_failed)
 
 

@@ -38,7 +38,7 @@ def write_predictions(
     """Write what a selector takes as VLMEvalKit has it, and say what its reader has to know."""
     from vprm_search.evaluate.result_file import predictions_of, write_result_file
 
-    said = predictions_of(run.pools(n), run.problems, selector, n, raw=raw)
+    said = predictions_of(run.pools(n, unpublished=True), run.problems, selector, n, raw=raw)
     policy = str(run.sampling["policy"]).partition("@")[0]
     model = re.sub(r"[^\w.+-]+", "-", f"{policy}-{selector}-N{n}")
     file = write_result_file(run.folder.path, run.problems, said, model=model, form=form)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import RecordError
@@ -62,8 +62,9 @@ class Candidate:
         row: the row of its problem in the set's file, from 1.
         index: its place among the problem's candidates, from 0.
         text: the solution, "" if the call failed.
-        finish: "stop", "length" or "error".
-        error: why the call failed, "" if it did not.
+        finish: "stop", "length", "error" (the call failed, and is made again) or "unusable" (it did
+            not, and the reply is no solution: a refusal, or nothing).
+        error: why there is no solution, "" if there is one.
         likelihood: mean log probability of its tokens, None if the policy does not tell.
         generated_tokens, prompt_tokens, cached_tokens, requests: as in `types.Counts`; the first
             candidate of a call has the call's prompt.
@@ -84,6 +85,11 @@ class Candidate:
     seconds: float = 0.0
 
     @property
+    def failed(self) -> bool:
+        """Whether its call failed: nobody knows what the policy would have written."""
+        return self.finish == "error"
+
+    @property
     def content(self) -> str:
         """Names the candidate with its text: what scores and grades are of."""
         return digest("content", self.id, self.text).hex()[:16]
@@ -92,7 +98,7 @@ class Candidate:
 class _Shape(Keyed):
     id: str
     text: str
-    finish: Finish
+    finish: Finish | Literal["unusable"]
     error: str
     likelihood: float | None
     generated_tokens: Count
@@ -118,7 +124,7 @@ class CandidateFile:
     def __init__(self, folder: Path, facts: Facts) -> None:
         self.run = key_of(facts)
         self.lines = KeyedLines(
-            folder / FILE_NAME, _Shape, self.run, lambda line: bool(line["error"])
+            folder / FILE_NAME, _Shape, self.run, lambda line: line["finish"] == "error"
         )
 
     def has(self, item: Item, index: int) -> bool:

@@ -72,7 +72,7 @@ class Generation:
                 for index, proposal in zip(piece.indices, proposals, strict=True)
             ]
             self.file.append(piece.item, piece.pictures, found)
-            failed = [candidate.error for candidate in found if candidate.error]
+            failed = [candidate.error for candidate in found if candidate.failed]
             self.progress(
                 Done(
                     len(found),
@@ -129,15 +129,15 @@ class Generation:
     def _candidate(
         self, piece: _Piece, index: int, proposal: Proposal, seconds: float
     ) -> Candidate:
-        failed = proposal.finish == "error"
+        lost = proposal.finish == "error"
         return Candidate(
             id=candidate_id(self.file.run, piece.item, piece.pictures, index),
             row=piece.item.row,
             index=index,
             text=normalise_text(proposal.text),
-            finish=proposal.finish,
-            error=(proposal.error or "no reason given") if failed else "",
-            likelihood=None if failed else likelihood_of(proposal.reply),
+            finish="unusable" if lost and proposal.unusable else proposal.finish,
+            error=(proposal.error or "no reason given") if lost else "",
+            likelihood=None if lost else likelihood_of(proposal.reply),
             generated_tokens=proposal.generated_tokens,
             prompt_tokens=proposal.prompt_tokens,
             cached_tokens=proposal.cached_tokens,

@@ -179,7 +179,7 @@ class GradingRun:
         for item in self.problems:
             if item.answer_type == "none":
                 continue
-            candidates = [c for c in self.candidates.of(item) if c.index < n and not c.error]
+            candidates = [c for c in self.candidates.of(item) if c.index < n and not c.failed]
             known = self.file.of(item, candidates)
             left = [c for c in candidates if not self._graded(c, known)]
             batch += [(item, candidate) for candidate in left]
@@ -197,7 +197,7 @@ class GradingRun:
 def check_graded(item: Item, candidates: list[Candidate], lines: dict[int, Line]) -> None:
     """Raise `RecordError` if a candidate has no grade."""
     for candidate in candidates:
-        if not candidate.error and candidate.index not in lines:
+        if not candidate.failed and candidate.index not in lines:
             raise RecordError(
                 f"row {item.row}, candidate {candidate.index} was not graded yet, or by another "
                 "version; run --stage grade"

@@ -9,6 +9,7 @@ from typing import Any
 from vprm_search.aggregate import AGGREGATIONS, path_score
 from vprm_search.answers import answer_classes
 from vprm_search.budget import Prices
+from vprm_search.datasets.graders import answer_said
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 from vprm_search.errors import RecordError
@@ -60,7 +61,10 @@ class RecordedRun:
         self.grader = grader or next(iter(self.graders), "")
         graded = self.folder.facts(f"{GRADER} {self.grader}")
         if graded is None:
-            raise RecordError(f"{path}: nothing was graded {grader or ''}; run --stage grade")
+            raise RecordError(
+                f"{path}: nothing was graded {f'by {grader}' if grader else 'yet'} (graders there: "
+                f"{', '.join(self.graders) or 'none'}); run --stage grade"
+            )
         self._grades = GradeFile(path, self.grader, graded)
         self.critics = {name: self.folder.facts(f"{CRITIC} {name}") or {}
                         for name in self.folder.kinds(CRITIC)}  # fmt: skip
@@ -98,7 +102,7 @@ class RecordedRun:
         files = {name: GradeFile(self.folder.path, name, told) for name, told in facts.items()}
         counts = {name: {"right": 0, "graded": 0, "agrees": 0} for name in files}
         for item in self.graded:
-            candidates = [c for c in self.candidates.of(item) if c.index < n and not c.error]
+            candidates = [c for c in self.candidates.of(item) if c.index < n and not c.failed]
             ours = self._grades.of(item, candidates)
             for name, file in files.items():
                 for index, line in file.of(item, candidates).items():
@@ -108,20 +112,28 @@ class RecordedRun:
                     counts[name]["agrees"] += index in ours and right == ours[index]["right"]
         return counts
 
-    def pools(self, n: int) -> Iterator[PooledProblem]:
-        """Yield the first `n` candidates of every problem with a published answer that has them.
+    def pools(self, n: int, *, unpublished: bool = False) -> Iterator[PooledProblem]:
+        """Yield the first `n` candidates of every problem that has them.
 
         A call that failed is a candidate without an answer. Raises `RecordError` where scores or
         grades are of other texts, or are not there.
+
+        Args:
+            n: candidates of a problem.
+            unpublished: with the problems whose answer is not published; their candidates count as
+                wrong.
         """
-        for item in self.graded:
+        for item in self.problems if unpublished else self.graded:
             if self.complete(item, n):
                 yield self._pool(item, [c for c in self.candidates.of(item) if c.index < n])
 
     def _pool(self, item: Item, candidates: list[Candidate]) -> PooledProblem:
         grades = self._grades.of(item, candidates)
-        check_graded(item, candidates, grades)
-        said = [grades[c.index]["said"] if c.index in grades else None for c in candidates]
+        if item.answer_type == "none":
+            said = [answer_said(candidate.text) for candidate in candidates]
+        else:
+            check_graded(item, candidates, grades)
+            said = [grades[c.index]["said"] if c.index in grades else None for c in candidates]
         classes = answer_classes(said, choices=item.choices)
         scores = {name: file.of(item.row) for name, file in self._scores.items()}
         pooled = []
@@ -223,7 +235,7 @@ def run_section(told: Mapping[str, Any]) -> str:
 
 def _check(file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
     if line is None:
-        if not candidate.error:
+        if not candidate.failed:
             raise RecordError(
                 f"{file.lines.path}: candidate {candidate.index} of row {candidate.row} has no "
                 "score; run --stage score"

@@ -173,7 +173,7 @@ class Scoring:
 
     def _pieces(self, n: int) -> Iterator[_Piece]:
         for item, _ in self.candidates.checked(self.problems):
-            there = [c for c in self.candidates.of(item) if c.index < n and not c.error]
+            there = [c for c in self.candidates.of(item) if c.index < n and not c.failed]
             if left := self.file.left(item.row, there):
                 yield _Piece(item, tuple(left))
 
