@@ -88,3 +88,18 @@ def test_policy_judge_and_likelihood_from_a_server(
     before = len(asked)
     assert run(*given, *judges).code == 0
     assert len(asked) == before  # nothing is asked twice
+
+
+def test_a_run_whose_calls_fail_is_no_result(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    file, out = tmp_path / "set.jsonl", tmp_path / "out"
+    file.write_text(json.dumps({"id": 1, "question": "What is 1 + 2?", "answer": "3"}) + "\n")
+    with json_server(lambda _: Reply({"error": {"message": "no such model"}}, 400)) as url:
+        ran = run("evaluate", str(file), "--out", str(out), "--n", "2", "--policy", "openai:m",
+                  "--base-url", f"{url}/v1")  # fmt: skip
+    assert ran.code == 1
+    assert "2 of 2 failed in generate" in ran.err
+    assert "no such model" in ran.err
+    assert not (out / "results.json").exists()

@@ -323,6 +323,7 @@ def run(
             )
         if Stage.grade in asked:
             run_blocking(stages.grade(models.graders(stages, grader, answer_judge)))
+        complain(stages, max_failed)
         if Stage.select in asked:
             recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():
@@ -331,7 +332,6 @@ def run(
                 write_report(stages, recorded, baseline or [])
             else:
                 tell("no problem has a published answer, so there is nothing to report")
-    complain(stages, max_failed)
 
 
 @evaluate.command()
