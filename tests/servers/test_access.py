@@ -23,6 +23,7 @@ class Door:
 
     def __init__(self, tenants: Tenants = KEYS, limit: int = 100) -> None:
         self.seen: list[bytes] = []
+        self.waited = False
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.app = AccessMiddleware(self._app, tenants=tenants, max_body_bytes=limit)
@@ -49,6 +50,7 @@ class Door:
         async def receive() -> Any:
             if waiting:
                 return waiting.pop(0)
+            self.waited = True
             await asyncio.sleep(3600)
 
         async def send(message: Any) -> None:
@@ -99,7 +101,9 @@ async def test_health_needs_no_key(path: str, root: str, status: int) -> None:
 async def test_what_is_announced_is_no_way_around_the_limit(announced: bytes) -> None:
     headers = [(b"authorization", b"Bearer a"), (b"content-length", announced)]
     assert await Door().ask([b""], headers=headers[:1]) == 200
-    assert await Door().ask([b"x" * 60, b"x" * 60], headers=headers) == 413
+    door = Door()
+    assert await door.ask([b"x" * 60, b"x" * 60], headers=headers) == 413
+    assert not door.waited  # the answer does not wait for more than the body
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(

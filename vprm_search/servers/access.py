@@ -140,19 +140,18 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         path = path_of(scope)
-        size, unread = 0, scope["type"] == "http"
+        size, incoming = 0, _Incoming(receive, more=scope["type"] == "http")
         try:
             tenant = self.admit(scope, path)
             if scope["type"] == "http":
-                body = await self._read(scope, receive)
+                body = await self._read(scope, incoming)
                 if body is None:  # the client is gone
                     return
-                size, receive, unread = len(body), replayed(body, receive), False
+                size, receive = len(body), replayed(body, receive)
                 del body  # many pictures
             await self.serve(scope, tenant, receive, send)
         except AccessError as error:
-            if unread:
-                await self._pass_over(receive)
+            await self._pass_over(incoming)
             await _refuse(scope, send, error)
         finally:
             self._held -= size
@@ -196,20 +195,30 @@ class AccessMiddleware:
                 self._held -= len(body)
         return bytes(body)
 
-    async def _pass_over(self, receive: Receive) -> None:
+    async def _pass_over(self, incoming: _Incoming) -> None:
         """Let go of the rest of a body, as much as is borne: a client in the midst of sending it
         would see a broken connection, and no answer."""
-        passed, more = 0, True
+        passed = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PASS_OVER_S):
-                while more and passed <= self._limit:
-                    message = await receive()
-                    passed += len(message.get("body", b""))
-                    more = message.get("more_body", False)
+                while incoming.more and passed <= self._limit:
+                    passed += len((await incoming()).get("body", b""))
 
     def _too_large(self) -> AccessError:
         said = f"the body is larger than {self._limit} bytes; send fewer or smaller pictures"
         return AccessError(413, said, "too_large")
+
+
+class _Incoming:
+    """What comes of a request; `more` tells whether there is more of its body to come."""
+
+    def __init__(self, receive: Receive, *, more: bool) -> None:
+        self._receive, self.more = receive, more
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.more = message.get("more_body", False)
+        return message
 
 
 def path_of(scope: Scope) -> str:
