@@ -27,7 +27,8 @@ class Cascade(BaseModel):
     the strong policy alone.
 
     The policies are given by name: `create_search_graph(policy={"draft": a, "strong": b}, …)`.
-    With a single policy a weak step is sampled once more from it.
+    With a single policy a weak step is sampled once more from it. The rest of a path that is asked
+    for at the end of a search is the draft's and is not redone.
 
     Args:
         strategy: what searches among the steps that stand. Default: a beam of one path
