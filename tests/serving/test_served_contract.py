@@ -238,15 +238,15 @@ def test_clients_that_go_away_leave_nothing_behind(prm_server: PrmServer) -> Non
             httpx.post(
                 f"{prm_server.base_url}/pooling",
                 json={"model": prm_server.model, "data": body},
-                timeout=httpx.Timeout(30, read=0.02 * (number + 1)),
+                timeout=httpx.Timeout(30, read=0.02 * (number % 6 + 1)),
             )
         except httpx.ReadTimeout:
             return "gave up"
         return "answered"
 
     with ThreadPoolExecutor(6) as pool:
-        ends = list(pool.map(give_up, range(12)))
-    assert ends.count("gave up") >= 3
+        ends = list(pool.map(give_up, range(24)))
+    assert ends.count("gave up") >= 6
     prm_server.wait_until_idle()
     end = time.monotonic() + 30
     while prm_server.post({"version": 1, "describe": True})["requests_under_way"]:
