@@ -105,8 +105,12 @@ def test_a_run_killed_ten_times_equals_an_undisturbed_one(
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-        with (folder / FILES[kills % 2]).open("ab") as file:
-            file.write(b'{"run": "cut in the mid')  # as a crash of the machine may leave it
+        cut = folder / FILES[kills % 2]
+        with cut.open("ab") as file:
+            if kills % 3:  # as a crash of the machine may leave it: within a line, or a call
+                file.write(b'{"run": "cut in the mid')
+            elif lines := cut.read_bytes().splitlines(keepends=True):
+                file.truncate(sum(map(len, lines[: -chance.randint(1, 7)])))
     work(problems, folder)
     assert contents(folder) == contents(calm)
     assert pools(problems, folder) == pools(problems, calm)

@@ -53,22 +53,27 @@ def expected(lines: list[Line]) -> dict[tuple[int, int], Line]:
 
 
 def held(file: KeyedLines) -> dict[tuple[int, int], Line]:
-    return {(row, index): {k: v for k, v in line.items() if k != "run"}
+    return {(row, index): {k: v for k, v in line.items() if k not in ("run", "left")}
             for row in (1, 2, 3) for index, line in file.of(row).items()}  # fmt: skip
 
 
 @settings(max_examples=40)  # each waits for the disk
-@given(before=LINES, after=LINES, data=st.data())
-def test_whatever_a_crash_leaves_is_whole_lines(
-    before: list[Line], after: list[Line], data: st.DataObject
+@given(calls=st.lists(LINES, max_size=3), after=LINES, data=st.data())
+def test_whatever_a_crash_leaves_is_whole_calls(
+    calls: list[list[Line]], after: list[Line], data: st.DataObject
 ) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "lines.jsonl"
-        opened(path).append(before)
-        whole = path.read_bytes() if before else b""
+        path.touch()
+        ends = {0: 0}  # of the calls in bytes: how many lines there are by then
+        for call in calls:
+            opened(path).append(call)
+            ends[path.stat().st_size] = list(ends.values())[-1] + len(call)
+        whole = path.read_bytes()
         cut = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:cut])
-        kept = before[: whole[:cut].count(b"\n")]
+        kept = [line for call in calls for line in call]
+        kept = kept[: max(lines for end, lines in ends.items() if end <= cut)]
         file = opened(path)
         assert held(file) == expected(kept)
         assert path.read_bytes() == whole[:cut]  # reading writes nothing
@@ -86,14 +91,17 @@ def test_whatever_a_crash_leaves_is_whole_lines(
     [
         (b"{}\n", "line 2: damaged"),
         (b"no json\n", "line 2: damaged"),
-        (b'{"run": "r", "row": "1", "index": 0, "error": ""}\n', "row: Input should be"),
+        (b'{"run": "r", "left": 0, "row": "1", "index": 0, "error": ""}\n', "row: Input should be"),
         (b"[" * 100_000 + b"\n", "line 2: damaged"),
-        (b'{"run": "other", "row": 1, "index": 0, "error": ""}\n', "made with other settings"),
+        (
+            b'{"run": "other", "left": 0, "row": 1, "index": 0, "error": ""}\n',
+            "made with other settings",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "lines.jsonl"
-    good = json.dumps({"run": "r", "row": 1, "index": 0, "error": ""}).encode() + b"\n"
+    good = json.dumps({"run": "r", "left": 0, "row": 1, "index": 0, "error": ""}).encode() + b"\n"
     path.write_bytes(good + line)
     with pytest.raises(RecordError, match=message):
         opened(path)
@@ -106,6 +114,21 @@ def test_files_of_one_run_may_be_joined(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert sorted(held(opened(whole))) == [(1, 0), (2, 0)]
+
+
+def test_a_joined_file_that_ends_in_the_middle_of_a_call_loses_only_its_own_last_one(
+    tmp_path: Path,
+) -> None:
+    parts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for row, part in enumerate(parts, start=1):
+        opened(part).append([{"row": row, "index": index, "error": ""} for index in range(3)])
+        part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:2]))
+    whole = tmp_path / "whole.jsonl"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    file = opened(whole)
+    assert sorted(held(file)) == [(1, 0), (1, 1)]
+    file.append([{"row": 2, "index": 0, "error": ""}])
+    assert sorted(held(opened(whole))) == [(1, 0), (1, 1), (2, 0)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Files of JSON lines that only grow, a line for each candidate of each problem.
 
-What is there is never written again. A last line that a crash cut off is left out, and taken away
-before the next one is written. Where several lines tell of one candidate the last one counts, but
+What is there is never written again. Lines of one call are written together and say how many more
+of them follow: what a crash cut off, the call's other lines included, is left out, and taken away
+before the next one is written, so that a call made again is counted as it would have been. Where several lines tell of one candidate the last one counts, but
 one that failed never takes the place of one that did not. Every line says whose run it is of, so
 files of one run that were made on several machines may be joined by `cat`, and others are refused.
 """
@@ -31,6 +32,7 @@ class Keyed(TypedDict):
     """What every line has; a file's own shape adds to it."""
 
     run: str
+    left: Count
     row: Annotated[int, Field(ge=1)]
     index: Count
 
@@ -57,7 +59,7 @@ class KeyedLines:
         self._lacking: set[tuple[int, int]] = set()
         self._end = 0
         if path.exists():
-            for place, line in self._read():
+            for place, line in self._whole():
                 self._note(line, place)
 
     def has(self, row: int, index: int) -> bool:
@@ -115,8 +117,11 @@ class KeyedLines:
         """Write lines in one piece, behind all others. Raises `OSError` that names a full disk."""
         if not lines:
             return
-        texts = [(json.dumps({"run": self.run, **line}, ensure_ascii=False, allow_nan=False) + "\n")
-                 .encode(errors="replace") for line in lines]  # fmt: skip
+        texts = [
+            (json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
+            for left, line in zip(range(len(lines))[::-1], lines, strict=True)
+            for told in ({"run": self.run, "left": left, **line},)
+        ]
         whole = b"".join(texts)
         with self.path.open("ab", buffering=0) as file:
             if file.tell() != self._end:
@@ -141,13 +146,23 @@ class KeyedLines:
             self._lacking.discard((row, index))
         self._places.setdefault(row, {})[index] = place
 
-    def _read(self) -> Iterator[tuple[int, Line]]:
+    def _whole(self) -> Iterator[tuple[int, Line]]:
+        """Yield lines with their places, without those of a last call that a crash cut off."""
+        held: list[tuple[int, Line]] = []
+        place = 0
         with self.path.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if not text.endswith(b"\n"):
-                    return  # cut by a crash
-                yield self._end, self._checked(text, f"{self.path}, line {number}")
-                self._end += len(text)
+                    return
+                line = self._checked(text, f"{self.path}, line {number}")
+                if held and line["left"] != held[-1][1]["left"] - 1:  # of a file that was joined
+                    yield from held
+                    held, self._end = [], place
+                held.append((place, line))
+                place += len(text)
+                if not line["left"]:
+                    yield from held
+                    held, self._end = [], place
 
     def _checked(self, text: bytes, where: str) -> Line:
         try:
