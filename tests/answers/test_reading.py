@@ -173,6 +173,47 @@ def test_an_answer_reads_itself_as_itself(text: str) -> None:
     assert extract_answer(again.replace("%s", reading.text)) == reading.text
 
 
+@given(
+    st.lists(st.integers(-99, 99).map(str), min_size=2, max_size=4, unique=True),
+    st.sampled_from(
+        ["Answer:\n", "**Final answers:**\n\n", "### Answer\n\n", "\u7b54\u6848\uff1a\n"]
+    ),
+    st.sampled_from(["{}. ", "{}) ", "({}) ", "**{}.** ", "- ", "* ", "\u2022 ", ""]),
+    st.sampled_from(["{}", "**{}**", "${}$", "{} cm", "x = {}."]),
+    st.sampled_from(["\n", "\n\n", "  \r\n"]),
+    st.sampled_from(["", "\n\nI hope it helps.", "\nThe first one is larger."]),
+)
+def test_a_list_of_values_is_read_whole(
+    values: list[str], mark: str, bullet: str, form: str, between: str, behind: str
+) -> None:
+    names = "pqrs"
+    items = [bullet.format(number) + form.format(value).replace("x", names[number - 1])
+             for number, value in enumerate(values, start=1)]  # fmt: skip
+    assume(bullet or form.startswith("x"))  # else it is a line and others
+    said = [form.strip("*$.").format(value).replace("x", names[number - 1])
+            for number, value in enumerate(values, start=1)]  # fmt: skip
+    if "{" in bullet:
+        said = [f"({number}) {value}" for number, value in enumerate(said, start=1)]
+    assert extract_answer(mark + between.join(items) + behind) == ", ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Answer:\n\n1. Add 2 and 3.\n2. Get 5.", None),  # a plan
+        ("Answer: 7\n\nAnswer:\n1. Count the bars.\n2. Add them.", "7"),
+        ("Answer: 1. The bar is red.", "1"),
+        ("Answer:\nx = 5\ny = 7", "x = 5, y = 7"),
+        ("Answer: x = 2 + 3\nx = 5", "x = 2 + 3"),
+        ("Answer:\n(a) 5 cm\n(b) 7 cm", "(a) 5 cm, (b) 7 cm"),
+        ("Answer:\n- Red: 5\n- Blue: 7", "Red: 5, Blue: 7"),
+        ("Answer:\n- 5\n- because 2 and 3 are 5", "5"),
+    ],
+)
+def test_what_is_a_list_and_what_is_none(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
 @given(st.sampled_from([text for text, _ in SOLUTIONS]))
 def test_a_reading_says_where_it_stood(text: str) -> None:
     reading = read_answer(text)

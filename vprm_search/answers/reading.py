@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vprm_search.answers.canonical import MAX_ANSWER_CHARS
 from vprm_search.answers.choices import written_choice
-from vprm_search.answers.trimming import answer_in, content_behind, pieces
+from vprm_search.answers.trimming import answer_in, number_before, pieces, places_behind
 from vprm_search.steps.phrases import marks_in, may_mark
 from vprm_search.steps.thinking import thinking_spans
 
@@ -423,15 +423,16 @@ def _read(
     else:
         stop = min(stop, statement.end + 4 * fmt.max_chars)
         stop = _end_of_quotation(text, statement, stop)
-        places = (content_behind(text, statement.end, max(statement.end, stop)),)
+        places = places_behind(text, statement.end, max(statement.end, stop))
         if not statement.firm and not _asserts(text, statement, places[0]):
             return None
         if statement.firm and _is_supposed(text, statement.start):
             return None
-    said = [_said(text[begin:end], statement, choices) for begin, end in places
+    said = [(begin, _said(text[begin:end], statement, choices)) for begin, end in places
             if end - begin <= 4 * fmt.max_chars]  # fmt: skip
-    said = list(dict.fromkeys(answer for answer in said if answer))
-    answer = ", ".join(said)
+    listed = [(number_before(text, begin) if len(places) > 1 else "") + answer
+              for begin, answer in said if answer]  # fmt: skip
+    answer = ", ".join(dict.fromkeys(listed))
     if not answer or len(answer) > fmt.max_chars or _is_placeholder(answer):
         return None
     alone = f"\\boxed{{{answer}}}" if statement.source == "boxed" else f"Answer: {answer}"

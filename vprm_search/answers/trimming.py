@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 
 from vprm_search.steps.phrases import LANGUAGES
 
@@ -16,16 +17,29 @@ _MAX_PASSES = 24
 
 _EMPTY_LINE = re.compile(r"[\s*_#:\uff1a]*(?:`+\w*|[-=_*~]{3,}|\\n)?[\s*_:\uff1a]*")
 _WORD = re.compile(r"[^\W_]|[$\\]")
-_BULLET = re.compile(r"\s*[-*\u2022][ \t]+(?=\S)")
+_ITEM = re.compile(
+    r"[ \t]*(?:[-*\u2022]|\*{0,2}(?:[(\uff08]?(\d{1,2}|[a-h])(?:[.)\uff09]|\.\*\*)))[ \t]+(?=\S)"
+)
+_NUMBER = re.compile(r"(?<!\w)(\d{1,2}|[a-h])[.)\uff09]\*{0,2}[ \t]+$")
+_LISTED = re.compile(  # no sentence ("Add 2 and 3.")
+    r"[\s*_`]*(?:[-+\u2212(\[{]*[\d$\\\u221a\u03c0\u221e]|[^\W\d]\w{0,14}(?: \w{1,14}){0,2}"
+    r"[*_]*\s?[=:\uff1a\u2248\u2208]|[^\W\d_]{1,14}(?:\.|(?:[ -][^\W\d_]{1,14}){0,2})[\s*_]*$)"
+    r"[^\n]{0,60}$"
+)
+_EQUATION = re.compile(r"[\s$\\(*]*([A-Za-z](?:_?\{?\w\}?)?)\s?=\s?[^=\n]{1,40}")
 _DISPLAY = {"\\[": "\\]", "$$": "$$"}
 _OPEN_DISPLAY = re.compile(r"\\\[|\$\$|\\begin\{(align|equation|gather|multline)(\*?)\}")
 
 
-def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
+Place = tuple[int, int]
+
+
+def places_behind(text: str, start: int, stop: int) -> tuple[Place, ...]:
     r"""Return where the answer stands between a mark's end and `stop`: a line, or its display.
 
     Lines without a word ("**", a rule) and lines that introduce the next one ("The total is:") are
-    passed over. Display mathematics opened on the line is taken to its end.
+    passed over. Display mathematics opened on the line is taken to its end. A list of values below
+    the mark has a place for each; there is none in a numbered list of sentences.
     """
     begin, end = start, start
     while end < stop:
@@ -39,16 +53,61 @@ def content_behind(text: str, start: int, stop: int) -> tuple[int, int]:
         if opening is not None:
             mark = _DISPLAY.get(opening[0], f"\\end{{{opening[1]}{opening[2]}}}")
             closing = text.find(mark, begin + opening.end(), stop)
-            return begin, max(end, closing + len(mark) if closing >= 0 else end)
+            return ((begin, max(end, closing + len(mark) if closing >= 0 else end)),)
         leads_in = line.rstrip(" \t\r*_").endswith((":", "\uff1a")) and _WORD.search(
             text, end, stop
         )
         if leads_in and not _TELLING.search(line[: _sentence_end(line) % len(line)]):
             end += 1
             continue
-        bullet = _BULLET.match(line) if begin > start else None  # a list of one, below its heading
-        return begin + (bullet.end() if bullet else 0), end
-    return stop, stop
+        return _list_at(text, begin, stop)
+    return ((stop, stop),)
+
+
+def number_before(text: str, begin: int) -> str:
+    """Return the number or letter of the list's item at `begin`, as in "(1) 5", else ""."""
+    item = _NUMBER.search(text[max(0, begin - 10) : begin])
+    return f"({item[1]}) " if item else ""
+
+
+def _list_at(text: str, begin: int, stop: int) -> tuple[Place, ...]:
+    """Return the places of the values in the list whose first line begins at `begin`.
+
+    Its lines have bullets, numbers or letters from the first one on, or are equations of different
+    names. What is no list is one line.
+    """
+    places: list[Place] = []
+    marks: list[str] = []
+    end = begin
+    while end < stop:
+        at, found = end, text.find("\n", end, stop)
+        end = stop if found < 0 else found
+        mark, inner = _list_mark(text[at:end])
+        if mark:
+            if not marks and mark.isalnum() and mark not in "1a":
+                break
+            if marks and ((mark in marks and mark != "-") or ("=" in mark) != ("=" in marks[0])):
+                break
+            marks.append(mark)
+            places.append((at + inner, end))
+        elif text[at:end].strip():
+            break
+        end += 1
+    if len(places) < 2 and (
+        marks != ["-"] or text[begin - 1] != "\n"
+    ):  # "1. The red bar", a choice
+        found = text.find("\n", begin, stop)
+        return ((begin, stop if found < 0 else found),)
+    values = tuple(takewhile(lambda place: _LISTED.match(text[slice(*place)]), places))
+    return values or (tuple(places[:1]) if "-" in marks else ((stop, stop),))
+
+
+def _list_mark(line: str) -> tuple[str, int]:
+    """Return what marks a list's line ("-", "1", "a", "x =", or "") and where its value begins."""
+    if item := _ITEM.match(line):
+        return item[1] or "-", item.end()
+    equation = _EQUATION.fullmatch(line.rstrip(" .,;*$)\\"))
+    return (f"{equation[1]} =" if equation else ""), 0
 
 
 # --- the pieces of an answer ---------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 What is there is never written again. Lines of one call are written together and say how many more
 of them follow: what a crash cut off, the call's other lines included, is left out, and taken away
-before the next one is written, so that a call made again is counted as it would have been. Where several lines tell of one candidate the last one counts, but
-one that failed never takes the place of one that did not. Every line says whose run it is of, so
-files of one run that were made on several machines may be joined by `cat`, and others are refused.
+before the next one is written, so that a call made again is counted as it would have been. Where
+several lines tell of one candidate the last one counts, but one that failed never takes the place
+of one that did not. Every line says whose run it is of, so files of one run that were made on
+several machines may be joined by `cat`, and others are refused.
 """
 
 from __future__ import annotations
