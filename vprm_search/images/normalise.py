@@ -187,7 +187,8 @@ def _opened(data: bytes, name: str = "image") -> Iterator[Image.Image]:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name} has too many pixels; shrink it first") from None
+        most = ImageLimits().max_pixels
+        raise ImageError(f"{name} has too many pixels (at most {most}); shrink it first") from None
     except Exception:  # decoders raise many kinds, and their texts are not for our messages
         raise ImageError(_refusal(data, name)) from None
     with image:
