@@ -11,18 +11,27 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from langsmith import Client
-from langsmith.run_helpers import tracing_context
 
 from tests.graph.fakes import noisy_png
-from tests.graph.test_traces import LARGE, Collector, data_uri, images_of, pictures_in, traced
+from tests.graph.test_traces import (
+    LARGE,
+    PNG,
+    Collector,
+    data_uri,
+    images_of,
+    pictures_in,
+    traced,
+    traced_by_opentelemetry,
+)
 from vprm_search import BeamSearch, ProcessRewardMiddleware, create_agent_search
-from vprm_search.images import image_message
+from vprm_search.graph import without_pictures
+from vprm_search.images import ImageIntake, image_message
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.testing import ChatCall, ScriptedChatModel, ScriptedScorer
 
@@ -57,8 +66,8 @@ def parts() -> tuple[ScriptedChatModel, Any]:
     return model, search
 
 
-def question() -> dict[str, Any]:
-    return {"messages": [image_message("How many?", LARGE)]}
+def question(png: bytes = LARGE) -> dict[str, Any]:
+    return {"messages": [image_message("How many?", png)]}
 
 
 def saw_all(model: ScriptedChatModel) -> bool:
@@ -133,24 +142,30 @@ async def test_an_agent_search_sends_no_picture_to_langsmith(mode: str) -> None:
 
 
 async def test_opentelemetry_gets_no_picture_either() -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    spans, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    client = Client(tracing_mode="otel", otel_tracer_provider=provider, api_key="lsv2_pt_none")
     _, search = parts()
-    with tracing_context(enabled=True, client=client):
+    with traced_by_opentelemetry() as spans:
         await search.compile().ainvoke(question())
-    client.flush()
-    client.close()
-    told = [
-        json.dumps(dict(span.attributes or {}), default=str) for span in spans.get_finished_spans()
-    ]
+    told = [text for _, text in spans]
     assert len(told) > 30
     assert pictures_in("".join(told), LARGE) == 0
     assert sum(map(len, told)) < 1.2 * len(LARGE)
+
+
+def copies(text: str) -> int:
+    """Count the copies of the question's picture, and of no other."""
+    return text.count(base64.b64encode(PNG).decode()[3000:3200])
+
+
+def names(collector: Collector) -> set[str]:
+    """Return the names of the runs whose inputs or outputs hold the question's picture."""
+    named: dict[str, str] = {}
+    shown: set[str] = set()
+    for run, field, data in collector.parts():
+        if not field:
+            named[run] = data.get("name") or named[run]
+        elif copies(json.dumps(data)):
+            shown.add(run)
+    return {named[run] for run in shown}
 
 
 @pytest.mark.parametrize("mode", ["invoke", "ainvoke"])
@@ -159,13 +174,63 @@ async def test_the_candidates_of_a_middleware_send_no_picture(mode: str) -> None
         agent = create_agent(ScriptedChatModel(look), [crop], **options)
         with traced() as collector:
             if mode == "invoke":
-                agent.invoke(question())
+                agent.invoke(question(PNG))
             else:
-                await agent.ainvoke(question())
+                await agent.ainvoke(question(PNG))
         return collector
 
     alone = await told()
     chosen = await told(middleware=[ProcessRewardMiddleware(SCORER, n=4)])
     assert len(chosen.fields()) > len(alone.fields())
     # the agent's own nodes are LangChain's, and traced with their state
-    assert pictures_in(chosen.text, LARGE) <= pictures_in(alone.text, LARGE)
+    assert names(alone) == {"LangGraph", "model", "ScriptedChatModel"}
+    assert names(chosen) == {"LangGraph", "model"}
+
+
+def once(request: Any) -> bool:
+    return not any(isinstance(message, ToolMessage) for message in request.messages)
+
+
+@pytest.mark.parametrize(("mode", "when"), [("invoke", once), ("ainvoke", None)])
+async def test_an_agent_whose_pictures_are_moved_out_sends_none(mode: str, when: Any) -> None:
+    store = MemoryImageStore()
+    chooser = ProcessRewardMiddleware(SCORER, n=4, when=when, image_store=store)
+    model = ScriptedChatModel(look)
+    agent: Any = create_agent(model, [crop], middleware=[chooser], checkpointer=InMemorySaver())
+    light = ImageIntake(store).lighten(question(PNG))
+    with traced() as collector:
+        if mode == "invoke":
+            state = agent.invoke(light, THREAD)
+        else:
+            state = await agent.ainvoke(light, THREAD)
+    assert state["vprm_verdicts"][0]["outcome"] == "scored"
+    assert saw_all(model)
+    assert copies(collector.text) == copies(repr(state)) == 0
+    assert "vprm-image://" in repr(state)
+
+
+@pytest.mark.parametrize("to", ["langsmith", "opentelemetry"])
+def test_a_client_with_our_rule_sends_no_picture_of_anybodys_run(to: str) -> None:
+    def run() -> None:
+        model = ScriptedChatModel(look)
+        chooser = ProcessRewardMiddleware(SCORER, n=2)
+        create_agent(model, [crop], middleware=[chooser]).invoke(question(PNG))
+        prompt = ChatPromptTemplate.from_messages([("placeholder", "{said}")])
+        (prompt | model).invoke({"said": question(PNG)["messages"]})
+        url = {"url": data_uri(PNG)}
+        said = [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]
+        (prompt | model).invoke({"said": said})
+
+    rule = {"anonymizer": without_pictures}
+    if to == "langsmith":
+        with traced(**rule) as collector:
+            run()
+        assert len(collector.parts()) > 50
+        text = collector.text
+    else:
+        with traced_by_opentelemetry(**rule) as spans:
+            run()
+        assert len(spans) > 20
+        text = "".join(told for _, told in spans)
+    assert pictures_in(text) == 0  # nor of any other PNG
+    assert "vprm-image://" in text

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langgraph.checkpoint.memory import InMemorySaver
+from langsmith.run_helpers import tracing_context
 
 from tests.graph.fakes import HashChatModel, HashScorer
 from vprm_search.graph import search_done, tree_of_state
@@ -26,18 +28,22 @@ def test_the_code_of_the_page_runs_and_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     given: dict[str, Any] = {
+        "agent": create_agent(HashChatModel(), []),
+        "tools": [],
         "model": HashChatModel(),
         "prm": Named(),
         "saver": InMemorySaver(),
         "config": {"configurable": {"thread_id": "first"}},
         "question": {"messages": [("human", "What is 6 x 7?")]},
     }
-    exec(compile("\n".join(blocks), "docs/durable.md", "exec"), given)
+    with tracing_context(enabled=False):  # nobody listens
+        exec(compile("\n".join(blocks), "docs/durable.md", "exec"), given)
     assert (tmp_path / "scores.sqlite").exists()
     state = given["state"]
     assert search_done(state)
     assert tree_of_state(state)[given["worst"]].cause == "review"
     assert given["part"][0] == "values"
+    assert given["seen"]["vprm_verdicts"][0]["outcome"] == "scored"
 
 
 def test_the_page_names_every_kind_of_event() -> None:

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
+from langgraph.types import Command, Send
 from langsmith import Client
 from langsmith.run_helpers import tracing_context
 from pydantic import Field
@@ -22,7 +26,7 @@ from pydantic import Field
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
 from tests.json_server import Asked, Reply, json_server
 from vprm_search.chat.tracing import pictures_aside, without_pictures_in_traces
-from vprm_search.graph import create_search_graph, tree_of_state
+from vprm_search.graph import create_search_graph, tree_of_state, without_pictures
 from vprm_search.images import image_message
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.scoring.judge_scorer import JudgeScorer
@@ -66,26 +70,51 @@ class Collector:
     def text(self) -> str:
         return b"".join(self.bodies).decode()
 
-    def fields(self) -> list[tuple[str, Any]]:
-        """Return the parts of all runs: (name of the part, its JSON)."""
+    def parts(self) -> list[tuple[str, str, Any]]:
+        """Return the parts of all runs: (id of the run, name of the part or "", its JSON)."""
         found = []
         for body in self.bodies:
             for part in body.split(b"Content-Disposition: form-data; name=")[1:]:
                 head, _, data = part.partition(b"\r\n\r\n")
-                name = head.split(b'"')[1].decode().partition(".")[2].partition(".")[2]
-                found.append((name, json.loads(data.rpartition(b"\r\n--")[0] or data)))
+                run, _, name = head.split(b'"')[1].decode().partition(".")[2].partition(".")
+                found.append((run, name, json.loads(data.rpartition(b"\r\n--")[0] or data)))
         return found
+
+    def fields(self) -> list[tuple[str, Any]]:
+        """Return the parts of all runs: (name of the part, its JSON)."""
+        return [(name, data) for _, name, data in self.parts()]
 
 
 @contextmanager
-def traced() -> Iterator[Collector]:
+def traced(**options: Any) -> Iterator[Collector]:
     collector = Collector()
     with json_server(collector.rule) as address:
-        client = Client(api_url=address, api_key="lsv2_pt_none")
+        client = Client(api_url=address, api_key="lsv2_pt_none", **options)
         with tracing_context(enabled=True, client=client):
             yield collector
         client.flush()
         client.close()
+
+
+@contextmanager
+def traced_by_opentelemetry(**options: Any) -> Iterator[list[tuple[str, str]]]:
+    """Give the spans' (name, attributes), once the block has ended."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    client = Client(
+        tracing_mode="otel", otel_tracer_provider=provider, api_key="lsv2_pt_none", **options
+    )
+    told: list[tuple[str, str]] = []
+    with tracing_context(enabled=True, client=client):
+        yield told
+    client.flush()
+    client.close()
+    for span in spans.get_finished_spans():
+        told.append((span.name, json.dumps(dict(span.attributes or {}), default=str)))
 
 
 def pictures_in(text: str, png: bytes = PNG) -> int:
@@ -140,21 +169,11 @@ def test_the_trace_grows_with_the_search_and_not_with_its_square() -> None:
 
 
 async def test_opentelemetry_gets_no_picture() -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    spans, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    client = Client(tracing_mode="otel", otel_tracer_provider=provider, api_key="lsv2_pt_none")
     policy = HashChatModel(max_steps=14)
-    with tracing_context(enabled=True, client=client):
+    with traced_by_opentelemetry() as spans:
         await app(policy=policy).ainvoke(asked(png=LARGE))
-    client.flush()
-    client.close()
-    found = spans.get_finished_spans()
-    told = [json.dumps(dict(span.attributes or {}), default=str) for span in found]
-    assert len([span for span in found if span.name == "propose"]) > 30
+    told = [text for _, text in spans]
+    assert len([name for name, _ in spans if name == "propose"]) > 30
     assert sum(map(len, told)) < 1.2 * len(LARGE)
     assert pictures_in("".join(told), LARGE) == 0
     assert any("gen_ai.prompt" in text and "vprm-image://" in text for text in told)
@@ -227,6 +246,44 @@ def test_no_key_is_in_a_trace() -> None:
     assert pictures_in(collector.text) == 0
 
 
+# --- a rule for tracers of runs that are not ours ------------------------------------------------
+
+SMALL = noisy_png(16)
+ENCODED = base64.b64encode(SMALL).decode()
+SHAPES: list[Any] = [
+    {"type": "image", "base64": ENCODED, "mime_type": "image/png"},
+    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{ENCODED}"}},
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ENCODED}},
+    {"inline_data": {"mime_type": "image/png", "data": ENCODED}},
+    f"![chart](data:image/gif;base64,{ENCODED})",
+    ENCODED,
+    HumanMessage([{"type": "image", "base64": ENCODED, "mime_type": "image/png"}]),
+    HumanMessage(f"see {ENCODED}"),
+    ToolMessage("done", tool_call_id="1", artifact={"shown": f"data:image/png;base64,{ENCODED}"}),
+    ChatPromptValue(messages=[image_message("How many?", SMALL)]),
+    Command(update={"messages": [image_message("How many?", SMALL)]}),
+    Send("node", {"picture": ENCODED}),
+]
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.text() | st.just({"type": "text", "text": "a"})
+)
+
+
+@given(
+    st.recursive(
+        st.sampled_from(SHAPES) | PLAIN,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=8,
+    )
+)
+def test_the_rule_leaves_no_picture_and_all_else(told: Any) -> None:
+    light = without_pictures(told)
+    assert ENCODED[100:200] not in repr(light)
+    if ENCODED[100:200] not in repr(told):
+        assert light == told
+    assert without_pictures(light) == light
+
+
 # --- the view of a model -------------------------------------------------------------------------
 
 
@@ -272,8 +329,8 @@ async def test_the_view_is_the_model_and_only_it_takes_references() -> None:
         await view.ainvoke(light)
         assert len({block["url"] for block in images_of(light)}) == 3
     assert model.count == view.count == 2
-    for given, _ in model.seen:
-        assert given == messages
+    for shown, _ in model.seen:
+        assert shown == messages
     with pictures_aside(model, messages) as whole:
         assert whole is messages
 

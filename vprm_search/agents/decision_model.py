@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, convert_to_messages
+from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, SkipValidation
 
 from vprm_search.agents.turns import StepOf, steps_so_far, turn_as_step
 from vprm_search.errors import InputError, MissingDependencyError, ScorerError
+from vprm_search.graph.light_tracers import light_config
 from vprm_search.graph.questions import read_problem_and_images
 from vprm_search.graph.session import run_blocking
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.types import ScoreRequest, StepScorer
 
 try:
-    from langchain_core.decisions import BaseDecisionModel, ClassifierResponse
+    from langchain_core.decisions import BaseDecisionModel, ClassifierRequest, ClassifierResponse
 except ImportError as error:
     raise MissingDependencyError("langchain-core 1.8 or newer", "agents") from error
 
@@ -48,6 +51,18 @@ class VPRMDecisionModel(BaseDecisionModel):
     image_store: SkipValidation[ImageStore | None] = None
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def invoke(
+        self, input: ClassifierRequest, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ClassifierResponse:
+        """Answer the questions of a request about its state."""
+        return super().invoke(input, light_config(CallbackManager, config), **kwargs)
+
+    async def ainvoke(
+        self, input: ClassifierRequest, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> ClassifierResponse:
+        """Do what `invoke` does."""
+        return await super().ainvoke(input, light_config(AsyncCallbackManager, config), **kwargs)
 
     @property
     def _provider(self) -> str:

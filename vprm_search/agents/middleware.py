@@ -32,11 +32,13 @@ from vprm_search.agents.turns import StepOf, feedback_turn, steps_so_far, turn_a
 from vprm_search.aggregate import aggregation
 from vprm_search.chat.failures import explain
 from vprm_search.errors import ConfigError, InputError, NoAnswerError, ScorerError
+from vprm_search.graph.light_tracers import untraced_pictures
 from vprm_search.graph.nodes import unstreamed
 from vprm_search.graph.parts import check_part
 from vprm_search.graph.questions import read_problem_and_images
 from vprm_search.graph.session import run_blocking
 from vprm_search.graph.verdict import feedback_on, weigh
+from vprm_search.images.messages import restore_images
 from vprm_search.images.store import ImageStore
 from vprm_search.steps import split_solution
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
@@ -86,7 +88,8 @@ class ProcessRewardMiddleware(AgentMiddleware[RewardedState, Any, Any]):
             "interrupt": a person answers "accept", "retry", or `{"answer": text}`. Default: "best".
         aggregate: how the scores of a message's steps make its score. Default: "mean".
         step_of: writes a turn as text. Default: `turn_as_step`.
-        image_store: where references to pictures are looked up. Default: None, there are none.
+        image_store: where references to pictures (`ImageIntake`) are looked up, for the reward
+            model and for the agent's own. Default: None, there are none.
         name: the middleware's name; two in one agent need two names.
 
     Raises:
@@ -140,10 +143,11 @@ class ProcessRewardMiddleware(AgentMiddleware[RewardedState, Any, Any]):
     ) -> Any:
         """Sample, score and choose at one model call. Raises what all candidates raise."""
         if self.when is not None and not self.when(request):
-            return handler(request)
+            with untraced_pictures():
+                return handler(self._shown(request))
         tries = _Tries(self, request)
         while tries.go_on:
-            tries.take(self._sample(tries.request, handler))
+            tries.take(self._sample(self._shown(tries.request), handler))
             tries.weigh(run_blocking(tries.scores()))
         return tries.response()
 
@@ -154,14 +158,22 @@ class ProcessRewardMiddleware(AgentMiddleware[RewardedState, Any, Any]):
     ) -> Any:
         """Do what `wrap_model_call` does, the candidates side by side in one event loop."""
         if self.when is not None and not self.when(request):
-            return await handler(request)
+            with untraced_pictures():
+                return await handler(await asyncio.to_thread(self._shown, request))
         tries = _Tries(self, request)
         while tries.go_on:
+            shown = await asyncio.to_thread(self._shown, tries.request)
             with unstreamed():
-                asked = [handler(tries.request) for _ in range(self.n)]
+                asked = [handler(shown) for _ in range(self.n)]
                 tries.take(await asyncio.gather(*asked, return_exceptions=True))
             tries.weigh(await tries.scores())
         return tries.response()
+
+    def _shown(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """Return a request as the agent's model is to see it: with pictures for references."""
+        if self.image_store is None:
+            return request
+        return request.override(messages=restore_images(request.messages, self.image_store))
 
     def _sample(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vprm_search.graph.light_tracers import without_pictures
     from vprm_search.graph.review import Review
     from vprm_search.graph.run import SearchRun, arun_search, run_jobs, run_search
     from vprm_search.graph.search_graph import (
@@ -37,6 +38,7 @@ _HOMES = {
     "run_search": "run",
     "search_done": "state",
     "tree_of_state": "state",
+    "without_pictures": "light_tracers",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "run_search",
     "search_done",
     "tree_of_state",
+    "without_pictures",
 ]
 
 

@@ -15,26 +15,21 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from typing import Any
-from uuid import uuid4
 
 from langchain_core.callbacks import (
-    AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
-    CallbackManager,
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import (
     Runnable,
-    RunnableConfig,
     RunnableParallel,
     RunnableSequence,
 )
-from langchain_core.runnables.config import ensure_config
 from pydantic import ConfigDict, PrivateAttr
 
 from vprm_search.answers import extract_answer
@@ -53,13 +48,14 @@ from vprm_search.guided.messages import (
     progress_piece,
     with_progress,
 )
-from vprm_search.guided.model_run import ModelRun, as_stream_run, stream_run
+from vprm_search.guided.model_run import ModelRun, stream_run
 from vprm_search.guided.policies import (
     bound_arguments,
     cache_name,
     chat_model_of,
     first_policy,
 )
+from vprm_search.guided.traced_model import TracedChatModel
 from vprm_search.guided.turns import (
     KeptReplies,
     Turn,
@@ -75,7 +71,7 @@ _NOT_FOR_POLICIES = ("stream", "n")
 _KEPT_POLICIES = 16
 
 
-class GuidedChatModel(BaseChatModel):
+class GuidedChatModel(TracedChatModel):
     """A chat model whose every answer is found by a search: `prompt | guided | parser`.
 
     Each call is one search: the policy proposes candidates, the reward model scores their steps,
@@ -182,22 +178,6 @@ class GuidedChatModel(BaseChatModel):
 
     def _resolve_model_profile(self) -> Any:
         return getattr(chat_model_of(self.policy), "profile", None)
-
-    def _should_stream(
-        self,
-        *,
-        async_api: bool,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> bool:
-        """Return whether LangChain is to call `_stream`: not where a run could be lost by it.
-
-        Within `invoke` it would call it without the run. There the answer is given to handlers in
-        pieces by `_generate`, which returns all candidates besides.
-        """
-        if run_manager is not None:
-            return False
-        return super()._should_stream(async_api=async_api, **kwargs)
 
     # --- tools and structured output ---
 
@@ -326,56 +306,6 @@ class GuidedChatModel(BaseChatModel):
                 else:
                     for piece in pieces_of(item[0], run.message_id):
                         yield piece
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """Stream the answer of the search; candidates are runs below the model's own."""
-        config, run = self._with_run(config, CallbackManager)
-        chunks = super().stream(input, config, stop=stop, **kwargs)
-        with as_stream_run(run):
-            first = next(chunks, None)
-        if first is not None:
-            yield first
-            yield from chunks
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """Stream the answer of the search; candidates are runs below the model's own."""
-        config, run = self._with_run(config, AsyncCallbackManager)
-        chunks = super().astream(input, config, stop=stop, **kwargs)
-        with as_stream_run(run):
-            first = await anext(chunks, None)
-        if first is not None:
-            yield first
-            async for chunk in chunks:
-                yield chunk
-
-    def _with_run(
-        self, config: RunnableConfig | None, manager: type[CallbackManager | AsyncCallbackManager]
-    ) -> tuple[RunnableConfig, ModelRun]:
-        """Return a config that says which run a call of `stream` will be, and that run."""
-        config = ensure_config(config)
-        run_id = config.get("run_id") or uuid4()
-        handlers = manager.configure(
-            config.get("callbacks"),
-            self.callbacks,
-            inheritable_tags=config.get("tags"),
-            inheritable_metadata=config.get("metadata"),
-        )
-        told = RunnableConfig(**{**config, "run_id": run_id, "callbacks": handlers})
-        return told, ModelRun.of(handlers, run_id)
 
     # --- the search ---
 
