@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
 from rich.console import Console
 
@@ -14,6 +17,7 @@ from vprm_search.images.store import MemoryImageStore
 from vprm_search.report.progress import SearchProgress
 from vprm_search.search import BeamSearch, Pruning
 
+ROOT = Path(__file__).parents[2]
 OPTIONS: Any = {
     "policy": HashChatModel(),
     "scorer": HashScorer(),
@@ -61,3 +65,36 @@ def test_words_of_a_model_cannot_draw() -> None:
         progress({"event": "other"})
     assert "[31m[red]3" in out.getvalue()
     assert "\x1b[31m" not in out.getvalue()
+
+
+CELLS = [
+    """
+from tests.report.test_progress import *
+with SearchProgress() as progress:
+    run = run_search(QUESTION, on_event=progress, **OPTIONS)
+print(run.result.answer)
+""",
+    """
+graph = create_search_graph(**OPTIONS, image_store=MemoryImageStore()).compile()
+with SearchProgress() as progress:
+    parts = [p async for p in graph.astream(asked(), stream_mode=["custom", "values"])]
+    for part in progress.watch(parts):
+        pass
+""",
+]
+
+
+@pytest.mark.slow
+def test_a_notebook_keeps_one_bar_a_cell_in_its_last_state() -> None:
+    """In a kernel of its own, without ipywidgets."""
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    tree = run_search(QUESTION, **OPTIONS).tree
+    for cell in notebook.cells:
+        bar, *others = cell.outputs
+        assert bar.output_type == "display_data"
+        for kind in ("text/plain", "text/html"):
+            assert f"round {tree.rounds} · {len(tree) - 1} steps" in bar.data[kind]
+            assert " · answer " in bar.data[kind]
+        assert [other.get("name") for other in others] in ([], ["stdout"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Self, TypeVar
 
@@ -13,6 +14,7 @@ from vprm_search.graph.events import Event, search_event
 from vprm_search.report.view import printable
 
 Part = TypeVar("Part")
+_REDRAWN_S = 0.1
 
 
 class SearchProgress:
@@ -28,8 +30,8 @@ class SearchProgress:
             for part in progress.watch(graph.stream(question, stream_mode="custom")):
                 ...
 
-    A notebook shows it in place, too (rich needs ipywidgets there). Where there is neither a
-    terminal nor a notebook, the last state is printed at the end.
+    A notebook shows it in place, too, and keeps the last state. Where there is neither a terminal
+    nor a notebook, that is printed at the end.
 
     Args:
         candidates: how many steps a search may have at most, if that is known
@@ -48,15 +50,22 @@ class SearchProgress:
         )
         self._lock = threading.Lock()
         self._told: dict[str, _Told] = {}
+        self._output: _NotebookOutput | None = None
 
     def __enter__(self) -> Self:
         """Begin to draw."""
-        self._progress.start()
+        if self._progress.console.is_jupyter:
+            self._output = _NotebookOutput(self._progress)
+        else:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Draw the last state, and stop."""
-        self._progress.stop()
+        if self._output is None:
+            self._progress.stop()
+        else:
+            self._output.draw()
 
     def __call__(self, event: Event) -> None:
         """Take one event: what `on_event` is given, or any part of a stream."""
@@ -75,12 +84,33 @@ class SearchProgress:
                 self._progress.update(known.task, total=known.steps or 1)
                 done = known.steps or 1
             self._progress.update(known.task, description=str(known), completed=done)
+            if self._output is not None and self._output.is_old:
+                self._output.draw()
 
     def watch(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield what a stream yields, and show its searches."""
         for part in parts:
             self(part)  # type: ignore[arg-type]
             yield part
+
+
+class _NotebookOutput:
+    """What a cell shows of a progress bar; rich's own way to change it needs ipywidgets."""
+
+    def __init__(self, progress: Progress) -> None:
+        from IPython.display import DisplayHandle
+
+        self._progress, self._handle = progress, DisplayHandle()
+        self._handle.display(progress)
+        self._drawn = time.monotonic()
+
+    @property
+    def is_old(self) -> bool:
+        return time.monotonic() - self._drawn > _REDRAWN_S
+
+    def draw(self) -> None:
+        self._handle.update(self._progress)
+        self._drawn = time.monotonic()
 
 
 class _Told:
