@@ -150,7 +150,7 @@ class Asked:
     async def ask(self, tenant: str, data: Any, **more: Any) -> None:
         raw = json.dumps({"model": "m", "data": data, **more}).encode()
         async with self.intake.prepared(raw, tenant, others=False) as stand_in:
-            body = json.loads(stand_in)
+            body = json.loads(stand_in.body)
             assert body["model"] == "m"
             assert self.intake.take(body["data"]) is self.intake.take(body["data"])
         with pytest.raises(load("shared.scoring.vllm.contract").RequestError):
@@ -178,7 +178,7 @@ async def test_what_is_refused_on_the_way_in_leaves_nothing() -> None:
             await asked.ask("", data, **more)
     others = asked.intake.prepared(b'{"messages": []}', "", others=True)
     async with others as passed_on:
-        assert passed_on == b'{"messages": []}'
+        assert passed_on.body == b'{"messages": []}'
     assert asked.known == []
 
 
@@ -295,3 +295,80 @@ async def test_the_door_of_the_served_model(
     assert sent[0]["status"] == status
     named = (b"vprm-search-server", b"ours") in sent[0]["headers"]
     assert named == (path == "/health")
+
+
+def answer_of(status: int, text: bytes) -> list[dict[str, Any]]:
+    """Return the messages of a reply, its body in two pieces."""
+    return [
+        {"type": "http.response.start", "status": status, "headers": []},
+        {"type": "http.response.body", "body": text[:9], "more_body": True},
+        {"type": "http.response.body", "body": text[9:]},
+    ]
+
+
+RIGHT = answer_of(200, b'{"data": "scores"}')
+LOST = answer_of(503, b'{"error": {"message": "Multi-modal processor cache miss."}}')
+BUSY = answer_of(503, b'{"error": {"message": "The engine is currently busy."}}')
+
+
+@pytest.mark.parametrize(
+    ("answers", "pictures", "seen"),
+    [
+        ([RIGHT], 1, RIGHT),
+        ([LOST, RIGHT], 1, RIGHT),
+        ([LOST, RIGHT], 2, RIGHT),
+        ([LOST, BUSY], 1, BUSY),
+        ([LOST, LOST], 1, LOST),  # no third time: a server that cannot do it says so
+        ([BUSY], 1, BUSY),
+        ([LOST], 0, LOST),  # no picture, nothing to send again
+    ],
+)
+async def test_a_picture_that_the_engine_lacks_is_sent_again_under_another_name(
+    answers: list[Any], pictures: int, seen: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("VLLM_API_KEY", "VPRM_SEARCH_VLLM_TENANTS", "VPRM_SEARCH_VLLM_LIMITS"):
+        monkeypatch.delenv(variable, raising=False)
+    intake, contract = load("intake"), load("shared.scoring.vllm.contract")
+    shown = {"multi_modal_uuids": {"image": [f"picture {n}" for n in range(pictures)]}}
+    prompts = tuple({"prompt_token_ids": [n], **(shown if pictures else {})} for n in range(3))
+
+    def plan(body: Any, tenant: str, known: Any) -> Any:
+        return intake.PreparedRequest(load("scoring_requests").RequestPlan(), prompts)
+
+    kept = intake.RequestIntake(contract.Limits(), 1, plan)
+    monkeypatch.setattr(intake, "_intake", kept)
+    asked: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert "route" not in scope
+        scope["route"] = "vLLM's"
+        asked.append(kept.take(json.loads((await receive())["body"])["data"]))
+        assert await receive() == {"type": "http.disconnect"}
+        for message in answers[len(asked) - 1]:
+            await send(message)
+
+    raw = json.dumps({"data": scoring_body("q", (), [["s"]])}).encode()
+    coming = [{"type": "http.disconnect"}] * 2 + [{"type": "http.request", "body": raw}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return coming.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "path": "/pooling", "method": "POST", "headers": headers}
+    await load("access_middleware").AccessMiddleware(app)(scope, receive, send)
+    assert sent == seen
+    assert len(asked) == len(answers)
+    assert asked[0].prompts == prompts
+    names = [
+        {tuple(p["multi_modal_uuids"]["image"]) for p in request.prompts}
+        for request in asked
+        if pictures
+    ]
+    assert all(len(found) == 1 for found in names)  # one picture's name in all prompts
+    assert len(set.union(set(), *names)) == len(names)  # and never again
+    for request in asked:
+        assert [p["prompt_token_ids"] for p in request.prompts] == [[0], [1], [2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import socket
 import threading
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -229,29 +229,54 @@ def test_one_path_that_is_too_long_costs_only_itself(
     assert list(only["failures"]) == ["0"]
 
 
-def test_clients_that_go_away_leave_nothing_behind(prm_server: PrmServer) -> None:
-    def give_up(number: int) -> str:
-        text = f"{number} " * 100
+def leave_after(server: PrmServer, body: dict[str, Any], seconds: float) -> None:
+    """Send a request and go away without having read a byte of its answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.options.port)
+    text = json.dumps({"model": server.model, "data": body})
+    connection.request("POST", "/pooling", text, {"content-type": "application/json"})
+    time.sleep(seconds)
+    connection.close()
+
+
+def test_clients_that_go_away_leave_nothing_behind(
+    prm_server: PrmServer, in_process: TransformersScorer
+) -> None:
+    """They leave at all times, from before their request is read to after it is answered.
+
+    Two at a time send a new picture each; whoever asks about it next, another client's leaving
+    still under way, gets the right scores.
+    """
+    clients = 24
+    rounds = [world_round(400 + number, paths=3) for number in range(clients // 2)]
+
+    def asked(number: int) -> list[list[float]]:
+        about = rounds[number]
+        body = scoring_body(about.question, about.images, about.paths, use_prefix_cache=False)
+        scores: list[list[float]] = prm_server.post(body)["scores"]
+        return scores
+
+    def leave_and_ask(client: int) -> list[list[float]]:
+        text = f"{client} " * 100
         paths = [[f"{text}{path}"] for path in range(64)]
-        body = scoring_body("q", ROUND.images, paths, cache_salt=f"gone {number}")
-        try:
-            httpx.post(
-                f"{prm_server.base_url}/pooling",
-                json={"model": prm_server.model, "data": body},
-                timeout=httpx.Timeout(30, read=0.02 * (number % 6 + 1)),
-            )
-        except httpx.ReadTimeout:
-            return "gave up"
-        return "answered"
+        body = scoring_body("q", rounds[client // 2].images, paths, cache_salt=f"gone {client}")
+        leave_after(prm_server, body, 0.001 * 1000 ** (client / (clients - 1)))  # 1 ms to 1 s
+        return asked(client // 2)
 
     with ThreadPoolExecutor(6) as pool:
-        ends = list(pool.map(give_up, range(24)))
-    assert ends.count("gave up") >= 6
+        found = list(pool.map(leave_and_ask, range(clients)))
     prm_server.wait_until_idle()
     end = time.monotonic() + 30
     while prm_server.post({"version": 1, "describe": True})["requests_under_way"]:
         assert time.monotonic() < end
         time.sleep(0.2)
+    assert prm_server.metrics()["kv_cache_usage_perc"] == 0
+    for number, about in enumerate(rounds):
+        expected = [[s.value for s in r.scores] for r in in_process.score_sync(about.requests())]
+        later = asked(number)
+        for path, values in enumerate(expected):
+            assert later[path] == pytest.approx(values, rel=0, abs=1e-5)
+            for client in (2 * number, 2 * number + 1):
+                assert found[client][path] == pytest.approx(later[path], rel=0, abs=1e-6)
 
 
 def test_no_url_is_ever_fetched(prm_server: PrmServer) -> None:

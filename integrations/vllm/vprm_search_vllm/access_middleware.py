@@ -23,6 +23,9 @@ ALL_ROUTES_VARIABLE = "VPRM_SEARCH_VLLM_ALL_ROUTES"
 SERVER_VARIABLE = "VPRM_SEARCH_VLLM_SERVER"
 SERVER_HEADER = b"vprm-search-server"
 
+_UNAVAILABLE = 503
+_PICTURE_LOST = b"Multi-modal processor cache miss"
+"""What vLLM says, with that status, of a picture that its engine does not have."""
 _OPEN = frozenset({"/health", "/ping"})
 _SCORING = "/pooling"
 _ROUTES = _OPEN | {_SCORING, "/v1/models", "/metrics", "/version", "/load"}
@@ -72,9 +75,42 @@ class AccessMiddleware(access.AccessMiddleware):
         try:
             async with intake.prepared(raw, tenant, others=self._all_routes) as stand_in:
                 del raw  # many pictures
-                await self._app(scope, access.replayed(stand_in, receive), send)
+                await self._answered(scope, stand_in, receive, send)
         except RequestError as error:
             raise access.AccessError(error.status, str(error)) from error
+
+    async def _answered(
+        self,
+        scope: access.Scope,
+        stand_in: intake.StandIn,
+        receive: access.Receive,
+        send: access.Send,
+    ) -> None:
+        """Have vLLM answer a stand-in, once more where it has lost a picture.
+
+        vLLM sends a picture's tiles to its engine with the first prompt that shows it, and the
+        name alone afterwards; but it takes them for sent before they are. If that prompt's client
+        leaves in between, or the two sides have dropped different pictures from their caches, the
+        next client that asks about the picture would get a 503. Under new names the tiles go along
+        again, whatever others do meanwhile.
+        """
+        kept: list[access.Message] = []
+
+        async def send_unless_503(message: access.Message) -> None:
+            if kept or message.get("status") == _UNAVAILABLE:
+                kept.append(message)
+            else:
+                await send(message)
+
+        again = dict(scope)  # vLLM's app writes into the one that it is given
+        await self._app(scope, access.replayed(stand_in.body, receive), send_unless_503)
+        said = b"".join(message.get("body", b"") for message in kept)
+        if stand_in.renew is not None and _PICTURE_LOST in said:
+            stand_in.renew()
+            await self._app(again, access.replayed(stand_in.body, receive), send)
+            return
+        for message in kept:
+            await send(message)
 
     def _named(self, send: access.Send) -> access.Send:
         async def named(message: access.Message) -> None:

@@ -2,7 +2,7 @@
 
 vLLM calls a plugin on its event loop, which must stay free for `/health`. The access middleware
 therefore has a request prepared here; vLLM is given a stand-in with a ticket, and the plugin takes
-the prepared request for the ticket.
+the prepared request for the ticket. A stand-in may be given more than once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vprm_search_vllm.images import ImageCache, KnownImage
@@ -31,6 +31,7 @@ from vprm_search_vllm.shared.scoring.vllm.contract import (
 DECODERS = 2
 """Pictures decoded side by side: each takes up to three times its pixels in memory meanwhile."""
 _TICKET = "ticket"
+_NAMES = "multi_modal_uuids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,33 @@ class PreparedRequest:
     plan: RequestPlan
     prompts: tuple[dict[str, Any], ...] = ()
     use_prefix_cache: bool = True
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether there is a picture in the prompts: then there is one in each."""
+        return any(_NAMES in prompt for prompt in self.prompts)
+
+    def with_new_names(self) -> PreparedRequest:
+        """Return the same request with its pictures under names that vLLM has never seen."""
+        mark = secrets.token_hex(16)
+
+        def renamed(prompt: dict[str, Any]) -> dict[str, Any]:
+            names = {kind: [f"{n}-{mark}" for n in some] for kind, some in prompt[_NAMES].items()}
+            return {**prompt, _NAMES: names}
+
+        return replace(self, prompts=tuple(map(renamed, self.prompts)))
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What vLLM is given in the place of a request: its `body`.
+
+    `renew` makes it stand for the same request with its pictures under new names; None where there
+    are none.
+    """
+
+    body: bytes
+    renew: Callable[[], None] | None = None
 
 
 Planner = Callable[[ScoringBody | DescribeBody, str, dict[str, KnownImage]], PreparedRequest]
@@ -85,8 +113,8 @@ class RequestIntake:
         return self._plan(body, "", images.take(_wanted(body), checked))
 
     @asynccontextmanager
-    async def prepared(self, raw: bytes, tenant: str, *, others: bool) -> AsyncIterator[bytes]:
-        """Prepare a request and yield the body that vLLM reads in its place.
+    async def prepared(self, raw: bytes, tenant: str, *, others: bool) -> AsyncIterator[StandIn]:
+        """Prepare a request and yield what vLLM is given in its place.
 
         Args:
             raw: the body that came.
@@ -98,7 +126,7 @@ class RequestIntake:
         """
         body = await self._in_thread(self._planning, read_request, raw)
         if others and "data" not in body:
-            yield raw
+            yield StandIn(raw)
             return
         check_fields(body)
         data = body.pop("data")
@@ -107,8 +135,13 @@ class RequestIntake:
         del data
         ticket = secrets.token_hex(16)
         self._waiting[ticket] = request
+
+        def renew() -> None:
+            self._waiting[ticket] = request.with_new_names()
+
+        shown = json.dumps({**body, "task": "plugin", "data": {_TICKET: ticket}}).encode()
         try:
-            yield json.dumps({**body, "task": "plugin", "data": {_TICKET: ticket}}).encode()
+            yield StandIn(shown, renew if request.shows_pictures else None)
         finally:
             del self._waiting[ticket]
 
@@ -141,7 +174,7 @@ def open_intake(intake: RequestIntake) -> None:
     _intake = intake
 
 
-def prepared(raw: bytes, tenant: str, *, others: bool) -> AbstractAsyncContextManager[bytes]:
+def prepared(raw: bytes, tenant: str, *, others: bool) -> AbstractAsyncContextManager[StandIn]:
     """Return `RequestIntake.prepared` of this process's intake. Raises `RequestError` 503."""
     if _intake is None:
         raise RequestError(503, "the server has no reward model yet; ask again later")
