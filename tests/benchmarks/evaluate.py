@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from vprm_search.compare.cell import write_atomically
 from vprm_search.datasets.graders import grader_of
 from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 from vprm_search.evaluate.candidates import (
@@ -32,7 +31,7 @@ from vprm_search.evaluate.candidates import (
     picture_key,
 )
 from vprm_search.evaluate.critics import summarise, tabulate
-from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.folder import RunFolder, write_atomically
 from vprm_search.evaluate.grading import ByRule
 from vprm_search.evaluate.pooling import CRITIC, RecordedRun
 from vprm_search.evaluate.prompts import PROMPTS
@@ -60,8 +59,8 @@ def write(out: Path, problems: int, n: int) -> None:
         for item in problem_set:
             for index in range(n):
                 line, score = _lines(run, problem_set, item, index, draw)
-                candidates.write(json.dumps({"run": run, **line}) + "\n")
-                scores.write(json.dumps({"run": prm, **score}) + "\n")
+                candidates.write(json.dumps({"run": run, "left": 0, **line}) + "\n")
+                scores.write(json.dumps({"run": prm, "left": 0, **score}) + "\n")
 
 
 def _lines(

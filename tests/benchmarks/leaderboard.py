@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
-from vprm_search.compare.cell import cell_path, write_atomically
 from vprm_search.compare.intervals import bootstrap
 from vprm_search.compare.report import fill_section, percent, points, synthetic_table
-from vprm_search.compare.summary import Measured, read_cells, summarise
 from vprm_search.compare.worlds import SyntheticWorld
+from vprm_search.evaluate.cells import cell_path
+from vprm_search.evaluate.folder import write_atomically
+from vprm_search.evaluate.search_summary import Measured, read_cells, summarise
 
 VOTE = "odds-vote:product"
 """The selector of `auto`."""

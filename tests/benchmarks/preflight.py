@@ -25,7 +25,6 @@ from typing import Any
 
 from vprm_search.budget import Budget
 from vprm_search.cli.compare import TinyProblems
-from vprm_search.compare.cell import write_atomically
 from vprm_search.compare.preflight import Advice, PreflightReport, preflight
 from vprm_search.compare.report import fill_section
 from vprm_search.compare.worlds import (
@@ -36,6 +35,7 @@ from vprm_search.compare.worlds import (
     WorldSettings,
     is_right,
 )
+from vprm_search.evaluate.folder import write_atomically
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, choose_rules
 from vprm_search.graph.run import SearchRun, run_jobs

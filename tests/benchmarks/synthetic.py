@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vprm_search.compare.comparison import Comparison, measure_shard, open_folder
-from vprm_search.compare.summary import Measured, read_cells
 from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
+from vprm_search.evaluate.search_summary import Measured, read_cells
+from vprm_search.evaluate.searches import Comparison, run_comparison
 
 HARD = WORLDS["hard"]
 ENTRANTS = ("best-of-n", "auto")
@@ -124,9 +124,7 @@ def measure(
     """Measure this package's strategies on one world; what is in `out` is not measured again."""
     problems = SyntheticProblems(setting.world, setting.problems)
     comparison = Comparison(setting.entrants, setting.sizes, batch=50, shard=100, max_failed=1)
-    open_folder(comparison, problems, out)
-    for start, stop in comparison.shards(problems):
-        measure_shard(comparison, problems, out, start, stop, report)
+    run_comparison(comparison, problems, out, report=report)
     return read_cells(out)
 
 

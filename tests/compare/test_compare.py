@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vprm_search.budget import Budget
-from vprm_search.compare.cell import cell_path, write_atomically
-from vprm_search.compare.comparison import Comparison, measure_shard, run_comparison
 from vprm_search.compare.entrants import (
     ENTRANTS,
     REFERENCE,
@@ -25,9 +23,7 @@ from vprm_search.compare.entrants import (
     entrants_of,
 )
 from vprm_search.compare.intervals import bootstrap, resampled_means
-from vprm_search.compare.records import CUT, Key, RecordFile
 from vprm_search.compare.report import points
-from vprm_search.compare.summary import read_cells, summarise
 from vprm_search.compare.worlds import (
     LoadedWorld,
     SyntheticPolicy,
@@ -38,6 +34,11 @@ from vprm_search.compare.worlds import (
     is_right,
 )
 from vprm_search.errors import ConfigError, RecordError
+from vprm_search.evaluate.cells import cell_path
+from vprm_search.evaluate.folder import RunFolder, write_atomically
+from vprm_search.evaluate.search_records import CUT, Key, RecordFile
+from vprm_search.evaluate.search_summary import read_cells, summarise
+from vprm_search.evaluate.searches import Comparison, run_comparison
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, search_many
 from vprm_search.search import BestScore, Strategy
@@ -247,9 +248,9 @@ def test_processes_measure_the_same(tmp_path: Path) -> None:
 
 def test_another_comparison_does_not_mix_in(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(ConfigError, match="another comparison"):
+    with pytest.raises(ConfigError, match="made with other settings"):
         measured(tmp_path, replace(QUICK, run_seed=1))
-    with pytest.raises(ConfigError, match="another comparison"):
+    with pytest.raises(ConfigError, match="made with other settings"):
         measured(tmp_path, world=SyntheticProblems(SMALL, 5))
     text = (tmp_path / "records.jsonl").read_text()
     (tmp_path / "records.jsonl").write_text(text.replace('"width": 2,', '"width": 77,'))
@@ -257,16 +258,26 @@ def test_another_comparison_does_not_mix_in(tmp_path: Path) -> None:
         measured(tmp_path)
 
 
+def test_what_is_long_is_shown_in_part(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.settle("candidates", {"prompt": {"name": "en", "text": "Look. " * 400}, "seed": 1})
+    with pytest.raises(ConfigError) as raised:
+        folder.settle("candidates", {"prompt": {"name": "en", "text": "Say. " * 400}, "seed": 1})
+    assert "prompt.text 'Look. Look." in str(raised.value)
+    assert "seed" not in str(raised.value)
+    assert len(str(raised.value)) < 400 + len(str(tmp_path))
+
+
 def test_what_differs_is_named(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(ConfigError, match=r"world\.settings\.auc differ"):
+    with pytest.raises(ConfigError, match=r"world\.settings\.auc 0\.85, not 0\.6\)"):
         measured(tmp_path, world=SyntheticProblems(replace(SMALL, auc=0.6), 6))
-    identity = json.loads((tmp_path / "comparison.json").read_text())
-    del identity["world"]["settings"]["seed"]
-    (tmp_path / "comparison.json").write_text(json.dumps(identity))
-    with pytest.raises(ConfigError, match="a version that did not look at it"):
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["searches"]["world"]["settings"]["seed"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"world\.settings\.seed unknown, not 0\)"):
         measured(tmp_path)
-    (tmp_path / "comparison.json").write_text("[")
+    (tmp_path / "manifest.json").write_text("[")
     with pytest.raises(ConfigError, match="cannot be read"):
         measured(tmp_path)
 
@@ -274,9 +285,9 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("[]", "records of version None"),
-        ("{}", "records of version None"),
-        ('{"version": 99}', "records of version 99"),
+        ("[]", "Input should be an object"),
+        ("{}", "version: Field required"),
+        ('{"version": 99}', "version: Input should be 1"),
         ('{"version": 1, "problem": "x"}', "problem: "),
     ],
 )
@@ -415,9 +426,7 @@ def test_a_shard_that_is_there_loads_no_models(tmp_path: Path) -> None:
         def load(self, start: int, stop: int) -> LoadedWorld:
             raise AssertionError("models were loaded for nothing")
 
-    lines: list[str] = []
-    report: Callable[[str], None] = lines.append
-    measure_shard(QUICK, Unloadable(0), tmp_path, 0, 6, report)
+    lines, _ = measured(tmp_path, world=Unloadable(0))
     assert lines == []
 
 

@@ -17,12 +17,12 @@ from langchain_openai import ChatOpenAI
 from tests.compare.test_compare import PROBLEMS, SMALL, lines_of, measured, recorded
 from tests.policy.openai_server import serving
 from vprm_search.chat.calls import RetryRules
-from vprm_search.compare.comparison import Comparison, run_comparison
 from vprm_search.compare.entrants import REFERENCE
-from vprm_search.compare.records import RecordFile
-from vprm_search.compare.summary import read_cells, summarise
 from vprm_search.compare.worlds import LoadedWorld, SyntheticProblems, Task, problem_of
 from vprm_search.errors import SearchError
+from vprm_search.evaluate.search_records import RecordFile
+from vprm_search.evaluate.search_summary import read_cells, summarise
+from vprm_search.evaluate.searches import Comparison, run_comparison
 from vprm_search.policy.chat_model_policy import ChatModelPolicy
 from vprm_search.testing import Fault, FaultProxy, ProxiedRequest, ScriptedScorer
 from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult

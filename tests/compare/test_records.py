@@ -15,9 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.core.trees import record_lists, tree_from
-from vprm_search.compare.cell import cell_path, write_atomically
 from vprm_search.compare.entrants import ENTRANTS, SEARCH_CHOICES
-from vprm_search.compare.records import (
+from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
+from vprm_search.errors import RecordError
+from vprm_search.evaluate.cells import cell_path
+from vprm_search.evaluate.folder import write_atomically
+from vprm_search.evaluate.search_records import (
     Choice,
     Failures,
     Record,
@@ -26,8 +29,6 @@ from vprm_search.compare.records import (
     pack,
     unpack,
 )
-from vprm_search.compare.worlds import WORLDS, SyntheticProblems, WorldSettings
-from vprm_search.errors import RecordError
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs

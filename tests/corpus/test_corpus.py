@@ -15,8 +15,8 @@ from tests.graph.fakes import HashChatModel, HashScorer
 from tests.search.strategies import EVERY
 from vprm_search.calibration.maps import CalibrationFile
 from vprm_search.cli.app import app as cli
-from vprm_search.compare.records import RecordFile, chosen
-from vprm_search.compare.summary import read_cells
+from vprm_search.evaluate.search_records import RecordFile, chosen
+from vprm_search.evaluate.search_summary import read_cells
 from vprm_search.graph import create_search_graph, tree_of_state
 from vprm_search.images import DiskImageStore
 from vprm_search.labelling.records import read_records, read_scored_paths
@@ -146,6 +146,20 @@ def test_a_comparison_is_taken_up_where_it_was(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert len(cells) == 2
     assert {path: path.read_bytes() for path in cells} == cells
+
+
+def test_records_of_a_comparison_are_taken_up(tmp_path: Path) -> None:
+    shutil.copytree(V01.parent / "records-1", tmp_path / "out")
+    old = (tmp_path / "out" / "records.jsonl").read_bytes()
+    words = "compare --world synthetic --difficulty medium --problems 4 --n 4 --strategy best-of-n"
+    where = ["--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [*words.split(), "--strategy", "beam", *where])
+    assert done.exit_code == 0, done.output
+    new = (tmp_path / "out" / "records.jsonl").read_bytes()
+    assert new.startswith(old)
+    assert (new.count(b"\n") - old.count(b"\n"), new.count(b'"name": "beam"')) == (4, 4)
+    other = CliRunner().invoke(cli, [*words.split(), "--seed", "1", *where])
+    assert "run_seed 0, not 1" in str(other.exception)
 
 
 def test_records_of_a_comparison_are_read_with_their_trees() -> None:

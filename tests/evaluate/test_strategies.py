@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.evaluate.conftest import critics, right_of, run_all, solve
-from vprm_search.compare.records import Record, RecordFile
 from vprm_search.datasets.graders import grader_of
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.search_records import Record, RecordFile
 from vprm_search.evaluate.stages import Stages
-from vprm_search.evaluate.strategies import folder_of, searched
+from vprm_search.evaluate.strategies import searched
 from vprm_search.testing import ScriptedPolicy
 from vprm_search.types import ProposeRequest
 
@@ -34,7 +34,7 @@ async def search(stages: Stages, policy: ScriptedPolicy, names: Any = NAMES) -> 
 
 
 def records(stages: Stages) -> list[Record]:
-    return sorted(RecordFile(folder_of(stages.folder.path)), key=lambda record: record.key)
+    return sorted(RecordFile(stages.folder.path), key=lambda record: record.key)
 
 
 async def test_searches_have_the_tokens_of_the_first_candidates(stages: Stages) -> None:
@@ -66,6 +66,19 @@ async def test_what_is_searched_is_not_searched_again(stages: Stages) -> None:
     await search(again, policy, ["beam", "rebase"])
     assert policy.asked
     assert len(records(stages)) == 12
+
+
+async def test_searches_of_a_folder_of_its_own_are_found(stages: Stages) -> None:
+    await run_all(stages)
+    await search(stages, ScriptedPolicy(step), ["beam"])
+    found = records(stages)
+    older = stages.folder.path / "searches"
+    older.mkdir()
+    (stages.folder.path / "records.jsonl").rename(older / "records.jsonl")
+    policy = ScriptedPolicy(step)
+    await search(Stages(stages.problems, RunFolder(stages.folder.path), 4), policy, ["beam"])
+    assert not policy.asked
+    assert records(stages) == found
 
 
 async def test_failed_calls_of_searches_are_told(stages: Stages) -> None:

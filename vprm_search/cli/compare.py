@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from rich.text import Text
 
 from vprm_search.cli import console, options
@@ -23,9 +23,10 @@ from vprm_search.report.view import printable
 from vprm_search.types import Problem
 
 if TYPE_CHECKING:
-    from vprm_search.compare.comparison import Comparison
     from vprm_search.compare.worlds import World
-    from vprm_search.datasets.problem_set import ProblemSet
+    from vprm_search.evaluate.searches import Comparison
+    from vprm_search.evaluate.strategies import SetProblems
+    from vprm_search.types import StepScorer
 
 _WHAT, _ON, _OUT = "What is compared", "On what", "Output"
 _FAST_PROBLEMS, _FAST_SIZES = 60, (4, 16)
@@ -107,7 +108,7 @@ def compare(
     the same command then makes those searches again.
     """
     options.need("numpy", "local")
-    from vprm_search.compare.comparison import Comparison
+    from vprm_search.evaluate.searches import Comparison
 
     count = None if problems is None or not problems.isdecimal() else int(problems)
     file = Path(problems) if problems is not None and count is None else None
@@ -165,12 +166,15 @@ def file_world(
     tokenizer: Path | None,
     key: str | None,
     labelled: bool = True,
-) -> FileProblems:
-    """Return the problems of a file; `policy` and `scorer` as in `FileProblems`.
+) -> SetProblems:
+    """Return the problems of a file, with the models that the options name.
+
+    `policy` and `scorer` are arguments of `options.load_policy` and `options.scorer_maker`.
 
     Raises `RecordError` for a bad row, and where `labelled` for one without the right answer.
     """
     from vprm_search.datasets.problem_set import read_problem_set
+    from vprm_search.evaluate.strategies import SetProblems
 
     problems = read_problem_set(file, image_root=images, limit=limit)
     for item in problems if labelled else ():
@@ -178,7 +182,16 @@ def file_world(
             raise RecordError(f"{file}, row {item.row}, column answer: there is no right answer")
     if tokenizer is not None:
         scorer = {**scorer, "tokenizer": str(tokenizer)}
-    return FileProblems(problems, policy, scorer, None if key is None else SecretStr(key))
+    return SetProblems(
+        problems,
+        partial(options.load_policy, **policy),
+        partial(_scorers, scorer, key),
+        {"policy": policy, "scorer": scorer},
+    )
+
+
+def _scorers(scorer: Mapping[str, Any], key: str | None) -> Callable[[], StepScorer]:
+    return options.scorer_maker(**scorer, api_key=key)
 
 
 def built_in_world(name: str, given: Mapping[str, Any]) -> World:
@@ -205,15 +218,18 @@ def built_in_world(name: str, given: Mapping[str, Any]) -> World:
 
 
 def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path | None) -> None:
-    from vprm_search.compare.comparison import run_comparison
     from vprm_search.compare.report import fill_section, new_figure, page_section
+    from vprm_search.evaluate.folder import RunFolder
+    from vprm_search.evaluate.searches import run_comparison
 
     new_figure()  # fails without matplotlib: before hours of measuring, not after
     if page is not None:
         _check_marks(page)
     stopped: SearchError | None = None
+    comparison.open(world, out)
     try:
-        run_comparison(comparison, world, out, jobs=jobs, report=_tell)
+        with RunFolder(out).locked():
+            run_comparison(comparison, world, out, jobs=jobs, report=_tell)
     except SearchError as error:
         stopped = error  # what is there is shown first
     try:
@@ -235,14 +251,18 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path 
 
 def _summary(comparison: Comparison, world: World, out: Path) -> dict[str, Any]:
     """Return what is to be told, with the cells that were asked for and are not there."""
-    from vprm_search.compare.summary import read_cells, summarise
+    from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
+    from vprm_search.evaluate.search_summary import read_cells, summarise
 
     cells = read_cells(out, comparison.choices, world.size)
     there = {(cell.name, cell.size) for cell in cells}
     return {
         **summarise(cells, comparison.max_failed),
         "not_measured": [f"{cell[0]}@{cell[1]}" for cell in comparison.cells if cell not in there],
-        "comparison": json.loads((out / "comparison.json").read_text()),
+        "comparison": {
+            **(RunFolder(out).facts(SEARCHES) or {}),
+            "models": RunFolder(out).facts(MODELS),
+        },
     }
 
 
@@ -328,45 +348,3 @@ def digest_of_weights(name: str) -> str:
 
     data = (weights_path(name) / "model.safetensors").read_bytes()
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class FileProblems:
-    """Problems of a set (`datasets.read_problem_set`) with a policy and a scorer of one's own.
-
-    Args:
-        problems: the set.
-        policy: arguments of `options.load_policy`.
-        scorer: arguments of `options.load_scorer`.
-        scorer_key: key of the server behind the scorer; it is written nowhere.
-    """
-
-    problems: ProblemSet
-    policy: Mapping[str, Any]
-    scorer: Mapping[str, Any]
-    scorer_key: SecretStr | None = field(default=None, repr=False)
-
-    @property
-    def size(self) -> int:
-        """The number of problems."""
-        return len(self.problems)
-
-    def identity(self) -> dict[str, Any]:
-        """Return digests of the problems and of their images' bytes, and what names the models.
-
-        Raises `ImageError` for an image that is not there.
-        """
-        names = {"policy": self.policy, "scorer": self.scorer}
-        return {"world": "file", **self.problems.identity(), **names}
-
-    def load(self, start: int, stop: int) -> LoadedWorld:
-        """Read the images and load the models."""
-        tasks = []
-        for item in self.problems[start:stop]:
-            loaded = self.problems.load(item)
-            answer = item.letters if item.answer_type == "choice" else item.answer
-            tasks.append(Task(loaded.problem, loaded.images, answer))
-        key = None if self.scorer_key is None else self.scorer_key.get_secret_value()
-        new_scorer = options.scorer_maker(**self.scorer, api_key=key)
-        models = {"scorer": getattr(new_scorer(), "identity", "")}
-        return LoadedWorld(tasks, options.load_policy(**self.policy), new_scorer, models=models)

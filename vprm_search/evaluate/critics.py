@@ -24,7 +24,6 @@ from vprm_search.compare.intervals import (
     resampled_means,
     share_estimate,
 )
-from vprm_search.compare.records import MAX_FAILED
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.set_scores import Graded, unit_scores
 from vprm_search.errors import InputError, RecordError
@@ -38,6 +37,7 @@ from vprm_search.evaluate.estimators import (
     sizes_of,
 )
 from vprm_search.evaluate.pool import PooledProblem, SearchedProblem
+from vprm_search.evaluate.search_records import MAX_FAILED
 
 FORMAT = "vprm-search evaluate 1"
 COSTS = ("generated_tokens", "scored_tokens", "seconds", "cost")

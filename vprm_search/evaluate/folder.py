@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from vprm_search.compare.cell import write_atomically
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 
@@ -18,6 +18,9 @@ if sys.platform != "win32":
 
 VERSION = 1
 MANIFEST = "manifest.json"
+COMPARISON = "comparison.json"
+"""What `vprm-search compare` wrote in its place before it was a part of this."""
+SEARCHES, MODELS = "searches", "models"
 CALLED = "called"
 Facts = Mapping[str, Any]
 """What something was made with, as plain JSON: equal facts give equal results."""
@@ -37,21 +40,20 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._manifest: dict[str, dict[str, Any]] = _read(path / MANIFEST)
+        self._manifest: dict[str, dict[str, Any]] = _read(path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out. Raises `ConfigError` if one is at work in the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a") as file:
-            if sys.platform != "win32":
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise ConfigError(
-                        f"{self.path}: another process is at work in this folder; wait for it, or "
-                        "give another --out folder"
-                    ) from error
+            try:
+                hold(file, wait=False)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path}: another process is at work in this folder; wait for it, or "
+                    "give another --out folder"
+                ) from error
             yield
 
     def facts(self, kind: str) -> dict[str, Any] | None:
@@ -75,8 +77,12 @@ class RunFolder:
             whole = {"version": VERSION, **self._manifest}
             write_atomically(self.path / MANIFEST, json.dumps(whole, indent=1))
         elif key_of(known) != key_of(wanted):
-            names = [n for n in {**known, **wanted} if known.get(n) != wanted.get(n)]
-            told = ", ".join(f"{n} {known.get(n)!r}, not {wanted.get(n)!r}" for n in names)
+            there, asked = (_flat(_counting(facts)) for facts in (known, wanted))
+            told = ", ".join(
+                f"{name} {_shown(there, name)}, not {_shown(asked, name)}"
+                for name in {**there, **asked}
+                if there.get(name, _UNKNOWN) != asked.get(name, _UNKNOWN)
+            )
             raise ConfigError(
                 f"{self.path} was made with other settings ({kind}: {told}); give those, or "
                 "another --out folder"
@@ -86,19 +92,64 @@ class RunFolder:
 
 def key_of(facts: Facts) -> str:
     """Return a short name of facts; what something is called (`CALLED`) does not count."""
-    known = {name: value for name, value in facts.items() if name != CALLED}
-    return digest("facts", json.dumps(known, sort_keys=True)).hex()[:16]
+    return digest("facts", json.dumps(_counting(facts), sort_keys=True)).hex()[:16]
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _counting(facts: Facts) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != CALLED}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file, and its folder, so that it is never there in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def hold(file: IO[Any], *, wait: bool = True) -> None:
+    """Lock an open file until it is closed; on Windows, which has no such lock, do nothing.
+
+    Raises `OSError` if another process holds it and this one is not to wait.
+    """
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_UNKNOWN = object()
+_SHOWN = 60  # characters; a prompt is longer
+
+
+def _shown(facts: Facts, name: str) -> str:
+    text = repr(facts[name]) if name in facts else "unknown"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _flat(facts: Facts, before: str = "") -> dict[str, Any]:
+    """Return nested facts by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        inside = isinstance(value, Mapping)
+        flat |= _flat(value, f"{before}{name}.") if inside else {f"{before}{name}": value}
+    return flat
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    if not path.exists() and (folder / COMPARISON).exists():
+        path = folder / COMPARISON
     if not path.exists():
         return {}
     try:
         data = dict(json.loads(path.read_text(encoding="utf-8")))
+        if path.name == COMPARISON:
+            asked = {"world": data["world"], "run_seed": data["run_seed"]}
+            models = {MODELS: data["models"]} if "models" in data else {}
+            data = {"version": VERSION, SEARCHES: asked, **models}
         version = data.pop("version", None)
         if not all(isinstance(facts, dict) for facts in data.values()):
             raise ValueError("not the manifest of a run")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); use another --out folder") from error
     if version != VERSION:
         raise ConfigError(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vprm_search.budget import Prices
-from vprm_search.compare.shard import SharedTime
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ImageError
 from vprm_search.evaluate.candidates import Candidate, CandidateFile, candidate_id, seed_of
 from vprm_search.evaluate.prompts import Prompt
-from vprm_search.evaluate.side_by_side import FREE, Done, Losses, Progress, side_by_side
+from vprm_search.evaluate.side_by_side import FREE, Done, Losses, Progress, SharedTime, side_by_side
 from vprm_search.steps import normalise_text
 from vprm_search.types import ImageData, Policy, Problem, Proposal, ProposeRequest, Usage
 

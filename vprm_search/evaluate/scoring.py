@@ -14,14 +14,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from vprm_search.budget import Prices
-from vprm_search.compare.shard import SharedTime
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ImageError, InputError
 from vprm_search.evaluate.candidates import Candidate, CandidateFile
 from vprm_search.evaluate.folder import CALLED, Facts, key_of
 from vprm_search.evaluate.lines import Amount, Count, Keyed, KeyedLines, Line
 from vprm_search.evaluate.prompts import Prompt
-from vprm_search.evaluate.side_by_side import FREE, Done, Losses, Progress, side_by_side
+from vprm_search.evaluate.side_by_side import FREE, Done, Losses, Progress, SharedTime, side_by_side
 from vprm_search.scoring.reasons import BAD_IMAGE, BAD_INPUT, TOO_LONG, code_of
 from vprm_search.steps import REFERENCE_MAX_STEPS, split_solution
 from vprm_search.types import COUNTED, Counts, ScoreRequest, ScoreResult, StepScorer, Usage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -68,10 +69,12 @@ class Losses:
 
     Args:
         stage: what is stopped when there are too many.
+        most: how many are too many.
+        calls: what they are called.
     """
 
-    def __init__(self, stage: str) -> None:
-        self._stage, self._lost = stage, 0
+    def __init__(self, stage: str, most: int = LOST_IN_A_ROW, calls: str = "calls") -> None:
+        self._stage, self._most, self._calls, self._lost = stage, most, calls, 0
 
     def note(self, reason: str) -> None:
         """Note why nothing came of a call, "" if something did.
@@ -79,8 +82,43 @@ class Losses:
         Raises `SearchError` when it was the last straw.
         """
         self._lost = self._lost + 1 if reason else 0
-        if self._lost == LOST_IN_A_ROW:
+        if self._lost == self._most:
             raise SearchError(
-                f"{self._stage} stopped: nothing came of {self._lost} calls in a row; the last "
-                f"one: {reason}; then run the same command again, which keeps what is there"
+                f"{self._stage} stopped: nothing came of {self._lost} {self._calls} in a row; the "
+                f"last one: {reason}; then run the same command again, which keeps what is there"
             )
+
+
+class SharedTime:
+    """Time that is shared evenly by all that is under way: wall time and CPU time.
+
+    Args:
+        active: searches, or other pieces of work, that are under way from the start.
+    """
+
+    def __init__(self, active: int = 0) -> None:
+        self._active = active
+        self._share = [0.0, 0.0]
+        self._last = self._now()
+
+    def begin_one(self) -> tuple[float, float]:
+        """Count one more; return what `end_one` wants of it."""
+        self._pass()
+        self._active += 1
+        return self._share[0], self._share[1]
+
+    def end_one(self, begun: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+        """Return the seconds and CPU seconds of one that has just ended."""
+        self._pass()
+        self._active -= 1
+        return self._share[0] - begun[0], self._share[1] - begun[1]
+
+    def _pass(self) -> None:
+        now = self._now()
+        for place in range(2):
+            self._share[place] += (now[place] - self._last[place]) / max(1, self._active)
+        self._last = now
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()

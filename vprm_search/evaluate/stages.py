@@ -8,21 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vprm_search.budget import Prices
-from vprm_search.compare.records import MAX_FAILED
 from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
 from vprm_search.evaluate.estimators import sizes_of
-from vprm_search.evaluate.folder import CALLED, RunFolder
+from vprm_search.evaluate.folder import CALLED, SEARCHES, RunFolder
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
 from vprm_search.evaluate.lines import KeyedLines
 from vprm_search.evaluate.pooling import CRITIC, GRADER, SET
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
+from vprm_search.evaluate.search_records import MAX_FAILED
 from vprm_search.evaluate.side_by_side import FREE, Progress
-from vprm_search.evaluate.strategies import FACTS as SEARCHES
-from vprm_search.evaluate.strategies import LEAST_N, Searching, strategies_of
+from vprm_search.evaluate.strategies import LEAST_N, Searching, SetProblems, strategies_of
 from vprm_search.types import Policy, StepScorer
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
@@ -128,11 +127,12 @@ class Stages:
         if not sizes:
             raise ConfigError(f"--strategy needs --n {LEAST_N} at least, for it to have a budget")
         count = len(strategies) * len(sizes) * len(self.problems)
+        made = policy()
+        world = SetProblems(self.problems, lambda: made, lambda: new_scorer, prompt=prompt)
         with self.watch("search", count) as progress:
             run = Searching(
-                self.problems, prompt, candidates, strategies, sizes, policy(), new_scorer,
-                self.folder.path, max_failed=max_failed, batch=max(self.width, 1),
-                prices=self.prices, progress=progress, report=report,
+                world, candidates, strategies, sizes, self.folder.path, max_failed=max_failed,
+                batch=max(self.width, 1), prices=self.prices, progress=progress, report=report,
             )  # fmt: skip
             self.failures |= await run.run()
 

@@ -1,34 +1,31 @@
 """Search strategies beside the pool, each at what the first N candidates of the pool generated.
 
-They are made by the loop of `compare` and kept as it keeps them, one line with its tree for each
-search; the set's grader decides on their answers, as on those of the candidates.
+They are made and kept as those of `vprm-search compare` are (`evaluate.searches`), on the problems
+of a set; the set's grader decides on their answers, as on those of the candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vprm_search.budget import Prices
-from vprm_search.compare.comparison import Comparison
 from vprm_search.compare.entrants import REFERENCE, SEARCH_CHOICES, entrants_of
-from vprm_search.compare.records import Record, RecordFile
-from vprm_search.compare.shard import Shard
-from vprm_search.compare.summary import HEADLINE
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.datasets.graders import Grader
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import CandidateFile
 from vprm_search.evaluate.pool import SearchedProblem
-from vprm_search.evaluate.prompts import Prompt
+from vprm_search.evaluate.prompts import PROMPTS, Prompt
+from vprm_search.evaluate.search_records import Record, RecordFile
+from vprm_search.evaluate.search_summary import HEADLINE
+from vprm_search.evaluate.searches import Comparison, Shard
 from vprm_search.evaluate.side_by_side import FREE, Done, Progress
-from vprm_search.tree import SearchTree
 from vprm_search.types import Policy, StepScorer
 
-FACTS = "searches"
 LEAST_N = 4
 """Of fewer candidates' tokens no strategy can make a search worth the name."""
 
@@ -40,29 +37,50 @@ def strategies_of(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(entrant.name for entrant in entrants_of(names)[1:])
 
 
-def folder_of(run: Path) -> Path:
-    """Return where the searches of a run are kept."""
-    return run / "searches"
+@dataclass(frozen=True, slots=True)
+class SetProblems:
+    """Problems of a set with a policy and a scorer of one's own, as a world to search in.
+
+    Args:
+        problems: the set.
+        policy: loads what proposes steps.
+        scorer: loads a scorer, and returns what makes scorers of it that have kept nothing.
+        names: what names both, as plain JSON.
+        prompt: what a question is put into.
+    """
+
+    problems: ProblemSet
+    policy: Callable[[], Policy] = field(repr=False)
+    scorer: Callable[[], Callable[[], StepScorer]] = field(repr=False)
+    names: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Prompt = PROMPTS["plain"]
+
+    @property
+    def size(self) -> int:
+        """The number of problems."""
+        return len(self.problems)
+
+    def identity(self) -> dict[str, Any]:
+        """Return digests of the problems and of their images' bytes, and what names the models.
+
+        Raises `ImageError` for an image that is not there.
+        """
+        return {"world": "file", **self.problems.identity(), **self.names}
+
+    def load(self, start: int, stop: int) -> LoadedWorld:
+        """Read the images and load the models."""
+        tasks = []
+        for item in self.problems[start:stop]:
+            loaded = self.problems.load(item)
+            tasks.append(Task(self.prompt.put(loaded.problem), loaded.images, expected_of(item)))
+        new_scorer = self.scorer()
+        models = {"scorer": getattr(new_scorer(), "identity", "")}
+        return LoadedWorld(tasks, self.policy(), new_scorer, models=models)
 
 
-class _Records(RecordFile):
-    """Records whose writing is told of."""
-
-    def __init__(self, out: Path, progress: Progress, prices: Prices) -> None:
-        super().__init__(out)
-        self._progress, self._prices = progress, prices
-
-    def append(self, record: Record, tree: SearchTree) -> None:
-        super().append(record, tree)
-        self._progress(
-            Done(
-                1,
-                int(bool(record.failures.share)),
-                generated_tokens=record.usage.generated_tokens,
-                scored_tokens=record.usage.scored_tokens,
-                cost=self._prices.cost_of(record.usage),
-            )
-        )
+def expected_of(item: Item) -> str:
+    """Return the right answer of a problem: the letters of its choices, else its text."""
+    return item.letters if item.answer_type == "choice" else item.answer
 
 
 @dataclass(slots=True)
@@ -70,15 +88,11 @@ class Searching:
     """Searches being made.
 
     Args:
-        problems: the set.
-        prompt: what a question is put into.
+        world: the problems and the models.
         candidates: whose tokens are the budgets.
         names: the strategies.
         sizes: the N's.
-        policy: what proposes steps.
-        new_scorer: makes scorers that have kept nothing.
         out: folder of the run.
-        seed: makes all draws.
         max_failed: the share of its calls that may fail in a strategy at an N that is a result.
         batch: problems whose searches advance together (16); a run that is killed loses those.
         prices: what tokens cost. Default: nothing.
@@ -86,15 +100,11 @@ class Searching:
         report: gets a line as a strategy ends on a part of the set.
     """
 
-    problems: ProblemSet
-    prompt: Prompt
+    world: SetProblems
     candidates: CandidateFile
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    policy: Policy
-    new_scorer: Callable[[], StepScorer]
     out: Path
-    seed: int = 0
     max_failed: float = 0.05
     batch: int = 16
     prices: Prices = FREE
@@ -109,28 +119,17 @@ class Searching:
             RecordError: a problem has not all its candidates.
             SearchError: nothing came of many searches in a row.
         """
-        folder = folder_of(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
         comparison = Comparison(
             (REFERENCE, *self.names),
             self.sizes,
             SEARCH_CHOICES,
-            self.seed,
             batch=self.batch,
+            shard=self.batch,
             max_failed=self.max_failed,
         )
-        records = _Records(folder, self.progress, self.prices)
-        for start in range(0, len(self.problems), self.batch):
-            part = range(start, min(start + self.batch, len(self.problems)))
-            shard = Shard(
-                comparison,
-                part,
-                lambda part=part: self._loaded(part),  # type: ignore[misc]
-                records,
-                self.report,
-                len(self.problems),
-                self._budget,
-            )
+        records = RecordFile(self.out, self._told)
+        for part in comparison.shards(self.world):
+            shard = Shard(comparison, part, self.world, records, self.report, self._budget)
             await shard.measure()
         failures = {}
         for name in self.names:
@@ -140,18 +139,21 @@ class Searching:
                     failures[f"{name}@{size}"] = failed, found.candidates + found.steps
         return failures
 
-    def _loaded(self, part: range) -> LoadedWorld:
-        tasks = []
-        for place in part:
-            loaded = self.problems.load(self.problems[place])
-            answer = _expected(self.problems[place])
-            tasks.append(Task(self.prompt.put(loaded.problem), loaded.images, answer))
-        return LoadedWorld(tasks, self.policy, self.new_scorer)
+    def _told(self, record: Record) -> None:
+        self.progress(
+            Done(
+                1,
+                int(bool(record.failures.share)),
+                generated_tokens=record.usage.generated_tokens,
+                scored_tokens=record.usage.scored_tokens,
+                cost=self.prices.cost_of(record.usage),
+            )
+        )
 
     def _budget(self, place: int, size: int) -> int:
         """Return what the first candidates generated. Raises `RecordError` if there are fewer."""
         if (place, size) not in self._budgets:
-            item = self.problems[place]
+            item = self.world.problems[place]
             tokens = [c.generated_tokens for c in self.candidates.of(item) if c.index < size]
             if len(tokens) < size:
                 raise RecordError(
@@ -169,17 +171,14 @@ def searched(
 
     Raises `RecordError` for a damaged record, or one of another set.
     """
-    folder = folder_of(run)
-    if not folder.is_dir():
-        return
-    for record in RecordFile(folder):
+    for record in RecordFile(run):
         if record.problem >= len(problems):
             continue  # of a run over more of the set
         item = problems[record.problem]
-        if record.expected != _expected(item):
+        if record.expected != expected_of(item):
             raise RecordError(
-                f"{folder}: a search of row {item.row} was made for another answer; give the set "
-                "it was made for, or remove the folder"
+                f"{run}: a search of row {item.row} was made for another answer; give the set it "
+                "was made for, or another --out folder"
             )
         if item.answer_type == "none":
             continue
@@ -198,7 +197,3 @@ def searched(
 def _said(record: Record) -> str:
     choice: Any = record.choices.get(HEADLINE)
     return "" if choice is None or choice.answer is None else str(choice.answer)
-
-
-def _expected(item: Item) -> str:
-    return item.letters if item.answer_type == "choice" else item.answer

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from vprm_search.compare.cell import Row
 from vprm_search.compare.worlds import (
     STOP_MARK,
     ScorerCounts,
@@ -32,6 +31,7 @@ from vprm_search.compare.worlds import (
     problem_of,
     words_of,
 )
+from vprm_search.evaluate.cells import Row
 
 STEP = "\n\n"
 Aggregate = Callable[[Sequence[float]], float]

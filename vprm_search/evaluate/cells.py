@@ -1,12 +1,11 @@
-"""Cells: what one strategy did at one size on a range of problems, as earlier versions kept it.
+"""Cells: what one strategy did at one size on a range of problems, as version 0.1 kept it.
 
-Comparisons read them beside their own records; other libraries' results come in this form, too.
+They are read beside the records; other libraries' results come in this form, too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ CELL_COUNTS = (
 def cell_path(out: Path, start: int, stop: int, name: str, size: int) -> Path:
     """Return where a cell stands."""
     return out / "cells" / f"{start:06}-{stop:06}" / f"{name}@{size}.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file, and its folder, so that it is never there in part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 _RENAMED = {"refill_heat": "refill_temperature_scale"}

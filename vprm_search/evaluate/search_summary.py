@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vprm_search.compare.entrants import REFERENCE
 from vprm_search.compare.intervals import percentiles, resampled_means
-from vprm_search.compare.records import MAX_FAILED, Failures, Record, RecordFile
 from vprm_search.errors import RecordError
+from vprm_search.evaluate.search_records import MAX_FAILED, Failures, Record, RecordFile
 
 HEADLINE = "weighted-vote:product"
 """The selector under which strategies are held against one another, where they have it."""

@@ -1,37 +1,39 @@
-"""What a comparison keeps: one line of JSON per problem, strategy and size, in one file.
+"""What is kept of searches: a line for each problem, strategy and size, in one file of a run.
 
 A line is appended as soon as its search has ended: what each selector chose and whether it is
 right, what the search spent, which calls failed, and the whole tree. So a run that is killed loses
-the searches under way and nothing else, a last line that was cut is left out, and another selector
-can be asked later without any model. Where several lines tell of one search the last one counts.
+the searches under way and nothing else, and another selector can be asked later without any model.
+Where several lines tell of one search the last one counts.
 
-Cells, which earlier versions wrote (`compare.cell`), are read as records without trees.
+Cells, which version 0.1 wrote (`evaluate.cells`), are read as records without trees.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import zlib
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from vprm_search import ids
 from vprm_search.answers import choices_of
-from vprm_search.compare.cell import CELL_COUNTS, read_cell
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.worlds import is_right
 from vprm_search.errors import RecordError
+from vprm_search.evaluate.cells import CELL_COUNTS, read_cell
+from vprm_search.evaluate.folder import SEARCHES, RunFolder, key_of
+from vprm_search.evaluate.lines import Count, Line, Lines
 from vprm_search.scoring.reasons import with_remedy
 from vprm_search.search.outcome import kind_of
 from vprm_search.tree import SearchTree
-from vprm_search.types import Json, NodeId, NodeRecord, Problem, Usage
+from vprm_search.types import NodeId, NodeRecord, Problem, Usage
 
 CUT = "budget: generated_tokens"
 """How the reason begins for which a search ends that has used up its tokens."""
@@ -40,6 +42,7 @@ MAX_FAILED = 0.05
 """The share of failed calls above which a cell is no result."""
 
 VERSION: Final = 1
+_OLD_FOLDER = "searches"
 FILE_NAME = "records.jsonl"
 _ERRORS_KEPT = 5
 
@@ -168,16 +171,27 @@ class Record:
             "unfinished": not self.finished,
         }
 
-    def to_line(self, tree: SearchTree) -> bytes:
-        """Return the record with its tree as one line of JSON, newline included."""
-        data = {"version": VERSION, **asdict(self), "tree": pack(tree)}
-        return (json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
 
 Key = tuple[int, str, int]
 """Problem, strategy, size."""
 
 _READER = TypeAdapter(Record)
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Shape(TypedDict):
+    version: Literal[1]
+    run: NotRequired[str]
+    left: NotRequired[Count]
+
+
+_SHAPE = TypeAdapter(_Shape)
+
+
+def _line_of(text: bytes) -> Line:
+    line: Line = dict(_SHAPE.validate_json(text))
+    record = _READER.validate_python(line)
+    return {name: line[name] for name in ("run", "left") if name in line} | {"record": record}
 
 
 def chosen(tree: SearchTree, choice: str, expected: str) -> Choice:
@@ -194,22 +208,25 @@ def chosen(tree: SearchTree, choice: str, expected: str) -> Choice:
 class RecordFile:
     """The records of a folder: those of its cells, then those of its file.
 
-    Trees stay on the disk until they are asked for. Raises `RecordError` for a line that is JSON
-    and no record, and for a damaged cell; a line that is no JSON was cut by a crash, and is left
-    out. Several processes may append to one file.
+    Trees stay on the disk until they are asked for. Several processes may append to one file.
 
     Args:
         out: the folder.
+        told: is told of every record that is appended.
+
+    Raises:
+        RecordError: a damaged line or cell, or a line of another run.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.path = out / FILE_NAME
+    def __init__(self, out: Path, told: Callable[[Record], None] = lambda _: None) -> None:
+        self.path, self._told = out / FILE_NAME, told
+        older = out / _OLD_FOLDER / FILE_NAME
+        if older.exists() and not self.path.exists():
+            older.rename(self.path)
         self._records: dict[Key, Record] = {r.key: r for r in _of_cells(out)}
         self._places: dict[Key, int] = {}
-        if self.path.exists():
-            for place, record in self._lines():
-                self._records[record.key] = record
-                self._places[record.key] = place
+        run = key_of(RunFolder(out).facts(SEARCHES) or {})
+        self._lines = Lines(self.path, _line_of, run, self._note)
 
     def __iter__(self) -> Iterator[Record]:
         """Iterate over the records, in no particular order."""
@@ -228,26 +245,15 @@ class RecordFile:
         )
 
     def append(self, record: Record, tree: SearchTree) -> None:
-        """Write a record, in one piece, behind all others. Raises `OSError` on a full disk."""
-        line = record.to_line(tree)
-        with self.path.open("a+b", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if end and file.read(1) != b"\n":  # another process was killed while it wrote
-                line = b"\n" + line
-            if file.write(line) != len(line):
-                raise OSError(f"{self.path}: the disk is full")
-            self._places[record.key] = file.tell() - len(line.lstrip(b"\n"))
-        self._records[record.key] = record
+        """Write a record behind all others. Raises `OSError` on a full disk."""
+        line = {"version": VERSION, **asdict(record), "tree": pack(tree)}
+        self._lines.append([line], synced=False)
+        self._told(record)
 
     def tree(self, record: Record) -> SearchTree | None:
         """Return the tree of a record, None if it was read from a cell."""
         place = self._places.get(record.key)
-        if place is None:
-            return None
-        with self.path.open("rb") as file:
-            file.seek(place)
-            return unpack(json.loads(file.readline())["tree"])
+        return None if place is None else unpack(self._lines.at([place])[0]["tree"])
 
     def choice(self, record: Record, choice: str) -> Choice | None:
         """Return what a selector chose, or chooses now from the tree; None without a tree."""
@@ -257,40 +263,10 @@ class RecordFile:
             known = None if tree is None else chosen(tree, choice, record.expected)
         return known
 
-    def _lines(self) -> Iterator[tuple[int, Record]]:
-        place = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                data = _json(line)
-                if data is not None:
-                    yield place, _record(data, f"{self.path}, line {number}")
-                place += len(line)
-
-
-def _json(line: bytes) -> Json | None:
-    """Return what a line holds; None if it was cut."""
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-
-
-def _record(data: Json, where: str) -> Record:
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != VERSION:
-        raise RecordError(
-            f"{where}: records of version {version!r} are not known (expected {VERSION}); use the "
-            "version of vprm-search that wrote them, or another --out folder"
-        )
-    try:
-        return _READER.validate_python(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise RecordError(
-            f"{where}: not a record ({name}: {first['msg']}); remove the line, and its problem is "
-            "measured again"
-        ) from error
+    def _note(self, line: Line, place: int) -> None:
+        record = line["record"] if "record" in line else _READER.validate_python(line)
+        self._records[record.key] = record
+        self._places[record.key] = place
 
 
 def _of_cells(out: Path) -> Iterator[Record]:

@@ -1,67 +1,108 @@
-"""One shard of a comparison: its searches at equal generated tokens, recorded as they end."""
+"""Searches by several strategies and sizes at equal generated tokens, recorded as they end.
+
+Every search is kept as soon as it has ended (`evaluate.search_records`), and not made again.
+Best-of-N is measured first: what its N samples cost on a problem is the budget of every other
+strategy of that size on that problem, but where the budgets come from elsewhere. Its samples are
+one growing pool (the samples of N are the first of those of 2N), and the selectors of a strategy
+all choose from the same search, so that differences are paired.
+
+A *cell* is one strategy at one size on all problems. If more than `max_failed` of its calls failed
+it is no result, and the searches in which some failed are made again by the next run.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from vprm_search.budget import Budget
-from vprm_search.compare.cell import same_strategy
-from vprm_search.compare.entrants import Entrant, described, entrants_of
-from vprm_search.compare.records import Failures, Record, RecordFile, chosen
-from vprm_search.compare.worlds import LoadedWorld
-from vprm_search.errors import ConfigError, SearchError
+from vprm_search.compare.entrants import (
+    DEFAULT_ENTRANTS,
+    Entrant,
+    choice_of,
+    described,
+    entrants_of,
+)
+from vprm_search.compare.worlds import LoadedWorld, World
+from vprm_search.errors import ConfigError, ModelChangedError
+from vprm_search.evaluate.cells import same_strategy
+from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
+from vprm_search.evaluate.search_records import MAX_FAILED, Failures, Record, RecordFile, chosen
+from vprm_search.evaluate.side_by_side import LOST_IN_A_ROW, Losses, SharedTime
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
+from vprm_search.graph.session import run_blocking
 from vprm_search.search import BestScore
 from vprm_search.steps import split_steps
 from vprm_search.tree import SearchTree
 from vprm_search.types import StepScorer
 
-if TYPE_CHECKING:
-    from vprm_search.compare.comparison import Comparison
-
-_LOST_IN_A_ROW = 10
-"""So many searches of which nothing came end the run: the server is down."""
+Report = Callable[[str], None]
+Budgets = Callable[[int, int], int]
+"""The tokens that a problem's searches of a size may generate."""
 
 
-class SharedTime:
-    """Time that is shared evenly by all that is under way: wall time and CPU time.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What to compare. `choices` replace the selectors that each strategy has by default.
 
     Args:
-        active: searches, or other pieces of work, that are under way from the start.
+        entrants: strategies by name (`compare.entrants.ENTRANTS`).
+        sizes: the N of best-of-N and of the strategies of its cost.
+        run_seed: makes all draws of the policy.
+        batch: problems whose searches advance together; a run that is killed loses those.
+        shard: problems that are loaded together, and that one process measures.
+        max_failed: the share of its calls, in [0, 1], that may fail in a cell that is a result.
     """
 
-    def __init__(self, active: int = 0) -> None:
-        self._active = active
-        self._share = [0.0, 0.0]
-        self._last = self._now()
+    entrants: tuple[str, ...] = DEFAULT_ENTRANTS
+    sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
+    choices: tuple[str, ...] = ()
+    run_seed: int = 0
+    batch: int = 50
+    shard: int = 50
+    max_failed: float = MAX_FAILED
 
-    def begin_one(self) -> tuple[float, float]:
-        """Count one more; return what `end_one` wants of it."""
-        self._pass()
-        self._active += 1
-        return self._share[0], self._share[1]
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` on values that cannot be measured."""
+        entrants_of(self.entrants)
+        for choice in self.choices:
+            choice_of(choice)
+        if not self.sizes or not all(2 <= size <= 256 for size in self.sizes):
+            raise ConfigError(f"sizes {list(self.sizes)}: give some, each between 2 and 256")
+        if self.batch < 1 or self.shard < 1:
+            raise ConfigError(f"batch {self.batch} and shard {self.shard} must be at least 1")
+        if not 0 <= self.max_failed <= 1:
+            raise ConfigError(f"max_failed is {self.max_failed}; it must lie between 0 and 1")
 
-    def end_one(self, begun: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-        """Return the seconds and CPU seconds of one that has just ended."""
-        self._pass()
-        self._active -= 1
-        return self._share[0] - begun[0], self._share[1] - begun[1]
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """What is measured on every problem: strategies by name, and sizes."""
+        names = [entrant.name for entrant in entrants_of(self.entrants)]
+        return [(name, size) for size in sorted(set(self.sizes)) for name in names]
 
-    def _pass(self) -> None:
-        now = self._now()
-        for place in range(2):
-            self._share[place] += (now[place] - self._last[place]) / max(1, self._active)
-        self._last = now
+    def shards(self, world: World) -> list[range]:
+        """Return the problems of every shard."""
+        whole = range(world.size)
+        return [whole[start : start + self.shard] for start in whole[:: self.shard]]
 
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
+    def open(self, world: World, out: Path) -> None:
+        """Make the folder of the results, or check that it holds results of the same world.
+
+        Raises `ConfigError`, which names what differs, if it holds others.
+        """
+        facts = {"world": world.identity(), "run_seed": self.run_seed}
+        RunFolder(out).settle(SEARCHES, facts)
 
 
 @dataclass(slots=True)
@@ -71,28 +112,30 @@ class Shard:
     Args:
         comparison: what is compared.
         problems: the problems of the shard.
-        load: loads them, with the models.
+        world: loads them, with the models.
         records: what is measured already; what is measured now is added.
         report: gets a line as each cell ends.
-        size: the problems of all shards.
-        budgets: the tokens that a problem's searches of a size may generate, where best-of-N was
-            sampled elsewhere. Default: what its own best-of-N of that size generated.
+        budgets: where best-of-N was sampled elsewhere. Default: what its own best-of-N of that
+            size generated.
     """
 
     comparison: Comparison
     problems: range
-    load: Callable[[], LoadedWorld]
+    world: World
     records: RecordFile
-    report: Callable[[str], None]
-    size: int
-    budgets: Callable[[int, int], int] | None = None
+    report: Report
+    budgets: Budgets | None = None
     _loaded: LoadedWorld | None = None
-    _lost: int = 0
+    _losses: Losses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._losses = Losses("the run", min(LOST_IN_A_ROW, self.world.size), "searches")
 
     @property
     def loaded(self) -> LoadedWorld:
         if self._loaded is None:
-            self._loaded = self.load()
+            self._loaded = self.world.load(self.problems.start, self.problems.stop)
+            _check_models(self.records.path.parent, self._loaded.models)
         return self._loaded
 
     async def measure(self) -> None:
@@ -158,7 +201,7 @@ class Shard:
     def _may_be_result(self, name: str, size: int) -> bool:
         """Whether few enough calls have failed if none does on the problems still to come."""
         known = (record for record in self.records if (record.name, record.size) == (name, size))
-        failed = sum(record.failures.share for record in known) / self.size
+        failed = sum(record.failures.share for record in known) / self.world.size
         return failed <= self.comparison.max_failed
 
     def _choices(self, entrant: Entrant) -> tuple[str, ...]:
@@ -282,21 +325,109 @@ class Shard:
             choices={name: chosen(tree, name, expected) for name in self._choices(entrant)},
         )
         self.records.append(record, tree)
-        self._lost = self._lost + 1 if record.failures.share == 1 else 0
-        if self._lost == min(_LOST_IN_A_ROW, self.size):
-            failures = self.records.failures(entrant.name, size)
-            raise SearchError(
-                f"stopped at {entrant.name}@{size}: nothing came of {self._lost} searches in a "
-                f"row; {failures}, most often: {failures.most_frequent}; then run the same "
-                "command again, which makes the searches that failed anew and keeps the others"
-            )
+        lost = record.failures.share == 1
+        self._losses.note(f"{entrant.name}@{size}: {self._failed(entrant, size)}" if lost else "")
+
+    def _failed(self, entrant: Entrant, size: int, problems: range | None = None) -> str:
+        failures = self.records.failures(entrant.name, size, problems)
+        return f"{failures}, most often: {failures.most_frequent}" if failures.share else ""
 
     # --- what is said
 
     def _tell_cell(self, entrant: Entrant, size: int, seconds: float) -> None:
-        failures = self.records.failures(entrant.name, size, self.problems)
-        said = f"; {failures}, most often: {failures.most_frequent}" if failures.share else ""
-        self._tell(f"{entrant.name}@{size} in {seconds:.1f} s{said}")
+        said = self._failed(entrant, size, self.problems)
+        self._tell(f"{entrant.name}@{size} in {seconds:.1f} s" + (f"; {said}" if said else ""))
 
     def _tell(self, line: str) -> None:
         self.report(f"problems {self.problems[0]}-{self.problems[-1]}: {line}")
+
+
+# --- all of them
+
+
+def run_comparison(
+    comparison: Comparison, world: World, out: Path, *, jobs: int = 1, report: Report
+) -> None:
+    """Make every search that is not in `out` yet; `report` gets a line as each cell ends.
+
+    With `jobs` above 1 the shards are measured by that many processes of one thread each, which
+    write their lines to stderr. Raises what the models raise, and `SearchError` when nothing at all
+    comes from them; what was measured stays.
+    """
+    comparison.open(world, out)
+    shards = comparison.shards(world)
+    if jobs == 1 or len(shards) == 1:
+        records = RecordFile(out)
+        measured = [Shard(comparison, part, world, records, report) for part in shards]
+        progress = _Progress(comparison, measured, report)
+        for shard in measured:
+            shard.report = progress
+            run_blocking(shard.measure())  # one loop for all: clients keep connections
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    workers = min(jobs, len(shards))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        waiting = [pool.submit(_measure, comparison, world, out, part) for part in shards]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _check_models(out: Path, models: Mapping[str, Any]) -> None:
+    """Write down which models are served, or raise `ModelChangedError` if there were others."""
+    folder, found = RunFolder(out), json.loads(json.dumps(dict(models)))
+    known = folder.facts(MODELS)
+    if known is None:
+        if found:
+            folder.settle(MODELS, found)
+    elif known != found:
+        raise ModelChangedError(
+            f"{out} was measured with {known}, and now there is {found}; use another --out folder, "
+            "or have the former model served"
+        )
+
+
+class _Progress:
+    """Puts the number of cells that are done before every line."""
+
+    def __init__(self, comparison: Comparison, shards: Sequence[Shard], report: Report) -> None:
+        reference, *_ = entrants = entrants_of(comparison.entrants)
+        sizes = set(comparison.sizes)
+        self._all = len(shards) * len(comparison.cells)
+        left = sum(
+            bool(shard.missing(entrant, size, reference))
+            for shard in shards
+            for entrant in entrants
+            for size in sizes
+        )
+        self._done = self._all - left
+        self._report = report
+
+    def __call__(self, line: str) -> None:
+        self._done = min(self._done + 1, self._all)
+        self._report(f"[{self._done}/{self._all}] {line}")
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, also by kill -9."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _measure(comparison: Comparison, world: World, out: Path, problems: range) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the world loads torch
+    run_blocking(Shard(comparison, problems, world, RecordFile(out), _to_stderr).measure())
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
