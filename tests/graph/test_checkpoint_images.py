@@ -19,8 +19,10 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
 
+from tests.benchmarks.framework import Clock, InstantPolicy, InstantScorer
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, asked, noisy_png
-from vprm_search.errors import ImageError
+from vprm_search.budget import Budget
+from vprm_search.errors import ImageError, SearchWarning
 from vprm_search.graph import (
     create_search_graph,
     tree_of_state,
@@ -216,6 +218,38 @@ async def test_a_search_over_a_megabyte_leaves_a_small_file(strategy: Any, tmp_p
         sizes.append(path.stat().st_size)
     assert len(sizes) == 2
     assert max(sizes) < 400_000
+
+
+@pytest.mark.parametrize("saver", ["memory", "sqlite"])
+@pytest.mark.parametrize(("width", "durability"), [(4, "sync"), (4, "async"), (8, "exit")])
+def test_a_search_of_twenty_rounds_leaves_less_than_a_megabyte(
+    saver: str, width: int, durability: Any, tmp_path: Path
+) -> None:
+    """16 candidates a round with every checkpoint, 64 with the last one alone."""
+    path = tmp_path / "state.sqlite"
+    with SqliteSaver.from_conn_string(str(path)) as sqlite:
+        kept: Any = sqlite if saver == "sqlite" else InMemorySaver()
+        app = create_search_graph(
+            policy=InstantPolicy(Clock()),
+            scorer=InstantScorer(),
+            strategy=BeamSearch(width=width, expand=width, stop=None, refill=0),
+            budget=Budget(rounds=20),
+            image_store=DiskImageStore(tmp_path / "i"),
+        ).compile(checkpointer=kept)
+        with pytest.warns(SearchWarning, match="no path finished"):
+            state = app.invoke(asked(png=noisy_png(600)), THREAD, durability=durability)
+        sqlite.conn.execute("pragma wal_checkpoint(truncate)")
+    assert len(state["search_nodes"]) == 20 * width * width + 1
+    assert len(json.dumps({k: v for k, v in state.items() if k != "messages"})) < 700_000
+    assert (path.stat().st_size if saver == "sqlite" else bytes_in(kept)) < 1_000_000
+
+
+def bytes_in(saver: InMemorySaver) -> int:
+    """Return how many bytes a saver in memory holds, keys left out."""
+    blobs = [blob for _, blob in saver.blobs.values()]
+    writes = [one[2][1] for many in saver.writes.values() for one in many.values()]
+    kept = [c for spaces in saver.storage.values() for t in spaces.values() for c in t.values()]
+    return sum(map(len, blobs + writes)) + sum(len(c[0][1]) + len(c[1][1]) for c in kept)
 
 
 def test_a_conversation_grows_with_its_questions_and_not_with_their_square(tmp_path: Path) -> None:
