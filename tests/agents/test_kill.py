@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ast
-import os
-import random
+import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import ToolMessage
 
-from tests.agents.kill_driver import saver_at
+from tests.agents.kill_driver import lines
 from tests.graph.test_kill_resume import postgres  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[2]
@@ -43,29 +40,6 @@ def run(folder: Path, mode: str, address: str) -> Any:
         return None
     assert process.returncode == 0, err
     return ast.literal_eval(out.splitlines()[-1])
-
-
-def lines(folder: Path) -> list[str]:
-    path = folder / "tools.log"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def recorded_calls(folder: Path, address: str) -> set[str]:
-    """Return the calls whose results the saver has, read as anybody may read it."""
-    found: set[str] = set()
-
-    def look(value: Any) -> None:
-        if isinstance(value, ToolMessage):
-            args = ast.literal_eval(value.tool_call_id.partition("-")[2])
-            found.add(f"add {args['left']} {args['right']}")
-        for inside in value if isinstance(value, list | tuple) else ():
-            look(inside)
-
-    with saver_at(folder, address) as saver:
-        for kept in saver.list(None):
-            look(kept.checkpoint["channel_values"].get("messages"))
-            look([value for _, channel, value in kept.pending_writes if channel == "messages"])
-    return found
 
 
 @pytest.mark.slow
@@ -99,39 +73,19 @@ def test_a_safe_call_under_way_at_a_kill_is_run_again(tmp_path: Path, address: s
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_alike(tmp_path: Path, address: str) -> None:
-    calm = tmp_path / "calm"
-    calm.mkdir()
-    expected = run(calm, "slow", "")
-    calls = lines(calm)
-    assert len(set(calls)) == len(calls)
-    chance, kills = random.Random(7), 0
-    recorded: set[str] = set()
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    while True:
-        begun = [f"start {call}" for call in recorded]
-        before = len(lines(folder))
-        process = start(folder, "slow", address)
-        wanted = before + chance.randint(1, 3)
-        while process.poll() is None and len(lines(folder)) < wanted:
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.1)
-        if process.poll() is not None:
-            out, err = process.communicate()
-            assert process.returncode == 0, err
-            # which way led there is the model's affair: it counts its calls in each process anew
-            assert ast.literal_eval(out.splitlines()[-1])[:2] == expected[:2]
-            assert not set(begun) & set(lines(folder)[before:])
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        kills += 1
-        assert not set(begun) & set(lines(folder)[before:])  # a recorded result is not made again
-        recorded |= recorded_calls(folder, address)
-    assert kills >= 3
-    assert len(recorded) >= 3
-    told = lines(folder)
-    again = len([line for line in told if line.startswith("start")]) - len(calls) // 2
-    assert again <= 2 * kills  # only what was under way: two branches act side by side
-    for line in {line for line in told if line.startswith("end")}:
-        assert told.count(line) <= 1 + kills
+    command = [sys.executable, "-m", "tests.agents.kill_driver", str(tmp_path), "kills", "30", "7"]
+    command += [address] * bool(address)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    calm, *searches = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(calm["lines"])) == len(calm["lines"]) == 20
+    assert sum(search["kills"] for search in searches) >= 30
+    for search in searches:
+        assert search["tree"] == calm["tree"]
+        assert search["scored_again"] == 0
+        assert search["remade"] == []  # a recorded result is not made again
+        begun = [line for line in search["lines"] if line.startswith("start")]
+        assert set(begun) == {line for line in calm["lines"] if line.startswith("start")}
+        again = len(begun) - len(calm["lines"]) // 2
+        assert again <= 2 * search["kills"]  # only what was under way: two branches act at once
+    assert sum(search["recorded"] for search in searches) > 20
