@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.benchmarks.synthetic import SETTINGS, Setting, measure
 from vprm_search.compare.intervals import bootstrap
-from vprm_search.compare.report import fill_section, percent, points, synthetic_table
+from vprm_search.compare.report import fill_section, percent, points
 from vprm_search.compare.worlds import SyntheticWorld
 from vprm_search.evaluate.cells import cell_path
 from vprm_search.evaluate.folder import write_atomically
@@ -108,6 +108,26 @@ def auto_table(summaries: dict[str, Any]) -> str:
 def _rival(found: dict[str, Any]) -> str:
     name = found["rival"].removeprefix("its_hub ").removeprefix("best-of-n, ")
     return f"{100 * found['accuracy']:.1f} ({name})"
+
+
+def synthetic_table(summary: dict[str, Any]) -> str:
+    """Return accuracy and cost in one table, its_hub's rows among this package's."""
+    lines = [
+        "| N | strategy, selector | accuracy | generated tokens | scored tokens | with an ideal "
+        "prefix cache |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size in sorted({row["size"] for row in summary["rows"]}):
+        rows = [row for row in summary["rows"] if row["size"] == size]
+        for row in sorted(rows, key=lambda row: -row["accuracy"]["mean"]):
+            peer = row["name"].startswith("its_hub")
+            name = f"*{row['name']}*" if peer else row["name"]
+            lines.append(
+                f"| {size} | {name}, {row['choice']} | {percent(row['accuracy'])} "
+                f"| {row['generated_tokens']:.0f} | {row['scored_tokens']:.0f} "
+                f"| {row['computed_tokens']:.0f} |"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:

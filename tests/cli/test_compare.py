@@ -35,11 +35,11 @@ def test_a_comparison_writes_tables_results_and_plots(run: Run, tmp_path: Path) 
     assert ran.code == 0, ran.err
     assert "[2/2] problems 0-5: beam@4" in ran.err
     assert "weighted-vote:product" in ran.out
-    with Image.open(out / "comparison.png") as picture:
+    with Image.open(out / "results.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 1000
-    results = json.loads((out / "comparison-results.json").read_text())
-    assert {row["name"] for row in results["rows"]} == {"best-of-n", "beam"}
+    results = json.loads((out / "results.json").read_text())
+    assert {row["name"] for row in results["searches"]["rows"]} == {"best-of-n", "beam"}
     assert results["comparison"]["world"]["settings"]["auc"] == 0.73
     filled = page.read_text()
     assert filled.startswith("before\n")
@@ -65,7 +65,7 @@ def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
         "--selector", "majority", "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    results = json.loads((tmp_path / "out" / "comparison-results.json").read_text())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["searches"]
     assert results["problems"] == 2
     assert {row["choice"] for row in results["rows"]} == {"majority"}
     assert all(row["generated_tokens"] > 0 for row in results["rows"])

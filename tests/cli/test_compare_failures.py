@@ -94,7 +94,7 @@ def about(number: int, request: ProxiedRequest) -> bool:
 
 
 def results(servers: Servers) -> Any:
-    return json.loads((servers.folder / "out" / "comparison-results.json").read_text())
+    return json.loads((servers.folder / "out" / "results.json").read_text())["searches"]
 
 
 def outcome(record: Record) -> Record:
@@ -368,7 +368,7 @@ def test_a_run_killed_again_and_again_equals_an_undisturbed_one(
         assert again is not None
         assert work(again) == work(record)
         assert there.choice(again, "majority") == calm.choice(record, "majority")
-    ours, theirs = (json.loads((folder / "comparison-results.json").read_text())
+    ours, theirs = (json.loads((folder / "results.json").read_text())["searches"]
                     for folder in (out, tmp_path / "calm"))  # fmt: skip
     assert [row["accuracy"] for row in ours["rows"]] == [row["accuracy"] for row in theirs["rows"]]
     assert ours["pairs"] == theirs["pairs"]

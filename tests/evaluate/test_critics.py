@@ -15,8 +15,12 @@ from tests.evaluate.pools import CRITICS, pooled, pools
 from vprm_search.datasets.set_scores import set_scores
 from vprm_search.errors import RecordError
 from vprm_search.evaluate.critics import summarise, tabulate
-from vprm_search.evaluate.estimators import MAJORITY, ORACLE, PASS_1, chosen, figures_of
-from vprm_search.evaluate.pool import PooledProblem, SearchedProblem
+from vprm_search.evaluate.estimators import MAJORITY, ORACLE, PASS_1, VOTE, chosen, figures_of
+from vprm_search.evaluate.pool import PooledProblem
+from vprm_search.evaluate.search_report import section
+from vprm_search.evaluate.search_summary import Measured
+from vprm_search.evaluate.search_summary import summarise as summarise_searches
+from vprm_search.evaluate.strategies import best_of_n
 
 
 def row(summary, selector, size):  # type: ignore[no-untyped-def]
@@ -153,8 +157,8 @@ def test_short_pools_and_missing_scores_are_said() -> None:
     few[1] = replace(few[1], candidates=(replace(first, scores={"orm": None}),
                                          *few[1].candidates[1:]))  # fmt: skip
     notes = summarise(tabulate(few, 4))["notes"]
-    assert "1 problems have fewer than 4 candidates; all they have is taken." in notes
-    assert "1 candidates have no score of orm; it takes them last." in notes
+    assert "1 problem has fewer than 4 candidates; all they have is taken." in notes
+    assert "1 candidate has no score of orm; it takes them last." in notes
 
 
 def test_a_critic_that_scored_too_little_has_no_results() -> None:
@@ -163,7 +167,7 @@ def test_a_critic_that_scored_too_little_has_no_results() -> None:
     assert summary["no_results"] == {"orm": 0.5}
     assert not any("orm" in found["selector"] for found in summary["rows"])
     assert any("orm has no results: 50.0 %" in note for note in summary["notes"])
-    assert any("only 5 questions" in note for note in summary["notes"])
+    assert any("Only 5 questions: " in note for note in summary["notes"])
 
 
 def test_pools_that_are_none_are_named() -> None:
@@ -185,20 +189,39 @@ def test_a_pool_may_begin_with_a_problem_without_candidates() -> None:
 # --- what stands beside --------------------------------------------------------------------------
 
 
-def test_a_bigger_policy_and_searches_stand_beside() -> None:
+def test_a_bigger_policy_stands_beside() -> None:
     problems = drawn_pools(60, 4, **{"prm:mean": 0.5})
     bigger = tabulate([pooled("a", name=p.id) for p in problems], 1)
-    found = [
-        SearchedProblem(p.id, "beam", 4, chosen(p, "prm:mean", 4).right, 9, 5, 0.1, 0.2)  # type: ignore[union-attr]
-        for p in problems
-    ]
-    summary = summarise(tabulate(problems, 4), baselines={"big": bigger}, searches=found)
+    summary = summarise(tabulate(problems, 4), baselines={"big": bigger})
     (baseline,) = summary["baselines"]
     assert baseline["expected"]["mean"] == 1
-    (search,) = summary["searches"]
-    assert search["over_prm"]["mean"] == search["over_prm"]["high"] == 0  # it chose the same
-    assert search["first"]["mean"] == row(summary, "prm:mean", 4)["first"]["mean"]
-    assert search["all_tokens"] == 14
-    stray = replace(found[0], id="stray")
-    with pytest.raises(RecordError, match="beam, N=4: problem stray is not in the pool"):
-        summarise(tabulate(problems, 4), searches=[stray])
+
+
+def test_searches_stand_beside_the_pool_on_the_problems_that_they_have() -> None:
+    problems = drawn_pools(60, 4, **{"prm:product": 0.5})
+    table = tabulate(problems, 4)
+    pool = best_of_n(table, 4, tuple(range(60)))
+    vote = pool.right["weighted-vote:product"]
+    some = {name: column[10:30] for name, column in pool.costs.items()}
+    same = Measured("beam", 4, pool.problems, pool.costs, {"weighted-vote:product": vote})
+    part = Measured("rebase", 4, pool.problems[10:30], some, {"majority": np.ones(20)})
+    found = summarise_searches([pool, same, part], places=dict(enumerate(table.places)))
+    rows = {(one["name"], one["choice"]): one for one in found["rows"]}
+    assert set(rows) == {("best-of-n", choice) for choice in pool.right} | {
+        ("beam", "weighted-vote:product"), ("rebase", "majority")
+    }  # fmt: skip
+    summary = summarise(table)
+    for name, selector in (("majority", MAJORITY), ("best-score:product", "prm:product"),
+                           ("weighted-vote:product", f"{VOTE}prm:product")):  # fmt: skip
+        first = row(summary, selector, 4)["first"]
+        assert rows["best-of-n", name]["accuracy"]["mean"] == pytest.approx(first["mean"])
+    beam = rows["beam", "weighted-vote:product"]
+    assert set(beam["against_reference"].values()) == {0.0, 60}  # it chose the same
+    tokens = pool.costs["generated_tokens"] + pool.costs["scored_tokens"]
+    assert beam["all_tokens"] == pytest.approx(tokens.mean())
+    rebase = rows["rebase", "majority"]
+    assert (rebase["problems"], rebase["accuracy"]["mean"]) == (20, 1)
+    assert rebase["against_reference"]["mean"] == pytest.approx(1 - vote[10:30].mean())
+    text = "\n".join(section(found))
+    assert "(20 problems)" in text
+    assert "| rebase | **+" in text or "| rebase | +" in text

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,10 +15,11 @@ from tests.evaluate.pools import pooled
 from tests.evaluate.test_critics import drawn_pools
 from vprm_search.compare.report import percent
 from vprm_search.errors import MissingDependencyError
-from vprm_search.evaluate.critics import summarise, tabulate
+from vprm_search.evaluate.critics import COSTS, summarise, tabulate
 from vprm_search.evaluate.estimators import PASS_1
-from vprm_search.evaluate.pool import SearchedProblem
 from vprm_search.evaluate.report import called, drawn, markdown, png
+from vprm_search.evaluate.search_summary import Measured
+from vprm_search.evaluate.search_summary import summarise as summarise_searches
 
 EVIL = "<script>|$x_{$\n# no head"
 
@@ -25,9 +27,11 @@ EVIL = "<script>|$x_{$\n# no head"
 @pytest.fixture(scope="module")
 def summary() -> dict[str, object]:
     problems = drawn_pools(60, 8, **{"prm:mean": 0.5, "prm:min": 0.3, "orm": 0.2, "judge": 0.1})
-    found = [SearchedProblem(p.id, EVIL, 4, 1.0, 9, 5, 0.1, 0.2) for p in problems]
+    costs = dict.fromkeys(COSTS, np.ones(60))
+    found = Measured(EVIL, 4, tuple(range(60)), costs, {"majority": np.ones(60)})
     other = tabulate(drawn_pools(60, 1, seed=1), 1)
-    return summarise(tabulate(problems, 8), baselines={EVIL: other}, searches=found)
+    summary = summarise(tabulate(problems, 8), baselines={EVIL: other})
+    return {**summary, "searches": summarise_searches([found])}
 
 
 def cells(text: str, heading: str) -> dict[str, list[str]]:
@@ -58,15 +62,17 @@ def test_text_of_others_stays_in_its_cell(summary) -> None:  # type: ignore[no-u
     text = markdown(summary, title=EVIL)
     assert "<script" not in text
     assert "\n# no head" not in text
-    (line,) = [line for line in text.splitlines() if "# no head" in line and "60" in line]
-    assert len(re.split(r"(?<!\\)\|", line)) == 11
+    lines = [line for line in text.splitlines() if "# no head" in line and line[0] == "|"]
+    found = [len(re.split(r"(?<!\\)\|", line)) - 2 for line in lines]
+    assert found == [6, 2, 2, 12]  # the policy alone; accuracy, gain and cost of the strategy
 
 
 def test_the_picture_has_a_panel_per_cost_that_is_known(summary) -> None:  # type: ignore[no-untyped-def]
     data = png(summary, title=EVIL, currency="$")
     with Image.open(io.BytesIO(data)) as picture:
         wide, high = picture.size
-    free = {**summary, "rows": [{**row, "cost": 0.0, "seconds": 0.0} for row in summary["rows"]]}
+    free = {**summary, "searches": {}}
+    free["rows"] = [{**row, "cost": 0.0, "seconds": 0.0} for row in summary["rows"]]
     with Image.open(io.BytesIO(png(free))) as picture:
         assert picture.size[0] == wide
         assert picture.size[1] < high  # three panels in one row, and not five in two
@@ -80,7 +86,7 @@ def test_the_page_names_every_field_of_the_results(summary) -> None:  # type: ig
     named = set(re.findall(r"`([a-z_0-9]+)`", table))
     costs = {"generated_tokens", "all_tokens", "seconds", "cost"}
     fields = {*summary, *summary["rows"][0], *summary["pairs"][0]}
-    fields |= {*summary["baselines"][0], *summary["searches"][0]}
+    fields |= {*summary["baselines"][0], *summary["searches"], *summary["searches"]["rows"][0]}
     assert fields - costs <= named
     assert costs <= named
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.evaluate.conftest import critics, right_of, run_all, solve
 from vprm_search.datasets.graders import grader_of
 from vprm_search.errors import ConfigError, RecordError
+from vprm_search.evaluate.critics import tabulate
 from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.pooling import RecordedRun
 from vprm_search.evaluate.search_records import Record, RecordFile
 from vprm_search.evaluate.stages import Stages
 from vprm_search.evaluate.strategies import searched
@@ -49,11 +52,21 @@ async def test_searches_have_the_tokens_of_the_first_candidates(stages: Stages) 
         tokens = [c.generated_tokens for c in candidates.of(stages.problems[record.problem])]
         assert record.budget == sum(tokens[: record.size])
         assert 0 < record.usage.generated_tokens <= record.budget
-    told = list(searched(stages.folder.path, stages.problems, grader_of("")))
-    for one, record in zip(sorted(told, key=lambda o: (o.id, o.strategy, o.size)), found,
-                           strict=True):  # fmt: skip
-        choice = record.choices["weighted-vote:product"]
-        assert one.right == (choice.answer == str(right_of(f"What is {one.id[1:]} + 3?")))
+    run = RecordedRun(stages.folder.path, stages.problems)
+    table = tabulate(run.pools(8), 8)
+    told = searched(stages.folder.path, stages.problems, table, grader_of(""))
+    rows = {(row["name"], row["size"]): row for row in told["rows"] if row["headline"]}
+    assert set(rows) == {(name, size) for name in ("best-of-n", *NAMES) for size in (4, 8)}
+    for name, size in itertools.product(NAMES, (4, 8)):
+        right = [
+            one.choices["weighted-vote:product"].answer
+            == str(right_of(f"What is {stages.problems[one.problem].id[1:]} + 3?"))
+            for one in found
+            if one.key[1:] == (name, size)
+        ]
+        assert rows[name, size]["accuracy"]["mean"] == sum(right) / 6
+    asked = [sum(record.budget for record in found if record.key[1:] == ("beam", 4)) / 6]
+    assert [rows["best-of-n", 4]["generated_tokens"]] == asked
 
 
 async def test_what_is_searched_is_not_searched_again(stages: Stages) -> None:

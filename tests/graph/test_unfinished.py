@@ -19,8 +19,8 @@ from tests.graph.fakes import asked as conversation
 from tests.report.test_terminal import rendered
 from vprm_search.budget import Budget
 from vprm_search.cli.demo import Solved, tallies
-from vprm_search.compare.report import cost_table
 from vprm_search.evaluate.search_records import chosen
+from vprm_search.evaluate.search_report import cost_table
 from vprm_search.graph import create_search_graph, create_verifier_node, run_search
 from vprm_search.graph.run import SearchRun
 from vprm_search.images.store import MemoryImageStore

@@ -6,7 +6,6 @@ It is measured on the tiny world, on a synthetic one, or on a problem set in a f
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
-from vprm_search.cli import console, options
+from vprm_search.cli import options
+from vprm_search.cli.evaluate_output import tell, write_results
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.errors import ConfigError, RecordError, SearchError
-from vprm_search.report.view import printable
 from vprm_search.types import Problem
 
 if TYPE_CHECKING:
@@ -218,8 +216,11 @@ def built_in_world(name: str, given: Mapping[str, Any]) -> World:
 
 
 def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path | None) -> None:
-    from vprm_search.compare.report import fill_section, new_figure, page_section
-    from vprm_search.evaluate.folder import RunFolder
+    from vprm_search.compare.report import fill_section, new_figure
+    from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
+    from vprm_search.evaluate.report import png
+    from vprm_search.evaluate.search_report import page_section, section
+    from vprm_search.evaluate.search_summary import read_cells, summarise
     from vprm_search.evaluate.searches import run_comparison
 
     new_figure()  # fails without matplotlib: before hours of measuring, not after
@@ -229,51 +230,35 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path 
     comparison.open(world, out)
     try:
         with RunFolder(out).locked():
-            run_comparison(comparison, world, out, jobs=jobs, report=_tell)
+            run_comparison(comparison, world, out, jobs=jobs, report=tell)
     except SearchError as error:
         stopped = error  # what is there is shown first
     try:
-        summary = _summary(comparison, world, out)
+        cells = read_cells(out, comparison.choices, world.size)
     except RecordError as error:
         raise (stopped or error) from None
-    _write(summary, out)
+    there = {(cell.name, cell.size) for cell in cells}
+    missing = [f"{name}@{size}" for name, size in comparison.cells if (name, size) not in there]
+    found = {**summarise(cells, comparison.max_failed), "not_measured": missing}
+    folder = RunFolder(out)
+    summary = {
+        "measure": "accuracy",
+        "problems": found["problems"],
+        "rows": [],
+        "baselines": [],
+        "searches": found,
+        "comparison": {**(folder.facts(SEARCHES) or {}), "models": folder.facts(MODELS)},
+    }
+    write_results(out, summary, "\n\n".join(section(found)), png(summary))
     if stopped is not None:
         raise stopped
-    bad = [f"{cell['name']}@{cell['size']}" for cell in summary["no_results"]]
-    if bad := bad + summary["not_measured"]:
+    if bad := [f"{cell['name']}@{cell['size']}" for cell in found["no_results"]] + missing:
         raise SearchError(
             f"{len(bad)} of {len(comparison.cells)} cells are no results ({', '.join(bad)}), since "
             "calls failed; the same command makes those searches again"
         )
     if page is not None:
-        fill_section(page, page_section(summary), marks=("strategies",))
-
-
-def _summary(comparison: Comparison, world: World, out: Path) -> dict[str, Any]:
-    """Return what is to be told, with the cells that were asked for and are not there."""
-    from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
-    from vprm_search.evaluate.search_summary import read_cells, summarise
-
-    cells = read_cells(out, comparison.choices, world.size)
-    there = {(cell.name, cell.size) for cell in cells}
-    return {
-        **summarise(cells, comparison.max_failed),
-        "not_measured": [f"{cell[0]}@{cell[1]}" for cell in comparison.cells if cell not in there],
-        "comparison": {
-            **(RunFolder(out).facts(SEARCHES) or {}),
-            "models": RunFolder(out).facts(MODELS),
-        },
-    }
-
-
-def _write(summary: Mapping[str, Any], out: Path) -> None:
-    from vprm_search.compare.report import comparison_png, full_report
-
-    text = full_report(summary)
-    console.write_file(out / "comparison-results.json", json.dumps(summary, indent=1))
-    console.write_file(out / "comparison.md", text)
-    console.write_file(out / "comparison.png", comparison_png(summary))
-    console.OUT.file.write(printable(text, lines=True) + "\n")
+        fill_section(page, page_section(found), marks=("strategies",))
 
 
 def _check_marks(page: Path) -> None:
@@ -286,10 +271,6 @@ def _check_marks(page: Path) -> None:
             f"{page} lacks the marks <!-- strategies:begin --> and <!-- strategies:end -->; put "
             "them where the tables belong"
         )
-
-
-def _tell(line: str) -> None:
-    console.ERR.print(Text(line), soft_wrap=True)
 
 
 # --- what it is measured on

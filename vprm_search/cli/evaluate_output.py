@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,20 +61,24 @@ def write_report(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> No
         many = other.largest()
         baselines[path.name] = tabulate(other.pools(many), many, name=stages.problems.name)
     rule = grader_of(run.grader if run.grader in GRADERS else stages.problems.name)
-    found = searched(run.folder.path, stages.problems, rule, stages.prices)
-    ids = {place.id for place in table.places}
-    here = [one for one in found if one.id in ids]
-    summary = {**summarise(table, baselines=baselines, searches=here), **run.told(stages.n)}
-    out, title, currency = stages.folder.path, stages.problems.path.name, summary["currency"]
+    out, title = stages.folder.path, stages.problems.path.name
+    found = searched(out, stages.problems, table, rule, stages.prices)
+    summary = {**summarise(table, baselines=baselines), "searches": found, **run.told(stages.n)}
+    currency = summary["currency"]
     text = f"{markdown(summary, title=title, currency=currency)}\n{run_section(summary)}"
-    console.write_file(out / "results.json", json.dumps(summary, indent=1))
-    console.write_file(out / "results.md", text)
-    console.write_file(out / "results.png", png(summary, title=title, currency=currency))
-    console.OUT.file.write(printable(text, lines=True) + "\n")
+    write_results(out, summary, text, png(summary, title=title, currency=currency))
     if left := summary["incomplete"]:
         raise SearchError(
             f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
         )
+
+
+def write_results(out: Path, summary: Mapping[str, Any], text: str, picture: bytes) -> None:
+    """Write a report into the folder of a run, and print it."""
+    console.write_file(out / "results.json", json.dumps(summary, indent=1))
+    console.write_file(out / "results.md", text)
+    console.write_file(out / "results.png", picture)
+    console.OUT.file.write(printable(text, lines=True) + "\n")
 
 
 class _Spent(ProgressColumn):

@@ -24,6 +24,7 @@ from vprm_search.compare.intervals import (
     resampled_means,
     share_estimate,
 )
+from vprm_search.compare.report import many
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.set_scores import Graded, unit_scores
 from vprm_search.errors import InputError, RecordError
@@ -36,10 +37,10 @@ from vprm_search.evaluate.estimators import (
     selectors_of,
     sizes_of,
 )
-from vprm_search.evaluate.pool import PooledProblem, SearchedProblem
+from vprm_search.evaluate.pool import PooledProblem
 from vprm_search.evaluate.search_records import MAX_FAILED
 
-FORMAT = "vprm-search evaluate 1"
+FORMAT = "vprm-search evaluate 2"
 COSTS = ("generated_tokens", "scored_tokens", "seconds", "cost")
 _GROUPED: tuple[SetName, ...] = ("dynamath", "wemath")
 _BOOTSTRAP = 2000
@@ -167,7 +168,7 @@ def _add(table: Table, problem: PooledProblem, seed: int, resamples: int) -> Non
 
 
 @dataclass(frozen=True, slots=True)
-class _Measure:
+class Measure:
     """One published figure of a set: `exact` `[columns]` and its `means` `[resamples, columns]`."""
 
     exact: list[float]
@@ -175,15 +176,19 @@ class _Measure:
     questions: int
 
     def share(self, column: int) -> dict[str, float]:
+        """Return the estimate of a column."""
         return share_estimate(self.exact[column], self.means[:, column], self.questions).to_json()
 
     def less(self, column: int, other: int) -> dict[str, float]:
+        """Return the estimate of a column less another one."""
         gap = self.means[:, column] - self.means[:, other]
         exact = self.exact[column] - self.exact[other]
         return percentiles(exact, gap, self.questions).to_json()
 
 
-def _measures(name: SetName, places: Sequence[Place], values: Matrix) -> dict[str, _Measure]:
+def measures_of(
+    name: SetName, places: Sequence[Place], values: Matrix, *, resamples: int = _BOOTSTRAP
+) -> dict[str, Measure]:
     """Return the figures of a set, the headline first, of `values` `[problems, columns]`."""
     found = {}
     if name in _GROUPED and _whole_units(name, places):
@@ -191,8 +196,8 @@ def _measures(name: SetName, places: Sequence[Place], values: Matrix) -> dict[st
         groups = columns[0][0]
         for figure in columns[0][1]:
             table = np.array([column[figure] for _, column in columns]).T
-            found[figure] = _measure(table, groups)
-    found["accuracy"] = _measure(values, [place.group for place in places])
+            found[figure] = _measure(table, groups, resamples)
+    found["accuracy"] = _measure(values, [place.group for place in places], resamples)
     return found
 
 
@@ -229,10 +234,10 @@ def _unit_columns(
     return [unit.group for unit in units], figures
 
 
-def _measure(table: Matrix, groups: Sequence[str]) -> _Measure:
+def _measure(table: Matrix, groups: Sequence[str], resamples: int) -> Measure:
     owners = numbered(groups)
-    means = resampled_means(table, owners, resamples=_BOOTSTRAP)
-    return _Measure(table.mean(axis=0).tolist(), means, int(owners.max()) + 1)
+    means = resampled_means(table, owners, resamples=resamples)
+    return Measure(table.mean(axis=0).tolist(), means, int(owners.max()) + 1)
 
 
 def headline_of(critics: Iterable[str]) -> str | None:
@@ -245,22 +250,20 @@ def summarise(
     table: Table,
     *,
     baselines: Mapping[str, Table] | None = None,
-    searches: Iterable[SearchedProblem] = (),
 ) -> dict[str, Any]:
     """Return everything that is told of a run, as plain JSON; docs/evaluate.md has its fields.
 
     Args:
         table: of the run.
         baselines: other policies alone, by name: of each pool pass@1 counts.
-        searches: what search strategies came to on the same problems.
 
     Raises:
-        RecordError: a search of a problem that is not in the pool.
+        RecordError: a figure is no number.
     """
     first, expected = np.array(table.first), np.array(table.expected)
     count, selectors, sizes = first.shape
     flat = np.concatenate([first.reshape(count, -1), expected.reshape(count, -1)], axis=1)
-    measures = _measures(table.name, table.places, flat)
+    measures = measures_of(table.name, table.places, flat)
     headline = next(iter(measures))
 
     def at(selector: int, size: int, *, one: bool = False) -> int:
@@ -316,7 +319,6 @@ def summarise(
         "rows": rows,
         "pairs": pairs,
         "baselines": [_baseline(name, other) for name, other in (baselines or {}).items()],
-        "searches": _searches(table, searches, prm),
     }
     return {**summary, "notes": [*_group_notes(table.name, table.places), *_notes(summary)]}
 
@@ -338,7 +340,7 @@ def _costs(selector: str, spent: Matrix) -> dict[str, float | None]:
 def _baseline(name: str, table: Table) -> dict[str, Any]:
     """Return what a policy comes to alone: pass@1, and what one candidate costs."""
     expected = np.array(table.expected)[:, table.selectors.index(PASS_1), :1]
-    measures = _measures(table.name, table.places, expected)
+    measures = measures_of(table.name, table.places, expected)
     headline = next(iter(measures))
     return {
         "name": name,
@@ -346,42 +348,6 @@ def _baseline(name: str, table: Table) -> dict[str, Any]:
         "expected": measures[headline].share(0),
         **_costs(PASS_1, np.array(table.costs).mean(axis=0)[0]),
     }
-
-
-def _searches(
-    table: Table, searches: Iterable[SearchedProblem], prm: str | None
-) -> list[dict[str, Any]]:
-    """Return a row per strategy and N, paired with the PRM's best-of-N where N is in the table."""
-    places = {place.id: number for number, place in enumerate(table.places)}
-    parts: dict[tuple[str, int], dict[str, SearchedProblem]] = {}
-    for one in searches:
-        if one.id not in places:
-            raise RecordError(f"{one.strategy}, N={one.size}: problem {one.id} is not in the pool")
-        parts.setdefault((one.strategy, one.size), {})[one.id] = one
-    first = np.array(table.first)
-    rows = []
-    for (strategy, size), found in sorted(parts.items()):
-        known = [table.places[places[name]] for name in found]
-        columns = [[one.right for one in found.values()]]
-        paired = prm is not None and size in table.sizes
-        if paired and prm is not None:
-            at = table.selectors.index(prm), table.sizes.index(size)
-            columns.append([first[(places[name], *at)] for name in found])
-        measures = _measures(table.name, known, np.array(columns, dtype=np.float64).T)
-        headline = next(iter(measures))
-        spent = np.array([[float(getattr(o, c)) for c in COSTS] for o in found.values()])
-        rows.append(
-            {
-                "strategy": strategy,
-                "size": size,
-                "problems": len(found),
-                "measure": headline,
-                "first": measures[headline].share(0),
-                "over_prm": measures[headline].less(0, 1) if paired else None,
-                **_costs("prm", spent.mean(axis=0)),
-            }
-        )
-    return rows
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
@@ -403,13 +369,15 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"{name} has no results: {100 * share:.1f} % of the candidates have no score of it."
         )
     for size, short in summary["short"].items():
-        notes.append(f"{short} problems have fewer than {size} candidates; all they have is taken.")
+        fewer = many(short, "problem has", "problems have")
+        notes.append(f"{fewer} fewer than {size} candidates; all they have is taken.")
     for name, count in summary["unscored"].items():
         if name not in summary["no_results"]:
-            notes.append(f"{count} candidates have no score of {name}; it takes them last.")
+            lack = many(count, "candidate has", "candidates have")
+            notes.append(f"{lack} no score of {name}; it takes them last.")
     if summary["questions"] < SMALL:
         notes.append(
-            f"There are only {summary['questions']} questions: intervals of shares are Wilson's; "
+            f"Only {many(summary['questions'], 'question')}: intervals of shares are Wilson's; "
             "those of differences are a bootstrap's and may be too narrow."
         )
     if not all(math.isfinite(row["expected"]["mean"]) for row in summary["rows"]):

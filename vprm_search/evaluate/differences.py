@@ -11,11 +11,11 @@ import numpy as np
 
 from vprm_search.answers import same_answer
 from vprm_search.compare.intervals import bootstrap
+from vprm_search.compare.report import cell, many
 from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import RecordError
 from vprm_search.evaluate.estimators import chosen
 from vprm_search.evaluate.pool import PooledCandidate, PooledProblem
-from vprm_search.evaluate.report import cell
 from vprm_search.report.problem_page import problem_page
 
 KINDS = ("only the first is right", "only the second is right", "another answer, no more right")
@@ -141,7 +141,7 @@ def markdown(found: Comparison, names: tuple[str, str]) -> str:
     gain = {key: 100 * value for key, value in found.gain.items()}
     kinds = Counter(one.kind for one in found.differences)
     lines = [
-        f"{found.problems} problems in both runs, {found.apart} in one alone. "
+        f"{many(found.problems, 'problem')} in both runs, {found.apart} in one alone. "
         f"{cell(names[0])}: {first:.1f} %, {cell(names[1])}: {second:.1f} %; "
         f"{gain['mean']:+z.1f} points [{gain['low']:+z.1f}, {gain['high']:+z.1f}].",
         "",
@@ -172,7 +172,7 @@ def page(
     items = {item.id: item for item in problems}
     shown = [one for one in found.differences if one.id in items][:limit]
     facts = [
-        f"{found.problems} problems in both runs; shown are {len(shown)} of "
+        f"{many(found.problems, 'problem')} in both runs; shown are {len(shown)} of "
         f"{len(found.differences)} on which they differ",
         *(f"{kind}: {count}" for kind, count in Counter(d.kind for d in found.differences).items()),
     ]

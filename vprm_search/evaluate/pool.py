@@ -59,28 +59,3 @@ class PooledProblem:
     variant: str
     category: str
     candidates: tuple[PooledCandidate, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchedProblem:
-    """What a search strategy came to on one problem.
-
-    Args:
-        id: of the problem in its set.
-        strategy: its name.
-        size: its N: it spent at most what N candidates cost.
-        right: whether its answer is right, or the chance that it is.
-        generated_tokens: by the policy.
-        scored_tokens: read by the process reward model.
-        seconds: of the search.
-        cost: in the currency of the run.
-    """
-
-    id: str
-    strategy: str
-    size: int
-    right: float
-    generated_tokens: int
-    scored_tokens: int
-    seconds: float
-    cost: float

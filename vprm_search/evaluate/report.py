@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vprm_search.compare.entrants import REFERENCE
 from vprm_search.compare.report import (
+    cell,
     draw_line,
     label_text,
     log_axis,
+    many,
     new_figure,
     percent,
     png_of,
@@ -18,6 +21,8 @@ from vprm_search.compare.report import (
 from vprm_search.evaluate.critics import headline_of
 from vprm_search.evaluate.estimators import FIRST_SEEN, LIKELIHOOD, MAJORITY, ORACLE, PASS_1, VOTE
 from vprm_search.evaluate.paper import section as paper_section
+from vprm_search.evaluate.search_report import drawn_lines
+from vprm_search.evaluate.search_report import section as search_section
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -50,8 +55,8 @@ def markdown(summary: Summary, *, title: str = "", currency: str = "") -> str:
     sizes = summary["sizes"]
     parts = [
         f"# {cell(title or summary['set'] or 'Best of N')}",
-        f"{summary['problems']} problems, {summary['questions']} questions, "
-        f"{summary['candidates']} candidates. Measure: {summary['measure']}.",
+        f"{many(summary['problems'], 'problem')}, {many(summary['questions'], 'question')}, "
+        f"{many(summary['candidates'], 'candidate')}. Measure: {summary['measure']}.",
         *(f"> {cell(note)}" for note in summary["notes"]),
         f"## {summary['measure'].capitalize()} in %, expected",
         _table(summary, "expected"),
@@ -64,7 +69,7 @@ def markdown(summary: Summary, *, title: str = "", currency: str = "") -> str:
         f"## What N={sizes[-1]} costs per problem",
         _costs(summary, sizes[-1], currency),
         *_baselines(summary),
-        *_searches(summary),
+        *_searches(summary, currency),
         *paper_section(summary, {name: called(name) for name in _names(summary)}),
     ]
     return "\n\n".join(parts) + "\n"
@@ -94,13 +99,6 @@ def _at(summary: Summary) -> dict[tuple[str, int], Row]:
 
 def _line(name: str, entries: Iterable[str]) -> str:
     return f"| {cell(name)} | " + " | ".join(entries) + " |"
-
-
-def cell(text: str) -> str:
-    """Return text that cannot leave its cell, nor be HTML."""
-    for sign, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
-        text = text.replace(sign, safe)
-    return text
 
 
 def _table(summary: Summary, kind: str) -> str:
@@ -188,19 +186,11 @@ def _baselines(summary: Summary) -> list[str]:
     return ["## Other policies alone", "\n".join(lines)]
 
 
-def _searches(summary: Summary) -> list[str]:
-    if not summary["searches"]:
+def _searches(summary: Summary, currency: str) -> list[str]:
+    found = summary.get("searches")
+    if not found or not (found["rows"] or found["no_results"]):
         return []
-    lines = table_head("strategy", "N", "problems", f"{summary['measure']}, %",
-                       "less PRM best-of-N", "generated tokens", "generated + scored tokens",
-                       "seconds", "cost")  # fmt: skip
-    for row in summary["searches"]:
-        over = "–" if row["over_prm"] is None else points(row["over_prm"])
-        other = "" if row["measure"] == summary["measure"] else f" ({row['measure']})"
-        found = f"{percent(row['first'])}{other}"
-        told = [str(row["size"]), str(row["problems"]), found, over, *_spent(row)]
-        lines.append(_line(row["strategy"], told))
-    return ["## Search strategies at equal generated tokens", "\n".join(lines)]
+    return ["## Search strategies at equal generated tokens", *search_section(found, currency)]
 
 
 # --- the picture ---------------------------------------------------------------------------------
@@ -218,6 +208,12 @@ def drawn(summary: Summary) -> dict[str, list[Row]]:
     }  # fmt: skip
 
 
+def _searched(summary: Summary) -> list[Row]:
+    """Return the rows of searches; where there is a pool, best-of-N is in its own lines."""
+    rows = summary.get("searches", {}).get("rows", [])
+    return [row for row in rows if not (summary["rows"] and row["name"] == REFERENCE)]
+
+
 def png(summary: Summary, *, title: str = "", currency: str = "") -> bytes:
     """Draw expected accuracy with 95 % intervals against N and every cost that is known.
 
@@ -226,7 +222,8 @@ def png(summary: Summary, *, title: str = "", currency: str = "") -> bytes:
     Raises:
         MissingDependencyError: matplotlib is not there (extra `plots`).
     """
-    axes = [axis for axis in AXES if any(row[axis] for row in summary["rows"])]
+    known = [*summary["rows"], *_searched(summary)]
+    axes = [axis for axis in AXES if axis == "size" or any(row[axis] for row in known)]
     across = min(3, len(axes))
     down = -(-len(axes) // across)
     figure = new_figure(figsize=(4.8 * across, 3.8 * down + 1), layout="constrained")
@@ -237,13 +234,13 @@ def png(summary: Summary, *, title: str = "", currency: str = "") -> bytes:
         log_axis(panel, AXES[axis] + unit + ("" if axis == "size" else " per problem"))
         if axis == "size":
             panel.minorticks_off()
-            panel.set_xticks(summary["sizes"])
+            panel.set_xticks(sorted({row["size"] for row in known}))
         if place % across == 0:
             panel.set_ylabel(f"{summary['measure']}, %")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(
-        label_text(title) or f"{summary['problems']} problems, 95 % intervals", fontsize=11
+        label_text(title) or f"{many(summary['problems'], 'problem')}, 95 % intervals", fontsize=11
     )
     return png_of(figure)
 
@@ -252,12 +249,10 @@ def _panel(axes: Any, summary: Summary, axis: str) -> None:
     lines = drawn(summary)
     for number, (name, rows) in enumerate(lines.items()):
         draw_line(axes, name, [(row[axis] or 0, row["expected"]) for row in rows], number)
-    found: dict[str, list[Row]] = {}
-    for row in summary["searches"]:
-        found.setdefault(row["strategy"], []).append(row)
-    for number, (name, rows) in enumerate(found.items(), start=len(lines)):
-        points = [(row[axis], row["first"]) for row in rows]
-        draw_line(axes, name, points, number, hollow=True)
+    searches = drawn_lines(_searched(summary))
+    for number, (name, rows) in enumerate(searches.items(), start=len(lines)):
+        points = [(row[axis] or 0, row["accuracy"]) for row in rows]
+        draw_line(axes, name, points, number, hollow=bool(lines))
     for baseline in summary["baselines"]:
         mean = 100 * baseline["expected"]["mean"]
         line = axes.axhline(mean, color="#505a64", linestyle="--", linewidth=1.1)

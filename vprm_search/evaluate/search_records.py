@@ -169,6 +169,7 @@ class Record:
             "cut": self.ended_by.startswith(CUT),
             "finished": self.finished,
             "unfinished": not self.finished,
+            "seconds": self.seconds,
         }
 
 

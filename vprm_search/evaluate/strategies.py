@@ -6,10 +6,12 @@ of a set; the set's grader decides on their answers, as on those of the candidat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vprm_search.budget import Prices
 from vprm_search.compare.entrants import REFERENCE, SEARCH_CHOICES, entrants_of
@@ -18,10 +20,11 @@ from vprm_search.datasets.graders import Grader
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import CandidateFile
-from vprm_search.evaluate.pool import SearchedProblem
+from vprm_search.evaluate.critics import COSTS, Table
+from vprm_search.evaluate.estimators import MAJORITY, VOTE
 from vprm_search.evaluate.prompts import PROMPTS, Prompt
-from vprm_search.evaluate.search_records import Record, RecordFile
-from vprm_search.evaluate.search_summary import HEADLINE
+from vprm_search.evaluate.search_records import Choice, Record, RecordFile
+from vprm_search.evaluate.search_summary import Measured, cells_of, summarise
 from vprm_search.evaluate.searches import Comparison, Shard
 from vprm_search.evaluate.side_by_side import FREE, Done, Progress
 from vprm_search.types import Policy, StepScorer
@@ -165,13 +168,24 @@ class Searching:
 
 
 def searched(
-    run: Path, problems: ProblemSet, grader: Grader, prices: Prices = FREE
-) -> Iterator[SearchedProblem]:
-    """Yield what the searches of a run came to, of problems with a published answer.
+    run: Path, problems: ProblemSet, table: Table, grader: Grader, prices: Prices = FREE
+) -> dict[str, Any]:
+    """Return what the searches of a run came to (`search_summary.summarise`), beside its pool.
 
-    Raises `RecordError` for a damaged record, or one of another set.
+    Only problems of the table count. Raises `RecordError` for a damaged record, or one of another
+    set.
+
+    Args:
+        run: the folder.
+        problems: the set.
+        table: of the pool: its first N candidates are best-of-N.
+        grader: decides on answers.
+        prices: what tokens cost. Default: nothing.
     """
-    for record in RecordFile(run):
+    rows = {problems[at].id: at for at in range(len(problems))}
+    places = {rows[place.id]: place for place in table.places}
+    file, kept = RecordFile(run), []
+    for record in file:
         if record.problem >= len(problems):
             continue  # of a run over more of the set
         item = problems[record.problem]
@@ -180,20 +194,28 @@ def searched(
                 f"{run}: a search of row {item.row} was made for another answer; give the set it "
                 "was made for, or another --out folder"
             )
-        if item.answer_type == "none":
-            continue
-        yield SearchedProblem(
-            id=item.id,
-            strategy=record.name,
-            size=record.size,
-            right=float(bool(grader.grade(item, _said(record)).right)),
-            generated_tokens=record.usage.generated_tokens,
-            scored_tokens=record.usage.scored_tokens,
-            seconds=record.seconds,
-            cost=prices.cost_of(record.usage),
-        )
+        if record.problem in places:
+            kept.append(record)
+
+    def rule(record: Record, choice: Choice) -> bool:
+        return bool(grader.grade(problems[record.problem], choice.answer or "").right)
+
+    cells = cells_of(file, kept, rule, prices=prices)
+    sizes = sorted({cell.size for cell in cells} & set(table.sizes))
+    pools = [best_of_n(table, size, tuple(places)) for size in sizes]
+    return summarise([*pools, *cells], 1.0, name=table.name, places=places)
 
 
-def _said(record: Record) -> str:
-    choice: Any = record.choices.get(HEADLINE)
-    return "" if choice is None or choice.answer is None else str(choice.answer)
+def best_of_n(table: Table, size: int, problems: tuple[int, ...]) -> Measured:
+    """Return best-of-N as the first N candidates of a pool have it."""
+    at = table.sizes.index(size)
+    first = {name: np.array([one[n, at] for one in table.first])
+             for n, name in enumerate(table.selectors)}  # fmt: skip
+    right = {MAJORITY: first[MAJORITY]}
+    for critic in table.critics:
+        family, _, rule = critic.partition(":")
+        if family == "prm" and critic not in table.lacking:
+            right[f"best-score:{rule}"] = first[critic]
+            right[f"weighted-vote:{rule}"] = first[f"{VOTE}{critic}"]
+    costs = {name: np.array([one[at, n] for one in table.costs]) for n, name in enumerate(COSTS)}
+    return Measured(REFERENCE, size, problems, costs, right)
