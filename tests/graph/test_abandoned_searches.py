@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
 
 from tests.search.world import World
 from vprm_search.errors import ScorerError
@@ -188,6 +192,58 @@ def test_a_failed_search_without_a_graph_ends_its_calls() -> None:
         run_blocking(run_jobs([job], policy, FailsLater(), SearchRules(STRATEGY, BestScore())))
     assert policy.released.wait(30)
     assert policy.waiting == 0
+
+
+class Silent:
+    """A server that never answers, and does something once it is asked."""
+
+    batches = True
+
+    def __init__(self, once_asked: Callable[[], Any]) -> None:
+        self.once_asked = once_asked
+        self.released = threading.Event()
+
+    async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        self.once_asked()
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 60)  # a test that fails ends, too
+        except asyncio.CancelledError:
+            self.released.set()
+            raise
+        raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("mode", ["values", "custom", "messages"])
+def test_an_interrupt_ends_a_stream_whichever_thread_waits(mode: Any) -> None:
+    """With some modes LangGraph runs nodes in threads, which it joins before it lets go."""
+    main = threading.main_thread().ident or 0
+
+    def interrupt() -> None:
+        while sys._current_frames()[main].f_code.co_name != "wait":
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    policy = Silent(interrupt)
+    app = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
+    # A shell starts what it puts into the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(app.stream(ASKED, stream_mode=mode))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert policy.released.wait(30)
+
+
+def test_a_stream_that_is_closed_while_a_node_runs_ends_the_node() -> None:
+    policy = Silent(lambda: get_stream_writer()({"heard": True}))
+    app = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
+    stream = app.stream(ASKED, stream_mode="custom")
+    assert any("heard" in part for part in stream)
+    assert not policy.released.is_set()
+    stream.close()
+    assert policy.released.wait(30)
 
 
 async def _until(true: Callable[[], bool]) -> None:

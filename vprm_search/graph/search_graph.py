@@ -25,7 +25,13 @@ from vprm_search.graph.nodes import TRACED, SearchNodes, after_review, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.review import ReviewWhen
-from vprm_search.graph.session import ScoredRounds, in_run, new_run
+from vprm_search.graph.session import (
+    ScoredRounds,
+    in_run,
+    leave_waits,
+    left_by_interrupt,
+    new_run,
+)
 from vprm_search.graph.state import SearchState, channels, talk
 from vprm_search.images.messages import ImageIntake
 from vprm_search.images.store import DiskImageStore, ImageStore
@@ -188,11 +194,15 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
                 cast("Any", super().stream(self._light(input), _unbounded(config), **kwargs))
             ) as chunks:
                 while True:
-                    with in_run(run):  # for the nodes only, not for who reads the stream
+                    with in_run(run), left_by_interrupt(run):  # for the nodes, not for the reader
                         chunk = next(chunks, _END)
                     if chunk is _END:
                         return
-                    yield chunk
+                    try:
+                        yield chunk
+                    except BaseException:  # closed: LangGraph joins the threads of its nodes
+                        leave_waits(run)
+                        raise
         finally:
             self._nodes.loop.calls.end_run(run)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -209,6 +211,7 @@ class CallsInFlight:
     def end_run(self, run: int | None = None) -> None:
         """Cancel the calls of a run that has ended: by default, those of the present run."""
         number = _run.get() if run is None else run
+        _waits.pop(number, None)
         with self._lock:
             left = [key for key in self._tasks if key.run == number]
         self._cancel(left)
@@ -231,6 +234,10 @@ class CallsInFlight:
                 task = self._tasks.pop(key, None)
             if task is not None and not task.get_loop().is_closed():
                 task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+_waits: dict[int, list[Future[Any]]] = {}
+"""By the number of a run: what its threads wait for."""
 
 
 def new_run() -> int:
@@ -351,16 +358,50 @@ def _wait_for(loop: asyncio.AbstractEventLoop, coroutine: Awaitable[T]) -> T:
         except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
             return None, error
 
+    waits = _waits.setdefault(_run.get(), [])
     # a portal's own call goes to the loop and back twice: to start the task, and to end it
     running = asyncio.run_coroutine_threadsafe(outcome(), loop)
     try:
+        waits.append(running)
         value, exit_asked = running.result()
     except BaseException:  # KeyboardInterrupt among them: leave no work behind
         running.cancel()
         raise
+    finally:
+        with contextlib.suppress(ValueError):
+            waits.remove(running)
     if exit_asked is not None:
         raise exit_asked
     return cast("T", value)
+
+
+def leave_waits(run: int) -> None:
+    """Cancel what the threads of a run wait for. Safe in a signal handler: it takes no lock."""
+    for running in tuple(_waits.get(run, ())):
+        running.cancel()
+
+
+@contextlib.contextmanager
+def left_by_interrupt(run: int) -> Iterator[None]:
+    """Have an interrupt (Ctrl-C) within a block cancel what the threads of a run wait for.
+
+    LangGraph joins the threads of its nodes before it lets an interrupt through. Only in the main
+    thread, and where nobody else takes interrupts: as `asyncio.run` does it.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        leave_waits(run)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def iterate_blocking(items: AsyncGenerator[T]) -> Iterator[T]:
