@@ -17,7 +17,7 @@ from langgraph.types import Command
 from tests.graph.fakes import HashChatModel, HashScorer, asked
 from tests.graph.test_kill_resume import postgres  # noqa: F401 (a fixture)
 from vprm_search.errors import ConfigError
-from vprm_search.graph import create_search_graph, tree_of_state
+from vprm_search.graph import create_search_graph, search_done, tree_of_state
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.search import BeamSearch
 
@@ -123,6 +123,42 @@ def test_a_search_forks_from_any_round_and_the_first_one_stays(
         assert {r.id for r in kept} <= {r.id for r in fork}
         old = {"configurable": {"thread_id": "one", "checkpoint_id": last}}
         assert tree_of_state(graph.get_state(old).values).rounds == kept.rounds + len(rounds) - 2
+
+
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("calls", [1, 3, 5])
+async def test_a_cancelled_search_goes_on_later_to_the_same_tree(
+    place: str, calls: int, alone: list[str]
+) -> None:
+    """At its first call and at later ones; nothing of it is left while it does not run."""
+    waiting: list[asyncio.Event] = []
+
+    class Stops(HashChatModel):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            waiting.append(asyncio.Event())
+            if len(waiting) == calls:
+                await waiting[-1].wait()  # a server that never answers
+            return await super()._agenerate(*args, **kwargs)
+
+    async with async_saver_at(place) as saver:
+        graph = app(saver, policy=Stops())
+        before = asyncio.all_tasks()
+        call = asyncio.ensure_future(
+            graph.ainvoke(asked(QUESTIONS[0]), thread("one"), durability="sync")
+        )
+        while len(waiting) < calls:  # noqa: ASYNC110 - a plain look
+            await asyncio.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        async with asyncio.timeout(1.0):
+            while asyncio.all_tasks() - before:  # noqa: ASYNC110 - a plain look
+                await asyncio.sleep(0.001)
+        found = await graph.aget_state(thread("one"))
+        assert not search_done(found)
+        state = await graph.ainvoke(None, thread("one"))
+        assert tree_of_state(state).dumps() == alone[0]
+        assert search_done(await graph.aget_state(thread("one")))
 
 
 class Bare(InMemorySaver):
