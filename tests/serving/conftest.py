@@ -36,21 +36,12 @@ def vllm_python() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def servers() -> list[PrmServer]:
-    """The session's servers so far: who needs the machine for another one stops them first."""
-    return []
-
-
-@pytest.fixture(scope="session")
-def prm_server(
-    vllm_python: Path, servers: list[PrmServer], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PrmServer]:
+def prm_server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrmServer]:
     """The trained tiny reward model, served in float32; running whenever a test begins."""
     options = replace(SERVE, port=free_port())
     folder = tmp_path_factory.mktemp("server")
     limits = {"VPRM_SEARCH_VLLM_LIMITS": json.dumps(LIMITS)}
     server = PrmServer(weights_path("prm"), vllm_python, folder, options, limits)
-    servers.append(server)
     server.ensure_running()
     print(f"\nvLLM was ready after {server.start_seconds:.0f} s")
     yield server

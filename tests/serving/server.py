@@ -7,7 +7,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,23 @@ class PrmServer:
     def ensure_running(self) -> None:
         """Start the server unless it runs."""
         if self._process is None:
-            command = serve_command(self.checkpoint, self.options, str(self.python))
-            secrets = {"VPRM_SEARCH_VLLM_KEY": IMAGE_KEY, **CPU_ENVIRONMENT, **self.secrets}
-            self._process = ServerProcess(command, secrets, self.log)
-            try:
-                self.start_seconds = self._process.wait_until_healthy(
-                    self.base_url, START_TIMEOUT_S, lambda seconds, line: None
-                )
-            except BaseException:
-                print("\n".join(self._process.last_lines(60)))
-                self.stop()
-                raise
+            self._wait(self._begin())
+
+    def _begin(self) -> ServerProcess:
+        command = serve_command(self.checkpoint, self.options, str(self.python))
+        secrets = {"VPRM_SEARCH_VLLM_KEY": IMAGE_KEY, **CPU_ENVIRONMENT, **self.secrets}
+        self._process = ServerProcess(command, secrets, self.log)
+        return self._process
+
+    def _wait(self, process: ServerProcess) -> None:
+        try:
+            self.start_seconds = process.wait_until_healthy(
+                self.base_url, START_TIMEOUT_S, lambda seconds, line: None
+            )
+        except BaseException:
+            print("\n".join(process.last_lines(60)))
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the server and all its processes."""
@@ -120,6 +127,18 @@ class PrmServer:
         while any(self.metrics()[f"num_requests_{state}"] for state in ("running", "waiting")):
             assert time.monotonic() < end, "the engine is still busy"
             time.sleep(0.2)
+
+
+@contextmanager
+def side_by_side(servers: Collection[PrmServer]) -> Iterator[None]:
+    """Start servers at the same time, most of which is one thread's work; stop them at the end."""
+    try:
+        for server, process in [(server, server._begin()) for server in servers]:
+            server._wait(process)
+        yield
+    finally:
+        for server in servers:
+            server.stop()
 
 
 def metrics(text: str) -> dict[str, float]:

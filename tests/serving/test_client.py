@@ -148,7 +148,8 @@ async def test_32_searches_at_once_grow_the_trees_of_the_in_process_scorer(
         )
         return run.tree
 
-    right = [await search(in_process, *one) for one in problems]
+    jobs = [Job(SearchTree(asked, 0), (image,)) for asked, image in problems]
+    right = [run.tree for run in await run_jobs(jobs, policy, in_process, RULES)]
     with Forwarder(prm_server.options.port) as counted:
         async with VllmScorer(counted.url, options=OPTIONS) as scorer:
             found = await asyncio.gather(*(search(scorer, *one) for one in problems))

@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.served_soak import KEPT_BYTES, MOST_MB, growth_mb, small_server, soak
-from tests.serving.server import PrmServer
 
 pytestmark = pytest.mark.slow
 
 
 async def test_new_pictures_leave_nothing_behind_once_the_caches_are_full(
-    vllm_python: Path, servers: list[PrmServer], tmp_path: Path
+    vllm_python: Path, tmp_path: Path
 ) -> None:
-    for other in servers:
-        other.stop()
     server = small_server(vllm_python, tmp_path)
     try:
         server.ensure_running()

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.serving.problems import world_round
-from tests.serving.server import CPU_ENVIRONMENT, PrmServer, free_port, metrics, scoring_body
+from tests.serving.server import CPU_ENVIRONMENT, free_port, metrics, scoring_body
 from tests.serving.test_served_contract import noise
 from vprm_search.errors import ScorerError
 from vprm_search.scoring import TransformersScorer, VllmOptions, VllmScorer
@@ -65,12 +65,8 @@ def serve_words(port: int, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def operated(
-    vllm_python: Path, servers: list[PrmServer], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operated]:
-    """The server; the others rest meanwhile."""
-    for other in servers:
-        other.stop()
+def operated(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    """The server."""
     folder, port = tmp_path_factory.mktemp("operated"), free_port()
     log, said = folder / "vllm.log", folder / "said"
     more = ["--log", str(log), "--vllm-python", str(vllm_python), "--all-routes"]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.serving.plugin_parts import in_base64, load, picture
+from tests.serving.plugin_parts import PLUGIN, in_base64, load, picture
 from tests.serving.server import scoring_body
 from vprm_search.types import ImageData
 
@@ -129,6 +133,30 @@ def test_names_depend_on_key_rule_and_digest(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("VPRM_SEARCH_VLLM_KEY")
     others |= {names("rule").name("sha256-a"), names("rule").name("sha256-a")}
     assert len(others) == 6  # without a key every process has its own names
+
+
+REGISTER = """
+import os, subprocess, sys, vprm_search_vllm
+vprm_search_vllm.register_model()
+print(os.environ["VPRM_SEARCH_VLLM_KEY"], flush=True)
+if sys.argv[1:]:
+    subprocess.run([sys.executable, __file__], check=True)
+"""
+
+
+def test_all_processes_of_a_server_have_the_key_that_the_first_one_drew(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("class ModelRegistry:\n    register_model = print\n")
+    (tmp_path / "register.py").write_text(REGISTER)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PLUGIN}"}
+    environment.pop("VPRM_SEARCH_VLLM_KEY", None)
+    keys = []
+    for _ in range(2):
+        words = [sys.executable, str(tmp_path / "register.py"), "and a child"]
+        said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        first, child = (line for line in said.stdout.splitlines() if " " not in line)
+        assert first == child
+        keys.append(first)
+    assert keys[0] != keys[1]  # of another server
 
 
 # --- the way in ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tests.scoring.random_internvl import Size, build_model
 from tests.serving.conftest import SERVE
 from tests.serving.forwarder import Forwarder
 from tests.serving.problems import INJECTIONS
-from tests.serving.server import PrmServer, free_port, scoring_body
+from tests.serving.server import PrmServer, free_port, scoring_body, side_by_side
 from tests.serving.test_served_tiles import photo
 from vprm_search.errors import ModelChangedError
 from vprm_search.scoring import VllmScorer
@@ -28,6 +28,7 @@ from vprm_search.types import Problem, ScoreRequest
 pytestmark = pytest.mark.slow
 
 REQUEST = ScoreRequest(Problem("What is 2 + 3?"), ("2 + 3 = 5",))
+FAMILIES = ("rlhflow", "mm-prm")
 HIDDEN = 128  # vLLM's attention on the CPU wants heads of at least 32
 
 
@@ -64,23 +65,26 @@ def scorer_before(address: Forwarder) -> VllmScorer:
     return scorer
 
 
-@pytest.fixture(scope="module", params=["rlhflow", "mm-prm"])
-def served(
-    request: pytest.FixtureRequest,
-    scorer_before: VllmScorer,
-    vllm_python: Path,
-    servers: list[PrmServer],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[PrmServer]:
-    """A server for a family; the others rest meanwhile."""
-    for other in servers:
-        other.stop()
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = write(folder / "model", request.param)
-    server = PrmServer(checkpoint, vllm_python, folder, replace(SERVE, port=free_port()))
-    server.ensure_running()
-    yield server
-    server.stop()
+@pytest.fixture(scope="module")
+def family_servers(
+    scorer_before: VllmScorer, vllm_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, PrmServer]]:
+    """A server for each family."""
+    servers = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        checkpoint = write(folder / "model", family)
+        servers[family] = PrmServer(
+            checkpoint, vllm_python, folder, replace(SERVE, port=free_port())
+        )
+    with side_by_side(servers.values()):
+        yield servers
+
+
+@pytest.fixture(params=FAMILIES)
+def served(request: pytest.FixtureRequest, family_servers: dict[str, PrmServer]) -> PrmServer:
+    """The server for a family."""
+    return family_servers[request.param]
 
 
 async def test_a_scorer_notices_another_model_behind_its_address(
