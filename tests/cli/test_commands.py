@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Asked, Run
+from vprm_search.cli.options import chat_model
+from vprm_search.tiny.chat_model import _loaded as tiny_sampler
 from vprm_search.tree import SearchTree
 
 BEAM = ("--strategy", "beam", "--width", "2", "--expand", "2", "--temperature", "1.0")
@@ -150,3 +152,10 @@ def test_demo_prints_every_method_and_one_search(run: Run, tmp_path: Path) -> No
     assert "Answer: " in ran.out
     assert (tmp_path / "out" / "search.html").is_file()
     assert (tmp_path / "out" / "search.png").is_file()
+
+
+def test_the_tiny_policy_is_read_before_it_is_asked() -> None:
+    before = tiny_sampler.cache_info()
+    chat_model("tiny", None, 0.7)
+    after = tiny_sampler.cache_info()
+    assert after.hits + after.misses == before.hits + before.misses + 1

@@ -53,15 +53,16 @@ def answer_classes(
             stricter ones, or neither.
         rules: what counts as the same where people differ.
     """
-    offered = tuple(choices)
-    places = [_choice_of(answer, offered, rules) if answer else None for answer in answers]
+    offered, distinct = tuple(choices), list(dict.fromkeys(answers))
+    places = [_choice_of(answer, offered, rules) if answer else None for answer in distinct]
     forms = [form_of(answer, rules) if answer and place is None else None
-             for answer, place in zip(answers, places, strict=True)]  # fmt: skip
+             for answer, place in zip(distinct, places, strict=True)]  # fmt: skip
     classes = _classes(forms, bool(choices))
-    found = [other if place is None else ("choice", place)
-             for place, other in zip(places, classes, strict=True)]  # fmt: skip
+    found = {answer: other if place is None else ("choice", place)
+             for answer, place, other in zip(distinct, places, classes, strict=True)}  # fmt: skip
     numbers: dict[Hashable, int] = {}
-    return [None if key is None else numbers.setdefault(key, len(numbers)) for key in found]
+    keys = [found[answer] for answer in answers]
+    return [None if key is None else numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 @lru_cache(maxsize=4096)

@@ -352,8 +352,10 @@ def chat_model(name: str, base_url: str | None, temperature: float) -> Any:
             raise ConfigError("--base-url is for a model on a server, not for --policy tiny")
         need("torch", "local")
         _silence_loading()
-        from vprm_search.tiny.chat_model import TinyChatModel
+        from vprm_search.tiny.chat_model import TinyChatModel, shared_sampler
+        from vprm_search.tiny.weights import weights_path
 
+        shared_sampler(weights_path("policy"))  # read now: the first answer's seconds are its own
         return TinyChatModel(temperature=temperature)
     provider, colon, model = name.partition(":")
     if not (provider and colon and model):

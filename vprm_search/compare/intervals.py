@@ -19,7 +19,7 @@ SMALL = 50
 """With fewer questions a share has Wilson's interval: a bootstrap would be too narrow."""
 
 _Z = 1.959963984540054  # the normal quantile of .975
-_AT_ONCE = 4_000_000  # numbers in one piece of the resamples
+_AT_ONCE = 500_000  # numbers in one piece of the resamples
 
 
 @dataclass(frozen=True, slots=True)

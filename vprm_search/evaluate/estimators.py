@@ -180,6 +180,10 @@ class _Votes:
         self._weights = weights[:, None, :] * self._member
         self._standing = scored[:, None, :] * self._member
         self._all_scored = bool(scored.all())
+        rights = [right[self._class == group] for group in range(len(known))]
+        alike = all((each == each[0]).all() for each in rights)
+        # [classes]: how right each class is, where all of a class are as right as one another
+        self._class_right = np.array([each[0] for each in rights]) if alike else None
 
     def counted(
         self, sizes: tuple[int, ...], seed: int, resamples: int
@@ -224,7 +228,11 @@ class _Votes:
         summed = self._summed(self._weights, inside)
         summed -= ~self._able(inside, there)  # the others cannot win: below 0
         elected = (summed == summed.max(axis=1, keepdims=True)) & there
-        rows += [_shared(elected[n], self._best(drawn, n)) for n in range(self._critics)]
+        if self._class_right is None:
+            rows += [_shared(elected[n], self._best(drawn, n)) for n in range(self._critics)]
+        else:
+            among = elected.astype(np.float64)
+            rows += list(self._class_right @ among / np.maximum(among.sum(axis=1), 1))
         return np.stack(rows)
 
     def _able(self, inside: Matrix, there: Flags) -> Flags:
@@ -247,23 +255,16 @@ class _Votes:
         return np.where(elected.any(axis=0), self._right[found], 0.0)
 
     def _best(self, drawn: Flags, critic: int) -> Matrix:
-        """Return `[classes, sets or 1]`: how right the best candidate of each class is."""
+        """Return `[classes, sets]`: how right the best candidate of each class is."""
         order = self._order[critic]
         ranked = [order[self._class[order] == group] for group in range(len(self._member))]
-        rights = [self._right[members] for members in ranked]
-        if all((right == right[0]).all() for right in rights):
-            return np.array([right[:1] for right in rights])
-        return np.stack(
-            [right[drawn[members].argmax(axis=0)]
-             for members, right in zip(ranked, rights, strict=True)]
-        )  # fmt: skip
+        return np.stack([self._right[members][drawn[members].argmax(axis=0)] for members in ranked])
 
 
 def _shared(elected: Flags, worth: Matrix) -> Matrix:
     """Return the mean of `worth` over the elected classes, 0 where there is none."""
     among = elected.astype(np.float64)
-    total = worth[:, 0] @ among if worth.shape[1] == 1 else (among * worth).sum(axis=0)
-    shared: Matrix = total / np.maximum(np.ones(len(among)) @ among, 1)
+    shared: Matrix = (among * worth).sum(axis=0) / np.maximum(np.ones(len(among)) @ among, 1)
     return shared
 
 

@@ -24,12 +24,14 @@ from typing_extensions import TypedDict
 
 from vprm_search import ids
 from vprm_search.answers import choices_of
+from vprm_search.budget import Prices
 from vprm_search.compare.entrants import choice_of
 from vprm_search.compare.worlds import is_right
 from vprm_search.errors import RecordError
 from vprm_search.evaluate.cells import CELL_COUNTS, read_cell
 from vprm_search.evaluate.folder import SEARCHES, RunFolder, key_of
 from vprm_search.evaluate.lines import Count, Line, Lines
+from vprm_search.evaluate.side_by_side import Done
 from vprm_search.scoring.reasons import with_remedy
 from vprm_search.search.outcome import kind_of
 from vprm_search.tree import SearchTree
@@ -156,6 +158,16 @@ class Record:
     def key(self) -> Key:
         """Which search this is."""
         return self.problem, self.name, self.size
+
+    def done(self, prices: Prices) -> Done:
+        """Return what those who show progress are told."""
+        return Done(
+            1,
+            int(bool(self.failures.share)),
+            generated_tokens=self.usage.generated_tokens,
+            scored_tokens=self.usage.scored_tokens,
+            cost=prices.cost_of(self.usage),
+        )
 
     @property
     def cost(self) -> dict[str, float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from vprm_search.budget import Prices
+from vprm_search.compare.entrants import SEARCH_CHOICES
 from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
@@ -19,9 +21,10 @@ from vprm_search.evaluate.lines import KeyedLines
 from vprm_search.evaluate.pooling import CRITIC, GRADER, SET
 from vprm_search.evaluate.prompts import Prompt
 from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
-from vprm_search.evaluate.search_records import MAX_FAILED
+from vprm_search.evaluate.search_records import MAX_FAILED, RecordFile
+from vprm_search.evaluate.searches import Comparison, Shard
 from vprm_search.evaluate.side_by_side import FREE, Progress
-from vprm_search.evaluate.strategies import LEAST_N, Searching, SetProblems, strategies_of
+from vprm_search.evaluate.strategies import LEAST_N, SetProblems, budgets_of, strategies_of
 from vprm_search.types import Policy, StepScorer
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
@@ -129,12 +132,22 @@ class Stages:
         count = len(strategies) * len(sizes) * len(self.problems)
         made = policy()
         world = SetProblems(self.problems, lambda: made, lambda: new_scorer, prompt=prompt)
+        comparison = Comparison(
+            strategies, sizes, SEARCH_CHOICES, batch=self.width, shard=self.width,
+            max_failed=max_failed,
+        )  # fmt: skip
+        budgets = budgets_of(self.problems, candidates)
         with self.watch("search", count) as progress:
-            run = Searching(
-                world, candidates, strategies, sizes, self.folder.path, max_failed=max_failed,
-                batch=max(self.width, 1), prices=self.prices, progress=progress, report=report,
-            )  # fmt: skip
-            self.failures |= await run.run()
+            records = RecordFile(
+                self.folder.path, lambda record: progress(record.done(self.prices))
+            )
+            for part in comparison.shards(world):
+                shard = Shard(comparison, part, world, records, report, budgets)
+                await shard.measure()
+        for name, size in product(strategies, sizes):
+            failures = records.failures(name, size)
+            if failed := failures.lost + failures.unscored:
+                self.failures[f"{name}@{size}"] = failed, failures.candidates + failures.steps
 
     async def grade(self, gradings: Sequence[Grading]) -> None:
         """Grade candidates by each grader; no pictures are needed. Raises as `GradingRun.run`."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vprm_search.budget import Prices
-from vprm_search.compare.entrants import REFERENCE, SEARCH_CHOICES, entrants_of
+from vprm_search.compare.entrants import REFERENCE, entrants_of
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.datasets.graders import Grader
 from vprm_search.datasets.problem_set import Item, ProblemSet
@@ -25,8 +26,8 @@ from vprm_search.evaluate.estimators import MAJORITY, VOTE
 from vprm_search.evaluate.prompts import PROMPTS, Prompt
 from vprm_search.evaluate.search_records import Choice, Record, RecordFile
 from vprm_search.evaluate.search_summary import Measured, cells_of, summarise
-from vprm_search.evaluate.searches import Comparison, Shard
-from vprm_search.evaluate.side_by_side import FREE, Done, Progress
+from vprm_search.evaluate.searches import Budgets
+from vprm_search.evaluate.side_by_side import FREE
 from vprm_search.types import Policy, StepScorer
 
 LEAST_N = 4
@@ -86,85 +87,24 @@ def expected_of(item: Item) -> str:
     return item.letters if item.answer_type == "choice" else item.answer
 
 
-@dataclass(slots=True)
-class Searching:
-    """Searches being made.
+def budgets_of(problems: ProblemSet, candidates: CandidateFile) -> Budgets:
+    """Return what tells what the first candidates of a problem, by its place, generated.
 
-    Args:
-        world: the problems and the models.
-        candidates: whose tokens are the budgets.
-        names: the strategies.
-        sizes: the N's.
-        out: folder of the run.
-        max_failed: the share of its calls that may fail in a strategy at an N that is a result.
-        batch: problems whose searches advance together (16); a run that is killed loses those.
-        prices: what tokens cost. Default: nothing.
-        progress: is told of all that comes.
-        report: gets a line as a strategy ends on a part of the set.
+    It raises `RecordError` if there are fewer.
     """
 
-    world: SetProblems
-    candidates: CandidateFile
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    out: Path
-    max_failed: float = 0.05
-    batch: int = 16
-    prices: Prices = FREE
-    progress: Progress = lambda _: None
-    report: Callable[[str], None] = lambda _: None
-    _budgets: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    async def run(self) -> dict[str, tuple[int, int]]:
-        """Make the searches that are not there; return calls that failed, and all, by "name@N".
-
-        Raises:
-            RecordError: a problem has not all its candidates.
-            SearchError: nothing came of many searches in a row.
-        """
-        comparison = Comparison(
-            (REFERENCE, *self.names),
-            self.sizes,
-            SEARCH_CHOICES,
-            batch=self.batch,
-            shard=self.batch,
-            max_failed=self.max_failed,
-        )
-        records = RecordFile(self.out, self._told)
-        for part in comparison.shards(self.world):
-            shard = Shard(comparison, part, self.world, records, self.report, self._budget)
-            await shard.measure()
-        failures = {}
-        for name in self.names:
-            for size in self.sizes:
-                found = records.failures(name, size)
-                if failed := found.lost + found.unscored:
-                    failures[f"{name}@{size}"] = failed, found.candidates + found.steps
-        return failures
-
-    def _told(self, record: Record) -> None:
-        self.progress(
-            Done(
-                1,
-                int(bool(record.failures.share)),
-                generated_tokens=record.usage.generated_tokens,
-                scored_tokens=record.usage.scored_tokens,
-                cost=self.prices.cost_of(record.usage),
+    @cache
+    def budget(place: int, size: int) -> int:
+        item = problems[place]
+        tokens = [c.generated_tokens for c in candidates.of(item) if c.index < size]
+        if len(tokens) < size:
+            raise RecordError(
+                f"{candidates.lines.path}: row {item.row} has {len(tokens)} of {size} "
+                "candidates, whose tokens are the searches' budget; run --stage generate"
             )
-        )
+        return sum(tokens)
 
-    def _budget(self, place: int, size: int) -> int:
-        """Return what the first candidates generated. Raises `RecordError` if there are fewer."""
-        if (place, size) not in self._budgets:
-            item = self.world.problems[place]
-            tokens = [c.generated_tokens for c in self.candidates.of(item) if c.index < size]
-            if len(tokens) < size:
-                raise RecordError(
-                    f"{self.candidates.lines.path}: row {item.row} has {len(tokens)} of {size} "
-                    "candidates, whose tokens are the searches' budget; run --stage generate"
-                )
-            self._budgets[place, size] = sum(tokens)
-        return self._budgets[place, size]
+    return budget
 
 
 def searched(
