@@ -116,7 +116,7 @@ class Budget(BaseModel):
         if self.generated_tokens is None:
             return None
         left = self.generated_tokens - tree.totals.generated_tokens - kept
-        return max(1, left // max(1, candidates))
+        return max(0, left // max(1, candidates))
 
     def dearest(self, tree: SearchTree) -> int:
         """Return the generated tokens of the dearest step so far, rests of paths left out."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.search.world import PROBLEM, World
@@ -41,6 +41,7 @@ from vprm_search.search import (
     Strategy,
     WeightedVote,
 )
+from vprm_search.search.stepwise import StepwiseSearch
 from vprm_search.testing import chance
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
@@ -118,7 +119,7 @@ class Priced:
     @property
     def dearest(self) -> int:
         """What no path costs more than."""
-        return self.high * (self.depth - 1) + int(self.high * self.end)
+        return self.high * (self.depth - 1) + max(1, int(self.high * self.end))
 
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
         """Write a step, or the rest, for each seed."""
@@ -131,7 +132,7 @@ class Priced:
         for place in range(first, until + 1):
             texts.append(f"Step {place}: {int(chance(0, 'word', seed, place) * self.words)}")
             own = self.low + int(chance(0, "cost", texts[-1]) * (self.high - self.low + 1))
-            cost += int(own * self.end) if place == self.depth else own
+            cost += max(1, int(own * self.end)) if place == self.depth else own
         text, most = "\n\n".join(texts), request.max_tokens
         if most is not None and most < cost:
             return Proposal(text, "length", generated_tokens=most, requests=1)
@@ -140,10 +141,15 @@ class Priced:
         return Proposal(f"{text}. Answer: 7", "stop", generated_tokens=cost, requests=1)
 
 
-def finishes(name: str, size: int, policy: Priced, limit: int, seed: int) -> SearchTree:
+def finishes(
+    name: str, size: int, policy: Priced, limit: int, seed: int, refill: int = 1
+) -> SearchTree:
     """Search under a limit on tokens, which must be kept, with a finished path."""
     job = Job(SearchTree(PROBLEM, seed))
-    rules = SearchRules(WIDTHS[name](size), WeightedVote(), Budget(generated_tokens=limit))
+    strategy = WIDTHS[name](size)
+    if isinstance(strategy, StepwiseSearch):
+        strategy = strategy.model_copy(update={"refill": refill})
+    rules = SearchRules(strategy, WeightedVote(), Budget(generated_tokens=limit))
     (found,) = asyncio.run(run_jobs([job], policy, World(seed), rules))
     found.tree.check()
     assert found.tree.totals.generated_tokens <= limit
@@ -157,15 +163,19 @@ SIZES = st.sampled_from([1, 2, 4, 8, 16, 40])
 
 @pytest.mark.parametrize("name", WIDTHS)
 @given(
-    depth=st.integers(1, 12),
-    low=st.integers(4, 45),
-    spread=st.sampled_from([1.0, 1.0, 1.5, 4.0]),
-    end=st.sampled_from([1.0, 1.4, 1.6, 2.0, 3.0, 5.0]),
+    depth=st.integers(1, 12) | st.integers(13, 32),
+    low=st.sampled_from([1, 2, 4]) | st.integers(5, 45),
+    spread=st.sampled_from([1.0, 1.0, 1.5, 4.0, 10.0]),
+    end=st.sampled_from([0.2, 1.0, 1.6, 3.0, 5.0, 12.0, 50.0]),
     words=st.sampled_from([1, 2, 6, 1000]),
     size=SIZES,
+    refill=st.sampled_from([0, 1, 3]),
     paths=st.floats(4, 20),
     seed=st.integers(0, 99),
 )
+@example(
+    depth=27, low=1, spread=1.0, end=12.0, words=6, size=16, refill=0, paths=4.0, seed=0
+)  # steps of one token
 @settings(max_examples=25, deadline=None)
 def test_a_limit_that_pays_for_four_of_the_dearest_paths_finishes_one(
     name: str,
@@ -175,18 +185,19 @@ def test_a_limit_that_pays_for_four_of_the_dearest_paths_finishes_one(
     end: float,
     words: int,
     size: int,
+    refill: int,
     paths: float,
     seed: int,
 ) -> None:
-    """A quarter is kept until a path has finished."""
+    """A quarter is kept until a path has finished: as deep and as uneven as paths may be."""
     policy = Priced(depth, low, int(low * spread), end, words)
-    finishes(name, size, policy, math.ceil(paths * policy.dearest), seed)
+    finishes(name, size, policy, math.ceil(paths * policy.dearest), seed, refill)
 
 
 @pytest.mark.parametrize("name", [name for name in WIDTHS if name != "cascade"])  # it redoes steps
 @given(
     depth=st.integers(1, 12),
-    step=st.integers(4, 45),
+    step=st.sampled_from([1, 2]) | st.integers(3, 45),
     end=st.floats(1, 4),
     words=st.sampled_from([1, 2, 6, 1000]),
     size=SIZES,

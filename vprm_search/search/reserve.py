@@ -113,7 +113,8 @@ def most_tokens(plan: Plan, tree: SearchTree, budget: Budget, longest: int) -> i
     """Return the generated tokens that each child of a round may have, None if unlimited."""
     steps = any(expand.until == "step" for expand in plan.expand)
     kept = kept_back(plan, tree, budget, longest) if steps else 0
-    return budget.share(tree, plan.count, kept=kept)
+    share = budget.share(tree, plan.count, kept=kept)
+    return None if share is None else max(1, share)
 
 
 def rest_of_a_cut_path(plan: Plan, tree: SearchTree, budget: Budget, aggregate: str) -> Plan | None:
