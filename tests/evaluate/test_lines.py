@@ -86,6 +86,34 @@ def test_whatever_a_crash_leaves_is_whole_calls(
         assert all(again.has(*key) != (key in failed) for key in held(again))
 
 
+@settings(max_examples=15)  # each waits for the disk
+@given(calls=st.lists(st.tuples(st.integers(0, 2), LINES, st.integers(0, 400)), max_size=5))
+def test_who_writes_one_file_side_by_side_reads_the_others_lines(
+    calls: list[tuple[int, list[Line], int]],
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.jsonl"
+        path.touch()
+        files, kept = [opened(path) for _ in range(3)], list[Line]()
+        for writer, call, torn in calls:
+            files[writer].append(call)
+            kept += call
+            assert not call or held(files[writer]) == expected(kept)
+            other = Path(folder) / "other.jsonl"  # what another process was killed in the middle of
+            opened(other).append([{"row": 1, "index": n, "error": ""} for n in range(4)])
+            cut = other.read_bytes()[:torn]
+            whole = cut.count(b"\n") == 4
+            other.unlink()
+            if call and not whole:
+                with path.open("ab") as file:
+                    file.write(cut)
+        for file in files:
+            file.append([{"row": 3, "index": 2, "error": ""}])
+            kept.append({"row": 3, "index": 2, "error": ""})
+            assert held(file) == expected(kept)
+        assert held(opened(path)) == expected(kept)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

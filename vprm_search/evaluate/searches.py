@@ -351,12 +351,12 @@ def run_comparison(
     """Make every search that is not in `out` yet; `report` gets a line as each cell ends.
 
     With `jobs` above 1 the shards are measured by that many processes of one thread each, which
-    write their lines to stderr. Raises what the models raise, and `SearchError` when nothing at all
-    comes from them; what was measured stays.
+    write their lines to stderr; on Windows, where no file is locked, by one. Raises what the models
+    raise, and `SearchError` when nothing at all comes from them; what was measured stays.
     """
     comparison.open(world, out)
     shards = comparison.shards(world)
-    if jobs == 1 or len(shards) == 1:
+    if jobs == 1 or len(shards) == 1 or os.name == "nt":
         records = RecordFile(out)
         measured = [Shard(comparison, part, world, records, report) for part in shards]
         progress = _Progress(comparison, measured, report)
