@@ -16,13 +16,21 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Shared machines: a slow example is no failure. The fast lane draws the same examples every time.
+# Shared machines: a slow example is no failure. The fast lane draws the same few every time.
 settings.register_profile(
-    "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "shared",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-# The slow lane draws new ones, and prints how to draw a failing one again.
+# `make test-random`, which CI runs too, draws more and new ones, and says how to draw one again.
 settings.register_profile(
-    "random", parent=settings.get_profile("shared"), derandomize=False, print_blob=True
+    "random",
+    parent=settings.get_profile("shared"),
+    max_examples=100,
+    derandomize=False,
+    print_blob=True,
 )
 settings.register_profile("thorough", parent=settings.get_profile("random"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared"))

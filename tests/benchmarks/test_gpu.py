@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--size", "tiny", "--device", "cpu", "--repeats", "1"]
 COUNTS = ["--candidates", "2", "--steps", "2", "--width", "2", "--expand", "2", "--depth", "3"]

@@ -121,6 +121,7 @@ print(ensure_native(sys.argv[1], cache_dir=sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_time_convert_once(tmp_path: Path) -> None:
     shape = Shape(hidden=384, layers=3, intermediate=3072)
     source, cache = write_original(tmp_path / "src", shape, shards=4), tmp_path / "cache"

@@ -33,6 +33,7 @@ def without(packages: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_synthetic_comparison_needs_no_torch(tmp_path: Path) -> None:
     words = "compare --world synthetic --problems 4 --n 4 --strategy rebase --out"
     done = without(LOCAL, *words.split(), str(tmp_path / "out"))

@@ -36,6 +36,7 @@ def paths(run: Run, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_tiny_reward_model_is_calibrated_on_real_paths(
     run: Run, paths: Path, asked: Asked, tmp_path: Path
 ) -> None:

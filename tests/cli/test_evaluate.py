@@ -93,6 +93,7 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
     assert run(*given, "--stage", "search", "--strategy", "chess").code == 1
 
 
+@pytest.mark.slow
 def test_a_bigger_policy_alone_is_a_line(run: Run, world: Path, tmp_path: Path) -> None:
     other = tmp_path / "colder"
     given = ("evaluate", str(world), "--limit", "3", "--n", "2")

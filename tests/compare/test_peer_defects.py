@@ -38,6 +38,8 @@ from vprm_search.search.particle_filter import systematic_counts
 from vprm_search.testing import ChatCall
 from vprm_search.types import Proposal, ProposeRequest
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES: dict[str, Any] = {
     **EVERY,
     **{f"compared {name}": (lambda e=entrant: e.make(8)) for name, entrant in ENTRANTS.items()},

@@ -57,6 +57,7 @@ def bare(tree: SearchTree) -> str:
 # --- packed trees --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(record_lists)
 @settings(max_examples=150, deadline=None)
 def test_a_packed_tree_is_the_tree(records: list[NodeRecord]) -> None:
@@ -175,6 +176,7 @@ def _append_many(out: Path, first: int) -> None:
     written(out, range(first, first + 40))
 
 
+@pytest.mark.slow
 def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_append_many, args=(tmp_path, 100 * k)) for k in range(3)]

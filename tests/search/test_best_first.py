@@ -130,6 +130,7 @@ WORLDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_it_finishes_wherever_a_path_is_scored_high(name: str) -> None:
     """Without a budget, and with scores that fall along every path."""

@@ -402,6 +402,7 @@ print(run.result.ended_by)
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_in_peace_while_the_policy_still_samples() -> None:
     """torch aborts a process that ends while a thread computes; here the limit has cut a search."""
     done = subprocess.run(

@@ -26,6 +26,8 @@ from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.scored import sample_leaves
 from vprm_search.tiny.world import exact_labels, parse_answer
 
+pytestmark = pytest.mark.slow
+
 BLIND = "prm, blank image"
 CONFIG = Evaluation(
     split="validation",

@@ -54,6 +54,7 @@ def test_tasks_take_the_families_in_turn_and_name_their_problem() -> None:
     assert all(t.problem.images == (t.images[0].digest,) for t in tasks)
 
 
+@pytest.mark.slow
 def test_labels_are_written_and_resumed(tmp_path: Path) -> None:
     policy_dir = tmp_path / "policy"
     model = build_model(small_tokenizer(), SHAPE, seed=0)

@@ -23,6 +23,8 @@ from examples.tiny_models.train_policy import PolicyPlan, train_policy
 from vprm_search.tiny.sampler import load_checkpoint, pixel_values
 from vprm_search.tiny.world import FAMILIES, generate, render
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = build_tokenizer()
 SMOKE = PolicyPlan(
     language=LanguagePlan(schedule=Schedule(steps=3), rows=4, arithmetic_rows=2),
