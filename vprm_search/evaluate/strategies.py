@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vprm_search.budget import Prices
-from vprm_search.compare.entrants import REFERENCE, entrants_of
+from vprm_search.compare.entrants import REFERENCE, SAMPLE_CHOICES, entrants_of
 from vprm_search.compare.worlds import LoadedWorld, Task
 from vprm_search.datasets.graders import Grader
 from vprm_search.datasets.problem_set import Item, ProblemSet
@@ -147,15 +147,16 @@ def searched(
 
 
 def best_of_n(table: Table, size: int, problems: tuple[int, ...]) -> Measured:
-    """Return best-of-N as the first N candidates of a pool have it."""
+    """Return best-of-N as the first N candidates of a pool have it, by the selectors of samples."""
     at = table.sizes.index(size)
     first = {name: np.array([one[n, at] for one in table.first])
              for n, name in enumerate(table.selectors)}  # fmt: skip
-    right = {MAJORITY: first[MAJORITY]}
-    for critic in table.critics:
+    known = {"majority": first[MAJORITY]}
+    for critic in set(table.critics) - set(table.lacking):
         family, _, rule = critic.partition(":")
-        if family == "prm" and critic not in table.lacking:
-            right[f"best-score:{rule}"] = first[critic]
-            right[f"weighted-vote:{rule}"] = first[f"{VOTE}{critic}"]
+        if family == "prm":
+            known[f"best-score:{rule}"] = first[critic]
+            known[f"weighted-vote:{rule}"] = first[f"{VOTE}{critic}"]
+    right = {choice: known[choice] for choice in SAMPLE_CHOICES if choice in known}
     costs = {name: np.array([one[at, n] for one in table.costs]) for n, name in enumerate(COSTS)}
     return Measured(REFERENCE, size, problems, costs, right)
