@@ -19,7 +19,6 @@ from vprm_search import ids
 from vprm_search.aggregate import aggregated, counted_scores, path_score
 from vprm_search.errors import RecordError
 from vprm_search.types import (
-    COUNTED,
     NODE_FIELDS,
     NODE_STATUSES,
     Json,
@@ -28,7 +27,6 @@ from vprm_search.types import (
     Problem,
     Usage,
     changed_record,
-    counted_values,
     node_values,
 )
 
@@ -196,9 +194,10 @@ class SearchTree:
             self._counted.clear()
 
     def _count(self, record: NodeRecord, sign: int) -> None:
-        for name, value in zip(COUNTED, counted_values(record), strict=True):
-            if value:
-                self._sums[name] += sign * value
+        sums = self._sums
+        for name, value in record.__dict__.items():
+            if name in sums:
+                sums[name] += sign * value
         if record.parent is not None:
             self._candidates += sign * bool(record.seed)
             self._scored_steps += sign * bool(record.scored_tokens)

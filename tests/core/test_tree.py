@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import sys
@@ -387,6 +388,16 @@ def test_the_cause_of_an_old_record_is_read_from_its_words(
     assert record.cause == cause
     assert record.merged_into == ("5c0e" if cause == "duplicate" else None)
     assert NodeRecord.from_json(record.to_json()) == record
+
+
+@given(one_node)
+def test_a_record_that_keeps_only_its_own_values_is_the_same_record(record: NodeRecord) -> None:
+    small = NodeRecord.from_json(record.to_json())
+    assert small == record
+    assert small.to_json() == record.to_json()
+    assert repr(small) == repr(record)
+    for copied in (replace(small), copy.copy(small), copy.deepcopy(small)):
+        assert copied == record
 
 
 def test_the_words_of_a_reason_mean_nothing_in_a_new_record() -> None:

@@ -30,11 +30,12 @@ from vprm_search.types import (
     StepScore,
     changed_record,
     counted_values,
+    sparse_record,
 )
 
 _ENDED = ("finished", "truncated")
 _STATUS: dict[str, NodeStatus] = {"step": "open", "stop": "finished", "length": "truncated"}
-_EMPTY = NodeRecord(id="", parent=None, index=0)
+_EMPTY = sparse_record(NodeRecord(id="", parent=None, index=0))
 
 
 # --- what was proposed ---------------------------------------------------------------------------
@@ -73,7 +74,9 @@ def proposed_nodes(
 
     What all of a chain cost stands on its first record.
     """
-    told: dict[str, Any] = {"round": number, "policy": expand.policy, "role": expand.role}
+    told: dict[str, Any] = {"round": number}
+    if expand.policy or expand.role:
+        told |= {"policy": expand.policy, "role": expand.role}
     spent = {name: n for name, n in zip(COUNTED, counted_values(proposal), strict=True) if n}
     first = told | spent | {"seed": ids.child_seed(expand.node, index)}
     texts, failure = _texts_or_failure(tree, expand, proposal, rules)
