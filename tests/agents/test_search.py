@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -270,16 +271,19 @@ class Noting(AgentMiddleware[Notes, Any, Any]):
     state_schema = Notes
 
 
-def noting(asked: ChatCall) -> AIMessage:
-    said = sum(isinstance(m, AIMessage) for m in asked.messages)
-    if said == 2:
-        return AIMessage("Answer: 2")
-    number = next(NUMBERS)
-    args = {"text": f"{'ab'[number % 2]}{said}"}
-    return AIMessage("", tool_calls=[{"name": "note", "args": args, "id": f"n{number}"}])
-
-
 def test_each_branch_has_every_channel_to_itself() -> None:
+    asked_again: dict[str, Any] = defaultdict(itertools.count)  # of each branch, whoever is faster
+
+    def noting(asked: ChatCall) -> AIMessage:
+        noted = [
+            m.tool_calls[0]["args"]["text"] for m in asked.messages if isinstance(m, AIMessage)
+        ]
+        if len(noted) == 2:
+            return AIMessage("Answer: 2")
+        text = f"{'ab'[next(asked_again[str(noted)]) % 2]}{len(noted)}"
+        call = {"name": "note", "args": {"text": text}, "id": f"n{next(NUMBERS)}"}
+        return AIMessage("", tool_calls=[call])
+
     agent = create_agent(ScriptedChatModel(noting), [note], middleware=[Noting()])
     scorer = ScriptedScorer(lambda r: 0.9 if '"b' in r.steps[-1] else 0.6)
     graph = searched(agent, scorer=scorer, strategy=BeamSearch(width=2, expand=2, stop=None))
