@@ -69,7 +69,7 @@ def test_missing_pictures_stop_the_run_unless_they_are_left_out(
     assert "images/nowhere.png" in ran.err
     ran = run(*command, "--leave-out")
     assert ran.code == 0, ran.err
-    assert "a picture is not there: 1; left out for it: 1 solutions" in ran.out
+    assert "a picture is not there: 1; left out for it: 1 solution" in ran.out
     file.write_text(json.dumps(lacking) + "\n")
     ran = run(*command, "--leave-out")
     assert ran.code == 1
@@ -86,7 +86,7 @@ def test_text_benchmarks_run_too(run: Run, tmp_path: Path) -> None:
     ran = run("bench", "processbench", str(file), "--out", str(tmp_path / "out"))
     assert ran.code == 0, ran.err
     assert "### The first wrong step" in ran.out
-    assert "2 solutions to 1 questions, 4 steps: 3 right, 1 wrong" in ran.out
+    assert "2 solutions to 1 question, 4 steps: 3 right, 1 wrong" in ran.out
     ran = run("bench", "processbench", str(file), "--images", str(tmp_path))
     assert ran.code == 1
     assert "processbench is text alone" in ran.err
@@ -106,7 +106,7 @@ def test_pairs_of_responses(run: Run, tmp_path: Path) -> None:
     command = ("bench", "vlrewardbench", str(file), "--out", str(tmp_path / "out"))
     ran = run(*command)
     assert ran.code == 0, ran.err
-    assert "2 pairs of responses to 1 questions." in ran.out
+    assert "2 pairs of responses to 1 question." in ran.out
     assert "| prefers | reasoning (2) | Overall | Macro | ties |" in ran.out
     assert "| **tiny**, mean of the steps | 100.0 | 100.0 [100.0, 100.0] | 100.0 | 0 |" in ran.out
     assert "--threshold and --tune-on are for" in run(*command, "--threshold", "0.5").err

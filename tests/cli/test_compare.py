@@ -68,6 +68,7 @@ def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "results.json").read_text())["searches"]
     assert results["problems"] == 2
     assert {row["choice"] for row in results["rows"]} == {"majority"}
+    assert "### Points over best-of-N of the same N, both by majority" in ran.out
     assert all(row["generated_tokens"] > 0 for row in results["rows"])
 
 

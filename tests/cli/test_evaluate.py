@@ -84,13 +84,62 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
     assert ran.code == 1
     assert "temperature 0.7, not 1.0" in ran.err
     ran = run(*given, "--n", "4", "--stage", "grade", "--stage", "select")
-    assert ran.code == 1
+    assert (ran.code, "no problem has N = 4 candidates" in ran.err) == (1, True)
     assert run(*given, "--stage", "grade", "--stage", "select").code == 0
     assert run(*given, "--prompt", "nowhere.txt").code == 1
     assert run(*given, "--stage", "cook").code == 2
     assert run(*given, "--likelihood").code == 1
     assert run(*given, "--preset", "vlmevalkit").code == 1  # top_p, and another prompt
     assert run(*given, "--stage", "search", "--strategy", "chess").code == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--policy", "nope"), "chat model 'nope' is not known"),
+        (("--scorer", "/nowhere"), "/nowhere is no directory"),
+        (("--orm", "nowhere"), "nowhere is no directory"),
+        (("--judge", "nope"), "chat model 'nope' is not known"),
+        (("--answer-judge", "nope"), "chat model 'nope' is not known"),
+        (("--grader", "nope"), "--grader 'nope': one of mathvista"),
+        (("--strategy", "nope"), "no strategy nope"),
+        (("--strategy", "beam"), "needs --n 4 at least, for it to have a budget; got 2"),
+        (("--result-file", "orm"), "--result-file 'orm': one of pass@1, "),
+        (("--baseline", "nowhere"), "nowhere: there are no candidates"),
+    ],
+)
+def test_what_is_named_wrongly_is_said_before_anything_is_made(
+    run: Run, world: Path, tmp_path: Path, given: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    ran = run("evaluate", str(world), "--out", str(out), "--n", "2", *given)
+    assert (ran.code, len(ran.err.strip().splitlines())) == (1, 1)
+    assert message in ran.err
+    assert {path.name for path in out.glob("*")} <= {"lock"}  # so the right name may come next
+
+
+def test_compare_and_evaluate_have_folders_of_their_own(
+    run: Run, world: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    compare = ("compare", "--world", "synthetic", "--problems", "2", "--n", "4", "--out", out)
+    assert run(*compare, "--strategy", "best-of-n").code == 0
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    evaluate = ("evaluate", str(world), "--out", out, "--n", "1", "--stage", "generate")
+    ran = run(*evaluate)
+    assert (ran.code, "the searches of vprm-search compare" in ran.err) == (1, True)
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    other = str(tmp_path / "other")
+    assert run(*evaluate[:3], other, *evaluate[4:]).code == 0
+    ran = run(*compare[:-1], other)
+    assert (ran.code, "has a run of vprm-search evaluate" in ran.err) == (1, True)
+    (tmp_path / "file").touch()
+    for command in (
+        (*evaluate[:3], str(tmp_path / "file")),
+        (*compare[:-1], str(tmp_path / "file")),
+    ):
+        ran = run(*command)
+        assert (ran.code, "is no folder; give another --out folder" in ran.err) == (1, True)
 
 
 @pytest.mark.slow

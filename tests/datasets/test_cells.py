@@ -129,5 +129,5 @@ def test_every_picture_has_its_place(parts: list[str], pictures: int) -> None:
 
 
 def test_more_marks_than_pictures_are_an_error() -> None:
-    with pytest.raises(ValueError, match="2 marks <image> and 1 pictures"):
+    with pytest.raises(ValueError, match="marks <image>: 2, but pictures: 1"):
         interleaved(f"{MARK} {MARK}", 1)

@@ -122,7 +122,10 @@ def test_a_cell_with_line_breaks_quotes_and_tabs(tmp_path: Path) -> None:
     [
         ({"image": "99"}, "row 2, column image: '99' is neither a picture nor the index of a row"),
         ({"question": " "}, "row 2, column question: it is empty"),
-        ({"question": "<image> <image>"}, "row 2, column question: 2 marks <image> and 0 pictures"),
+        (
+            {"question": "<image> <image>"},
+            "row 2, column question: marks <image>: 2, but pictures: 0",
+        ),
         ({"A": "", "B": "x"}, "row 2, column A…: choice A is empty, and choice B is not"),
     ],
 )
@@ -146,7 +149,7 @@ def test_a_list_of_choices_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", "index\tquestion\n1\n", "row 1: 1 cells under 2 columns"),
+        ("a.tsv", "index\tquestion\n1\n", "row 1: cells: 1, but columns: 2"),
         ("a.tsv", "question\tanswer\n", "holds no problems"),
         ("a.jsonl", '{"question": 1}\n[1]\n', "row 2: expected a JSON object, got list"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
@@ -181,7 +184,9 @@ def lines(path: Path, *rows: dict[str, object]) -> Path:
 def test_pictures_that_are_missing_are_told_before_anything_runs(tmp_path: Path) -> None:
     asked = {"question": "q", "answer": "1", "image": ["images/a.png", "images/b.png"]}
     file = lines(tmp_path, {"question": "q", "answer": "1"}, asked)
-    with pytest.raises(ImageError, match=r"2 pictures are not under .* row 2, column image: im"):
+    with pytest.raises(
+        ImageError, match=r"pictures that are not under .*: 2, the first in row 2, column image: im"
+    ):
         read_problem_set(file)
     assert len(read_problem_set(file, check_images=False).missing) == 2
     with pytest.raises(ImageError, match="no such folder of pictures"):

@@ -224,4 +224,4 @@ def test_searches_stand_beside_the_pool_on_the_problems_that_they_have() -> None
     assert rebase["against_reference"]["mean"] == pytest.approx(1 - vote[10:30].mean())
     text = "\n".join(section(found))
     assert "(20 problems)" in text
-    assert "| rebase | **+" in text or "| rebase | +" in text
+    assert "| rebase (by majority) | **+" in text or "| rebase (by majority) | +" in text

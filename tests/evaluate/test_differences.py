@@ -54,6 +54,12 @@ def test_every_problem_is_the_same_or_of_one_kind(pairs: list[tuple[str, str]]) 
     assert markdown(found, ("one", "two")).count("\n| p") == len(told) + 1
 
 
+def test_runs_without_a_common_problem_are_told_how_many_each_has() -> None:
+    said = "in common with N = 4 and 2 candidates: 2 in the first, 0 in the second"
+    with pytest.raises(RecordError, match=said):
+        compared(run("aa"), [], selectors=("pass@1", "pass@1"), sizes=(4, 2))
+
+
 def test_problems_of_one_run_alone_are_counted() -> None:
     found = differ(run("aab"), run("ab")[:1])
     assert (found.problems, found.apart) == (1, 2)

@@ -98,7 +98,7 @@ def test_what_pandas_reads_otherwise_is_said(tmp_path: Path) -> None:
     made = write_result_file(tmp_path, problems, {ids[0]: "B", ids[4]: "NA"}, model="m")
     assert len(made.notes) == 2
     assert made.notes[0].startswith("3 rows have no prediction: '?'")
-    assert "1 predictions are read as nothing" in made.notes[1]
+    assert "1 prediction is read as nothing" in made.notes[1]
     numbers = dict(zip(ids, ["1", "2", "3", "4", "5.5"], strict=True))
     (note,) = write_result_file(tmp_path, problems, numbers, model="m").notes
     assert "floating point" in note

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.bench.labelled_solutions import LabelledSteps
 from vprm_search.compare.intervals import numbered, resampled_means
-from vprm_search.compare.report import table_head
+from vprm_search.compare.report import many, table_head
 from vprm_search.errors import ConfigError
 
 AGGREGATES = ("mean", "min", "last")
@@ -136,7 +136,8 @@ def report_pairs(summary: Mapping[str, Any], scorer: str) -> str:
                        f" ({why})")  # fmt: skip
     lines = [*table_head(*head), *(f"| {' | '.join(row)} |" for row in rows)]
     parts = [
-        f"{summary['pairs']} pairs of responses to {summary['questions']} questions.",
+        f"{many(summary['pairs'], 'pair')} of responses to "
+        f"{many(summary['questions'], 'question')}.",
         *([f"Records with a defect: {'; '.join(defects)}."] if defects else []),
         "### Pairs in which the response that people prefer scores higher, %",
         "\n".join(lines),

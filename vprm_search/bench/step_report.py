@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from vprm_search.compare.report import many
+
 PAPER_SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "MMMU_DEV_VAL": "MMMU",
@@ -46,9 +48,9 @@ def report(summary: Mapping[str, Any], scorer: str) -> str:
     """
     labels = summary["labels"]
     parts = [
-        f"{summary['solutions']} solutions to {summary['questions']} questions, "
-        f"{summary['steps']} steps: {labels['right']} right, {labels['wrong']} wrong, "
-        f"{labels['neutral']} without a verdict, which are dropped.",
+        f"{many(summary['solutions'], 'solution')} to {many(summary['questions'], 'question')}, "
+        f"{many(summary['steps'], 'step')}: {labels['right']} right, {labels['wrong']} wrong, "
+        f"{labels['neutral']} without a verdict (dropped).",
         *_defects(summary),
         "### Macro F1, %",
         _main_table(summary, scorer),
@@ -70,7 +72,7 @@ def report(summary: Mapping[str, Any], scorer: str) -> str:
 def _defects(summary: Mapping[str, Any]) -> list[str]:
     told = [f"{defect}: {count}" for defect, count in summary.get("defects", {}).items()]
     if summary.get("left_out"):
-        told.append(f"left out for it: {summary['left_out']} solutions")
+        told.append(f"left out for it: {many(summary['left_out'], 'solution')}")
     if summary["unscored"]:
         why = ", ".join(f"{reason} ({count})" for reason, count in summary["reasons"].items())
         told.append(

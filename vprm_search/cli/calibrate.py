@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vprm_search.cli import console, options
+from vprm_search.compare.report import many
 from vprm_search.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _tell(paths: Sequence[ScoredPath], out: Path) -> None:
     steps = sum(len(path.steps) for path in paths)
     right = sum(bool(step.label) for path in paths for step in path.steps)
     console.ERR.print(
-        f"{len(paths)} paths, {steps} steps, {right} of them right: {out}",
+        f"{many(len(paths), 'path')}, {many(steps, 'step')}, {right} of them right: {out}",
         markup=False,
         soft_wrap=True,
     )

@@ -20,6 +20,7 @@ from vprm_search.cli.compare import digest_of_weights
 from vprm_search.cli.datasets import File, Set, read
 from vprm_search.cli.evaluate_models import Models, policy_of
 from vprm_search.cli.evaluate_output import (
+    check_selectors,
     complain,
     tell,
     watch_with,
@@ -27,7 +28,7 @@ from vprm_search.cli.evaluate_output import (
     write_report,
 )
 from vprm_search.cli.solve import PriceFile, read_prices
-from vprm_search.errors import ConfigError
+from vprm_search.errors import ConfigError, RecordError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
@@ -259,6 +260,7 @@ def run(
     from vprm_search.evaluate.presets import PRESETS
     from vprm_search.evaluate.prompts import prompt_of
     from vprm_search.evaluate.stages import Stages
+    from vprm_search.evaluate.strategies import search_sizes, strategies_of
     from vprm_search.graph.session import run_blocking  # one loop: clients keep connections
 
     given = {
@@ -303,14 +305,25 @@ def run(
     def load_policy() -> Policy:
         return policy_of(policy, base_url, sampling)
 
-    with stages.folder.locked():
+    searching = Stage.search in asked and bool(strategy or stage)
+    if searching:
+        if not (scorer and strategy):
+            raise ConfigError("--stage search needs --scorer and --strategy")
+        strategies_of(strategy)
+        search_sizes(stages.n)
+    with stages.folder.locked():  # all that was named is looked at before anything is made
+        critics = models.critics(scorer, orm, judge, max_steps) if Stage.score in asked else []
+        graders = models.graders(stages, grader, answer_judge) if Stage.grade in asked else []
+        stages.check(critics, graders)
+        if Stage.select in asked:
+            check_selectors(stages, sampling, critics, result_file or ())
+            for path in baseline or ():
+                RecordedRun(path, problems, grader=grader)
         if Stage.generate in asked:
             run_blocking(stages.generate(sampling, load_policy))
         if Stage.score in asked:
-            run_blocking(stages.score(models.critics(scorer, orm, judge, max_steps)))
-        if Stage.search in asked and (strategy or stage):
-            if not (scorer and strategy):
-                raise ConfigError("--stage search needs --scorer and --strategy")
+            run_blocking(stages.score(critics))
+        if searching and scorer and strategy:
             stages.folder.settle(FACTS, sampling.facts())
             run_blocking(
                 stages.search(
@@ -322,16 +335,19 @@ def run(
                 )
             )
         if Stage.grade in asked:
-            run_blocking(stages.grade(models.graders(stages, grader, answer_judge)))
+            run_blocking(stages.grade(graders))
         complain(stages, max_failed)
         if Stage.select in asked:
             recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():
                 write_predictions(recorded, selector, stages.n, result_format.value, raw=raw)
-            if recorded.graded or not result_file:
+            if recorded.graded:
                 write_report(stages, recorded, baseline or [])
             else:
-                tell("no problem has a published answer, so there is nothing to report")
+                why = f"{file}: no problem has a published answer, so there is nothing to report"
+                if not result_file:
+                    raise RecordError(f"{why}; --result-file SELECTOR writes what is chosen")
+                tell(why)
 
 
 @evaluate.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,14 +22,35 @@ from rich.text import Text
 
 from vprm_search.budget import Prices
 from vprm_search.cli import console
-from vprm_search.errors import SearchError
+from vprm_search.compare.report import many
+from vprm_search.errors import ConfigError, SearchError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
+    from vprm_search.evaluate.candidates import Sampling
     from vprm_search.evaluate.pooling import RecordedRun
+    from vprm_search.evaluate.scoring import Critic
     from vprm_search.evaluate.side_by_side import Done
     from vprm_search.evaluate.side_by_side import Progress as Told
     from vprm_search.evaluate.stages import Stages
+
+
+def check_selectors(
+    stages: Stages, sampling: Sampling, critics: Sequence[Critic], wanted: Iterable[str]
+) -> None:
+    """Raise `ConfigError` for a selector that these critics and the folder's do not make."""
+    from vprm_search.evaluate.candidates import FACTS
+    from vprm_search.evaluate.estimators import selectors_of
+    from vprm_search.evaluate.pooling import CRITIC, critic_names
+
+    folder = stages.folder
+    known = {name: folder.facts(f"{CRITIC} {name}") or {} for name in folder.kinds(CRITIC)}
+    known |= {critic.name: critic.facts() for critic in critics}
+    sampled = folder.facts(FACTS) or sampling.facts()
+    there = selectors_of(critic_names(known, likelihood=sampled["likelihood"]))
+    for selector in wanted:
+        if selector not in there:
+            raise ConfigError(f"--result-file {selector!r}: one of {', '.join(there)}")
 
 
 def write_predictions(
@@ -58,8 +79,8 @@ def write_report(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> No
     baselines = {}
     for path in others:
         other = RecordedRun(path, stages.problems, grader=run.grader, prices=stages.prices)
-        many = other.largest()
-        baselines[path.name] = tabulate(other.pools(many), many, name=stages.problems.name)
+        n = other.largest()
+        baselines[path.name] = tabulate(other.pools(n), n, name=stages.problems.name)
     rule = grader_of(run.grader if run.grader in GRADERS else stages.problems.name)
     out, title = stages.folder.path, stages.problems.path.name
     found = searched(out, stages.problems, table, rule, stages.prices)
@@ -69,7 +90,8 @@ def write_report(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> No
     write_results(out, summary, text, png(summary, title=title, currency=currency))
     if left := summary["incomplete"]:
         raise SearchError(
-            f"{left} problems have not all of {stages.n} candidates yet; the report is without them"
+            f"{many(left, 'problem has', 'problems have')} not N = {stages.n} candidates yet; "
+            "the report is without them; run --stage generate"
         )
 
 

@@ -360,7 +360,7 @@ def chat_model(name: str, base_url: str | None, temperature: float) -> Any:
     provider, colon, model = name.partition(":")
     if not (provider and colon and model):
         raise ConfigError(
-            f"policy {name!r} is not known; use 'tiny', 'openai:MODEL' or 'PROVIDER:MODEL'"
+            f"chat model {name!r} is not known; use 'tiny', 'openai:MODEL' or 'PROVIDER:MODEL'"
         )
     options: dict[str, Any] = {"temperature": temperature}
     if base_url:

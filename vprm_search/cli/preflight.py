@@ -11,6 +11,7 @@ from rich.text import Text
 
 from vprm_search.cli import console, options
 from vprm_search.cli.compare import built_in_world, file_world
+from vprm_search.compare.report import many
 from vprm_search.errors import ConfigError
 from vprm_search.report.view import printable
 from vprm_search.steps import split_steps
@@ -137,9 +138,10 @@ def _show(report: PreflightReport) -> None:
         interval = f"[{signal.low:.2f}, {signal.high:.2f}]"
         table.add_row(name, f"{signal.value:.2f}", interval, SIGNALS.get(name, ""))
     console.OUT.print(table)
-    counted = f"{report.problems} problems, {report.samples} solutions"
+    counted = f"{many(report.problems, 'problem')}, {many(report.samples, 'solution')}"
     if report.failed or report.unscored:
-        counted += f"; {report.failed} calls failed, {report.unscored} solutions have no score"
+        unscored = many(report.unscored, "solution has", "solutions have")
+        counted += f"; {many(report.failed, 'call')} failed, {unscored} no score"
     console.OUT.print(Text(counted, style="dim"))
     for warning in report.warnings:
         console.OUT.print(Text.assemble(("warning: ", "bold yellow"), printable(warning)))

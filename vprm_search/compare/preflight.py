@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vprm_search import ids
 from vprm_search.answers import answer_classes, choices_of, extract_answer
 from vprm_search.calibration.maps import logit
+from vprm_search.compare.report import many
 from vprm_search.compare.signals import ScoredSolution, Signal, centred_levels, measured_signals
 from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError, VprmError
 from vprm_search.graph.loop import Job
@@ -310,8 +311,9 @@ async def apreflight(
     """
     if len(problems) < FEWEST_PROBLEMS or not 2 <= samples <= 256:
         raise ConfigError(
-            f"{len(problems)} problems with {samples} solutions each tell too little; give at "
-            f"least {FEWEST_PROBLEMS} problems and between 2 and 256 solutions (20 x 16 are usual)"
+            f"{many(len(problems), 'problem')} with {samples} solutions each tell too little; give "
+            f"at least {FEWEST_PROBLEMS} problems and between 2 and 256 solutions (20 x 16 are "
+            "usual)"
         )
     check_part("scorer", scorer, StepScorer)
     jobs = [_job(problem, run_seed) for problem in problems]

@@ -222,7 +222,7 @@ def interleaved(text: str, pictures: int) -> tuple[str, tuple[int, ...]]:
     numbers = [int(found) for found in _NUMBERED.findall(text)]
     plain = text.count(MARK)
     if plain and plain > pictures:
-        raise ValueError(f"{plain} marks {MARK} and {pictures} pictures")
+        raise ValueError(f"marks {MARK}: {plain}, but pictures: {pictures}")
     if plain and numbers:
         raise ValueError(f"marks {MARK} and numbered marks in one text")
     order: list[int] = list(range(pictures - plain, pictures)) if plain else []

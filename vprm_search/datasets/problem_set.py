@@ -159,9 +159,9 @@ class ProblemSet(Sequence[Item]):
             return
         item, picture = self.missing[0]
         raise ImageError(
-            f"{self.path}: {len(self.missing)} pictures are not under {self.image_root}, the first "
-            f"in row {item.row}, column {picture.column}: {picture.path}; name the folder that "
-            "these paths begin in (image_root, --images)"
+            f"{self.path}: pictures that are not under {self.image_root}: {len(self.missing)}, the "
+            f"first in row {item.row}, column {picture.column}: {picture.path}; name the folder "
+            "that these paths begin in (image_root, --images)"
         )
 
 

@@ -108,8 +108,8 @@ class TextTable:
     def _named(self, cells: Sequence[str], number: int) -> Row:
         if len(cells) != len(self._columns):
             raise RecordError(
-                f"{self.path}, row {number}: {len(cells)} cells under {len(self._columns)} "
-                "columns; a cell with a tab, comma or line break in it must be quoted"
+                f"{self.path}, row {number}: cells: {len(cells)}, but columns: "
+                f"{len(self._columns)}; a cell with a tab, comma or line break in it must be quoted"
             )
         return dict(zip(self._columns, cells, strict=True))
 

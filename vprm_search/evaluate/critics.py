@@ -129,7 +129,10 @@ def tabulate(
         seen.add(problem.id)
         _add(table, problem, seed, resamples)
     if not seen:
-        raise RecordError("the pool has no problem with a published answer: nothing to report")
+        raise RecordError(
+            f"no problem has N = {samples} candidates: nothing to report; run --stage generate, "
+            "or give a smaller --n"
+        )
     return table
 
 

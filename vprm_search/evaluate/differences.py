@@ -111,7 +111,12 @@ def compared(
         if kind := _kind(one, other):
             found[problem.id] = Difference(problem.id, kind, one, other)
     if not rights:
-        raise RecordError("the two runs have no problem in common")
+        least = " and ".join(map(str, dict.fromkeys(sizes)))
+        raise RecordError(
+            f"the two runs have no problem in common with N = {least} candidates: "
+            f"{len(ours)} in the first, {others} in the second; give runs of one set, or a "
+            "smaller --n"
+        )
     ordered = sorted(
         (found[name] for name in ours if name in found), key=lambda one: KINDS.index(one.kind)
     )

@@ -35,10 +35,12 @@ class RunFolder:
         path: the folder.
 
     Raises:
-        ConfigError: the manifest cannot be read.
+        ConfigError: the manifest cannot be read, or there is a file in the folder's place.
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is no folder; give another --out folder")
         self.path = path
         self._manifest: dict[str, dict[str, Any]] = _read(path)
 
@@ -54,6 +56,7 @@ class RunFolder:
                     f"{self.path}: another process is at work in this folder; wait for it, or "
                     "give another --out folder"
                 ) from error
+            self._manifest = _read(self.path)  # another process may have written it since
             yield
 
     def facts(self, kind: str) -> dict[str, Any] | None:
@@ -68,15 +71,24 @@ class RunFolder:
     def settle(self, kind: str, facts: Facts) -> str:
         """Write down what files of a kind are made with; return the key of their lines.
 
-        Raises `ConfigError`, which names what differs, if they were made with something else.
+        Raises as `check`.
         """
-        wanted: dict[str, Any] = json.loads(json.dumps(dict(facts)))
-        known = self._manifest.get(kind)
-        if known is None:
+        wanted = self.check(kind, facts)
+        if kind not in self._manifest:
             self._manifest[kind] = wanted
             whole = {"version": VERSION, **self._manifest}
             write_atomically(self.path / MANIFEST, json.dumps(whole, indent=1))
-        elif key_of(known) != key_of(wanted):
+        return key_of(wanted)
+
+    def check(self, kind: str, facts: Facts) -> dict[str, Any]:
+        """Return facts as they would be written down, and write nothing.
+
+        Raises `ConfigError`, which names what differs, if files of the kind were made with
+        something else.
+        """
+        wanted: dict[str, Any] = json.loads(json.dumps(dict(facts)))
+        known = self._manifest.get(kind, wanted)
+        if key_of(known) != key_of(wanted):
             there, asked = (_flat(_counting(facts)) for facts in (known, wanted))
             told = ", ".join(
                 f"{name} {_shown(there, name)}, not {_shown(asked, name)}"
@@ -87,7 +99,7 @@ class RunFolder:
                 f"{self.path} was made with other settings ({kind}: {told}); give those, or "
                 "another --out folder"
             )
-        return key_of(wanted)
+        return wanted
 
 
 def key_of(facts: Facts) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 from vprm_search.aggregate import AGGREGATIONS, path_score
 from vprm_search.answers import answer_classes
 from vprm_search.budget import Prices
+from vprm_search.compare.report import many
 from vprm_search.datasets.graders import answer_said
 from vprm_search.datasets.known import SetName
 from vprm_search.datasets.problem_set import Item, ProblemSet, read_problem_set
 from vprm_search.errors import RecordError
 from vprm_search.evaluate import generation, scoring
 from vprm_search.evaluate.candidates import FACTS, Candidate, CandidateFile
-from vprm_search.evaluate.folder import CALLED, RunFolder
+from vprm_search.evaluate.folder import CALLED, Facts, RunFolder
 from vprm_search.evaluate.grading import GradeFile, check_graded
 from vprm_search.evaluate.lines import Line
 from vprm_search.evaluate.pool import NO_ANSWER, PooledCandidate, PooledProblem
@@ -188,6 +189,20 @@ class RecordedRun:
         return line["scored_tokens"], line["seconds"], scoring.cost_of(line, self._prices)
 
 
+def critic_names(critics: Mapping[str, Facts], *, likelihood: bool) -> list[str]:
+    """Return what critics' scores are called in a pool.
+
+    Args:
+        critics: their facts (`Critic.facts`) by name.
+        likelihood: whether the policy tells its own.
+    """
+    names = []
+    for name, facts in critics.items():
+        whole = facts.get("kind") == "whole"
+        names += [name] if whole else [f"{name}:{rule}" for rule in AGGREGATIONS]
+    return [*names, *([LIKELIHOOD] if likelihood else [])]
+
+
 def set_of_run(path: Path, file: Path | None, images: Path | None) -> ProblemSet:
     """Return the problem set of a run, from a file or from where it was when the run was made.
 
@@ -222,13 +237,18 @@ def run_section(told: Mapping[str, Any]) -> str:
             f"{name} calls {counts['right']} of {counts['graded']} candidates right, and agrees "
             f"with {told['grader']} on {counts['agrees']}."
         )
-    for field, said in (
-        ("failed_calls", "candidates failed, and count as without an answer"),
-        ("without_answer", "problems have no published answer, and are left out"),
-        ("incomplete", "problems have not all candidates yet, and are left out"),
+    for field, one, more, said in (
+        (
+            "failed_calls",
+            "candidate failed and counts",
+            "candidates failed and count",
+            "as without an answer",
+        ),
+        ("without_answer", "problem has", "problems have", "no published answer: left out"),
+        ("incomplete", "problem has", "problems have", "not all candidates yet: left out"),
     ):
         if told[field]:
-            lines.append(f"{told[field]} {said}.")
+            lines.append(f"{many(told[field], one, more)} {said}.")
     body = "\n".join(f"- {line}" for line in lines)
     return f"## The run\n\n{body}\n"
 

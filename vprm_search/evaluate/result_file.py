@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vprm_search.compare.report import many
 from vprm_search.datasets.graders import letter_chosen, number_said
 from vprm_search.datasets.known import PICTURE_COLUMNS
 from vprm_search.datasets.problem_set import Item, ProblemSet
@@ -209,10 +210,12 @@ def _string_cells(sheet: Any, row: int, cells: list[str]) -> None:
 def _notes(problems: ProblemSet, predictions: Mapping[str, str]) -> Iterator[str]:
     without = sum(not predictions.get(item.id, "").strip() for item in problems)
     if without:
-        yield f"{without} rows have no prediction: {NO_PREDICTION!r} stands there, which is wrong"
+        rows = many(without, "row has", "rows have")
+        yield f"{rows} no prediction: {NO_PREDICTION!r} stands there, which is wrong"
     said = [predictions.get(item.id, "").strip() for item in problems]
     if lost := [text for text in said if text in _MISSING]:
-        yield f"{len(lost)} predictions are read as nothing by pandas, as {lost[0]!r} is"
+        are = many(len(lost), "prediction is", "predictions are")
+        yield f"{are} read as nothing by pandas: {lost[0]!r}"
     numbers = [text for text in said if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text)]
     if len(numbers) == len(said) and not all(text.lstrip("-").isdigit() for text in numbers):
         yield (

@@ -111,17 +111,23 @@ def _of(row: Row, summary: Mapping[str, Any]) -> str:
 
 
 def gain_table(summary: Mapping[str, Any]) -> str:
-    """Return paired differences to best-of-N of the same N, both with the headline selector."""
+    """Return paired differences to best-of-N of the same N, both with the headline selector.
+
+    A strategy that lacks it stands by its own, which its line says.
+    """
     sizes = _sizes(summary)
+    headline = summary["headline"]
     rows = [row for row in summary["rows"] if row["headline"] and row["name"] != REFERENCE]
-    lines = table_head(summary["headline"], *(f"N={size}" for size in sizes))
+    lines = table_head(headline, *(f"N={size}" for size in sizes))
     for name in dict.fromkeys(row["name"] for row in rows):
         entries = []
         for size in sizes:
             row = next((r for r in rows if (r["name"], r["size"]) == (name, size)), None)
             against = None if row is None else row["against_reference"]
             entries.append("–" if against is None else points(against))
-        lines.append(f"| {cell(name)} | " + " | ".join(entries) + " |")
+        own = next(row["choice"] for row in rows if row["name"] == name)
+        by = "" if own == headline else f" (by {own})"
+        lines.append(f"| {cell(name + by)} | " + " | ".join(entries) + " |")
     return "\n".join(lines)
 
 

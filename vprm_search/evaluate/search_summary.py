@@ -21,7 +21,7 @@ from vprm_search.evaluate.search_records import MAX_FAILED, Choice, Failures, Re
 from vprm_search.evaluate.side_by_side import FREE
 
 HEADLINE = "weighted-vote:product"
-"""The selector under which strategies are held against one another, where they have it."""
+"""The selector under which strategies are held against one another, where all have it."""
 
 Column = NDArray[np.float64]
 Rule = Callable[[Record, Choice], bool]
@@ -38,11 +38,6 @@ class Measured:
     costs: Mapping[str, Column]
     right: Mapping[str, Column]
     failures: Failures = field(default_factory=Failures)
-
-    @property
-    def headline(self) -> str:
-        """The selector under which this strategy is compared with others."""
-        return HEADLINE if HEADLINE in self.right else list(self.right)[-1]
 
     def at(self, choice: str, problems: tuple[int, ...]) -> Column:
         """Return what is right by a selector on some of its problems."""
@@ -124,6 +119,13 @@ def _joined(
     )
 
 
+def headline_of(cells: Sequence[Measured]) -> str:
+    """Return the selector under which strategies are compared: `HEADLINE`, or the last shared."""
+    names = cells[0].right if cells else ()
+    shared = [name for name in names if all(name in cell.right for cell in cells)]
+    return HEADLINE if HEADLINE in shared or not shared else shared[-1]
+
+
 Key = tuple[Measured, str]
 """A cell and a selector."""
 
@@ -192,31 +194,35 @@ def summarise(
             is alone.
     """
     lacking = [cell for cell in cells if cell.failures.share > max_failed]
+    problems = max((len(cell.problems) for cell in cells), default=0)
+    cells = [cell for cell in cells if cell.failures.share <= max_failed]
+    headline = headline_of(cells)
     whole: dict[str, Any] = {
-        "problems": max((len(cell.problems) for cell in cells), default=0),
-        "headline": HEADLINE,
+        "problems": problems,
+        "headline": headline,
         "max_failed": max_failed,
         "rows": [],
         "pairs": [],
         "no_results": [_no_result(cell) for cell in lacking],
     }
-    cells = [cell for cell in cells if cell.failures.share <= max_failed]
     estimates = _Estimates(cells, name, places or {})
     references = {cell.size: cell for cell in cells if cell.name == REFERENCE}
     for cell in cells:
         reference = references.get(cell.size)
+        own = headline if headline in cell.right else list(cell.right)[-1]
         for choice in cell.right:
             measure, accuracy = estimates.of((cell, choice))
-            itself = cell is reference and choice == cell.headline
+            itself = cell is reference and choice == headline
             against = (
                 None
-                if reference is None or itself
-                else estimates.less((cell, choice), (reference, reference.headline))
+                if reference is None or itself or headline not in reference.right
+                else estimates.less((cell, choice), (reference, headline))
             )
-            whole["rows"].append(_row(cell, choice, measure, accuracy, against))
+            row = _row(cell, choice, measure, accuracy, against)
+            whole["rows"].append({**row, "headline": choice == own})
     for a, b in combinations(cells, 2):
-        if a.size == b.size:
-            difference = estimates.less((a, a.headline), (b, b.headline))
+        if a.size == b.size and headline in a.right and headline in b.right:
+            difference = estimates.less((a, headline), (b, headline))
             if difference is not None:
                 pair = {"size": a.size, "first": a.name, "second": b.name}
                 whole["pairs"].append({**pair, "difference": difference})
@@ -246,7 +252,6 @@ def _row(
         "name": cell.name,
         "size": cell.size,
         "choice": choice,
-        "headline": choice == cell.headline,
         "problems": len(cell.problems),
         "measure": measure,
         "accuracy": accuracy,

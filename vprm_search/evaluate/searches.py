@@ -34,6 +34,7 @@ from vprm_search.compare.entrants import (
 )
 from vprm_search.compare.worlds import LoadedWorld, World
 from vprm_search.errors import ConfigError, ModelChangedError
+from vprm_search.evaluate.candidates import FACTS
 from vprm_search.evaluate.cells import same_strategy
 from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
 from vprm_search.evaluate.search_records import MAX_FAILED, Failures, Record, RecordFile, chosen
@@ -99,10 +100,14 @@ class Comparison:
     def open(self, world: World, out: Path) -> None:
         """Make the folder of the results, or check that it holds results of the same world.
 
-        Raises `ConfigError`, which names what differs, if it holds others.
+        Raises `ConfigError`, which names what differs, if it holds others, or a run of `evaluate`.
         """
-        facts = {"world": world.identity(), "run_seed": self.run_seed}
-        RunFolder(out).settle(SEARCHES, facts)
+        folder = RunFolder(out)
+        if folder.facts(FACTS) is not None:
+            raise ConfigError(
+                f"{out} has a run of vprm-search evaluate; give compare an --out folder of its own"
+            )
+        folder.settle(SEARCHES, {"world": world.identity(), "run_seed": self.run_seed})
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from vprm_search.compare.entrants import SEARCH_CHOICES
 from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
-from vprm_search.evaluate.estimators import sizes_of
 from vprm_search.evaluate.folder import CALLED, SEARCHES, RunFolder
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
@@ -24,7 +23,7 @@ from vprm_search.evaluate.scoring import Critic, ScoreFile, Scoring
 from vprm_search.evaluate.search_records import MAX_FAILED, RecordFile
 from vprm_search.evaluate.searches import Comparison, Shard
 from vprm_search.evaluate.side_by_side import FREE, Progress
-from vprm_search.evaluate.strategies import LEAST_N, SetProblems, budgets_of, strategies_of
+from vprm_search.evaluate.strategies import SetProblems, budgets_of, search_sizes, strategies_of
 from vprm_search.types import Policy, StepScorer
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
@@ -59,18 +58,26 @@ class Stages:
         """Sample candidates; the policy is loaded if some are to be made.
 
         Raises:
-            ConfigError: the folder has candidates of other settings.
+            ConfigError: the folder has candidates of other settings, or is one of `compare`.
             RecordError: it has candidates for another problem or other pictures.
             SearchError: nothing came of many calls in a row.
         """
         facts = sampling.facts()
-        self.folder.settle(SET, self._set())
-        self.folder.settle(FACTS, facts)
+        if "world" in (self.folder.facts(SEARCHES) or {}):
+            raise ConfigError(
+                f"{self.folder.path} has the searches of vprm-search compare; give evaluate an "
+                "--out folder of its own"
+            )
+        for kind, told in ((SET, self._set()), (FACTS, facts)):
+            self.folder.check(kind, told)
         file = CandidateFile(self.folder.path, facts)
         left = sum(not file.has(item, place) for item in self.problems for place in range(self.n))
-        if left:
+        policy = load() if left else None  # before anything is written: its name may be wrong
+        for kind, told in ((SET, self._set()), (FACTS, facts)):
+            self.folder.settle(kind, told)
+        if policy is not None:
             run = Generation(
-                self.problems, load(), sampling.prompt, sampling.greedy_first, file, self.width
+                self.problems, policy, sampling.prompt, sampling.greedy_first, file, self.width
             )
             run.prices = self.prices
             with self.watch("generate", left) as run.progress:
@@ -79,6 +86,15 @@ class Stages:
             for _ in file.checked(self.problems):
                 pass
         self._note("generate", file.lines)
+
+    def check(self, critics: Sequence[Critic], gradings: Sequence[Grading]) -> None:
+        """Raise `ConfigError` if others of these names were at work in the folder.
+
+        A reward model on a server is asked what it is.
+        """
+        told = [(f"{CRITIC} {one.name}", one.facts()) for one in critics]
+        for kind, facts in told + [(f"{GRADER} {one.name}", one.facts()) for one in gradings]:
+            self.folder.check(kind, facts)
 
     async def score(self, critics: Sequence[Critic]) -> None:
         """Score candidates by each critic; in this process one problem after the other.
@@ -126,9 +142,7 @@ class Stages:
         critic, new_scorer = scorer
         facts = {"run": candidates.run, "scorer": critic.facts()["identity"]}
         self.folder.settle(SEARCHES, facts)
-        sizes = tuple(size for size in sizes_of(self.n) if size >= LEAST_N)
-        if not sizes:
-            raise ConfigError(f"--strategy needs --n {LEAST_N} at least, for it to have a budget")
+        sizes = search_sizes(self.n)
         count = len(strategies) * len(sizes) * len(self.problems)
         made = policy()
         world = SetProblems(self.problems, lambda: made, lambda: new_scorer, prompt=prompt)
@@ -170,7 +184,7 @@ class Stages:
         """
         facts: dict[str, Any] | None = self.folder.facts(FACTS)
         if facts is None:
-            raise RecordError(f"{self.folder.path}: there are no candidates; generate some first")
+            raise RecordError(f"{self.folder.path}: there are no candidates; run --stage generate")
         return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
 
     def _set(self) -> dict[str, Any]:

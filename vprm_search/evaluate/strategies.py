@@ -22,7 +22,7 @@ from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import CandidateFile
 from vprm_search.evaluate.critics import COSTS, Table
-from vprm_search.evaluate.estimators import MAJORITY, VOTE
+from vprm_search.evaluate.estimators import MAJORITY, VOTE, sizes_of
 from vprm_search.evaluate.prompts import PROMPTS, Prompt
 from vprm_search.evaluate.search_records import Choice, Record, RecordFile
 from vprm_search.evaluate.search_summary import Measured, cells_of, summarise
@@ -39,6 +39,19 @@ def strategies_of(names: Sequence[str]) -> tuple[str, ...]:
     if REFERENCE in names:
         raise ConfigError(f"--strategy {REFERENCE} is the pool itself; name another one")
     return tuple(entrant.name for entrant in entrants_of(names)[1:])
+
+
+def search_sizes(n: int) -> tuple[int, ...]:
+    """Return the N's at which strategies search beside a pool of `n`.
+
+    Raises `ConfigError` if there is none.
+    """
+    sizes = tuple(size for size in sizes_of(n) if size >= LEAST_N)
+    if not sizes:
+        raise ConfigError(
+            f"--strategy needs --n {LEAST_N} at least, for it to have a budget; got {n}"
+        )
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)
