@@ -72,6 +72,23 @@ def test_problems_of_ones_own(run: Run, tmp_path: Path) -> None:
     assert all(row["generated_tokens"] > 0 for row in results["rows"])
 
 
+def test_a_run_that_measured_nothing_leaves_its_folder_to_the_right_names(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "problems.jsonl"
+    problem = generate("tiles", "validation", 900)
+    render(problem).save(tmp_path / "0.png")
+    line = {"question": problem.question, "image": "0.png", "answer": problem.answer}
+    file.write_text(json.dumps(line) + "\n")
+    given = ("compare", "--problems", str(file), "--n", "4", "--strategy", "best-of-n")
+    out = ("--out", str(tmp_path / "out"))
+    ran = run(*given, *out, "--scorer", "/nowhere")
+    assert (ran.code, "/nowhere is no directory" in ran.err) == (1, True)
+    assert run(*given, *out).code == 0
+    ran = run(*given, *out, "--scorer", "/nowhere")
+    assert (ran.code, "world.scorer.name 'tiny', not '/nowhere'" in ran.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

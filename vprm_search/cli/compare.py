@@ -227,7 +227,6 @@ def _run(comparison: Comparison, world: World, out: Path, jobs: int, page: Path 
     if page is not None:
         _check_marks(page)
     stopped: SearchError | None = None
-    comparison.open(world, out)
     try:
         with RunFolder(out).locked():
             run_comparison(comparison, world, out, jobs=jobs, report=tell)

@@ -80,6 +80,11 @@ class RunFolder:
             write_atomically(self.path / MANIFEST, json.dumps(whole, indent=1))
         return key_of(wanted)
 
+    def forget(self, *kinds: str) -> None:
+        """Let other facts be settled for files that were not made yet."""
+        for kind in kinds:
+            self._manifest.pop(kind, None)
+
     def check(self, kind: str, facts: Facts) -> dict[str, Any]:
         """Return facts as they would be written down, and write nothing.
 

@@ -37,7 +37,14 @@ from vprm_search.errors import ConfigError, ModelChangedError
 from vprm_search.evaluate.candidates import FACTS
 from vprm_search.evaluate.cells import same_strategy
 from vprm_search.evaluate.folder import MODELS, SEARCHES, RunFolder
-from vprm_search.evaluate.search_records import MAX_FAILED, Failures, Record, RecordFile, chosen
+from vprm_search.evaluate.search_records import (
+    FILE_NAME,
+    MAX_FAILED,
+    Failures,
+    Record,
+    RecordFile,
+    chosen,
+)
 from vprm_search.evaluate.side_by_side import LOST_IN_A_ROW, Losses, SharedTime
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
@@ -107,6 +114,8 @@ class Comparison:
             raise ConfigError(
                 f"{out} has a run of vprm-search evaluate; give compare an --out folder of its own"
             )
+        if not (out / FILE_NAME).exists() and not (out / "cells").exists():
+            folder.forget(SEARCHES, MODELS)  # of a run that ended before its first search
         folder.settle(SEARCHES, {"world": world.identity(), "run_seed": self.run_seed})
 
 
