@@ -119,7 +119,7 @@ def test_a_run_killed_ten_times_equals_an_undisturbed_one(
 @pytest.mark.slow
 def test_the_command_killed_ten_times_on_the_tiny_models(tmp_path: Path) -> None:
     file = tmp_path / "tiny.tsv"
-    write_problems(file, draw(24))
+    write_problems(file, draw(12))
     program = "import sys; from vprm_search.cli import main; main(sys.argv[1:])"
 
     def command(out: Path) -> subprocess.Popen[bytes]:

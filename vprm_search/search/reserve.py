@@ -69,6 +69,11 @@ def leave_enough(
     ended = tree.finished_depths()
     kept = kept_back(plan, tree, budget, longest)
     if all(expand.until == "end" for expand in plan.expand):
+        if plan.expand and all(expand.role == "completion" for expand in plan.expand):
+            depths = [tree.depth(expand.node) for expand in plan.expand]
+            rest = max(1, _usual_length(max(depths), longest) - min(depths))
+            number = budget.paths_affordable(tree, rest)
+            plan = plan if number is None else plan.limited_to(max(1, int(number)))
         share = budget.share(tree, 1)
         return plan.limited_to(max(1, share // kept)) if kept and share is not None else plan
     deepest = _deepest(plan, tree)
