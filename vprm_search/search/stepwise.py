@@ -88,11 +88,12 @@ class StepwiseSearch(BaseModel):
         """Return the score of a path, or that of its rollouts where a lookahead made some.
 
         A rollout's value is the path score at its end (Snell et al., arXiv 2408.03314 §5.2), that
-        of several rollouts their mean. None if the last step has no score (`known_score`).
+        of several rollouts their mean. None if the last step has no score (`known_score`). A
+        rollout's score that came a round late does not count (see `_scores`).
         """
         if not tree.child_count(node):
             return known_score(tree, node, self.aggregate)
-        ends = list(rollout_ends(tree, node))
+        ends = [end for end in rollout_ends(tree, node) if not tree[end].score_reason]
         values = [known_score(tree, end, self.aggregate) for end in ends]
         known = [value for value in values if value is not None]
         return math.fsum(known) / len(known) if known else known_score(tree, node, self.aggregate)
