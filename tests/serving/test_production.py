@@ -94,16 +94,17 @@ def sign_test(ours: list[bool], theirs: list[bool]) -> float:
     return min(1.0, 2 * tail)
 
 
+def asked_through(policy_server: str, **options: Any) -> ChatOpenAI:
+    """Return the policy on its server as a chat model."""
+    base_url = f"{policy_server}/v1"
+    told: dict[str, Any] = {"model": "policy", "base_url": base_url, "api_key": "none"}
+    return ChatOpenAI(**told, temperature=0.7, max_retries=0, **options)
+
+
 async def test_two_servers_solve_as_many_problems_as_two_models_in_process(
     prm_server: PrmServer, policy_server: str, in_process: TransformersScorer
 ) -> None:
-    model = ChatOpenAI(
-        model="policy",
-        base_url=f"{policy_server}/v1",
-        api_key="none",  # type: ignore[arg-type]
-        temperature=0.7,
-        max_retries=0,
-    )
+    model = asked_through(policy_server)
     # the tiny policy was never taught to follow an instruction
     policy = ChatModelPolicy(
         model,
@@ -164,14 +165,8 @@ def asking_policy(
         if response.request.method == "POST":
             statuses.append(response.status_code)
 
-    model = ChatOpenAI(
-        model="policy",
-        base_url=f"{policy_server}/v1",
-        api_key="none",  # type: ignore[arg-type]
-        temperature=0.7,
-        max_retries=0,
-        http_async_client=httpx.AsyncClient(event_hooks={"response": [note]}, timeout=300),
-    )
+    client = httpx.AsyncClient(event_hooks={"response": [note]}, timeout=300)
+    model = asked_through(policy_server, http_async_client=client)
     return ChatModelPolicy(model, instruction="", capabilities=capabilities), statuses
 
 

@@ -31,7 +31,7 @@ from vprm_search.compare.worlds import (
     problem_of,
     words_of,
 )
-from vprm_search.evaluate.cells import Row
+from vprm_search.evaluate.cells import CELL_COUNTS, Row
 
 STEP = "\n\n"
 Aggregate = Callable[[Sequence[float]], float]
@@ -70,7 +70,7 @@ class Answered:
 def measure(world: SyntheticWorld, problems: range, name: str, size: int, run_seed: int = 0) -> Row:
     """Run one entry on all problems; returns a cell like those of a comparison."""
     algorithm, aggregate = entries()[name]
-    row: dict[str, Any] = {key: [] for key in _LISTS}
+    row: dict[str, Any] = {key: [] for key in CELL_COUNTS}
     right: dict[str, list[int]] = {"own choice": [], "weighted vote": []}
     began = time.perf_counter()
     for problem in problems:
@@ -98,17 +98,6 @@ def measure(world: SyntheticWorld, problems: range, name: str, size: int, run_se
         **row,
         "right": right,
     }
-
-
-_LISTS = (
-    "budget",
-    "generated_tokens",
-    "scored_tokens",
-    "computed_tokens",
-    "rounds",
-    "cut",
-    "finished",
-)
 
 
 async def _infer(
