@@ -13,6 +13,7 @@ import pytest
 
 import vprm_search
 
+LAZY_ROOMS = ("agents", "graph", "images", "scoring", "tiny")
 HEAVY = ("torch", "transformers", "vllm", "PIL", "langgraph", "langchain_core", "networkx", "numpy")
 
 _LOADED = """
@@ -80,18 +81,15 @@ def test_the_reference_names_everything_public() -> None:
         assert found or importlib.util.find_spec(place), place
 
 
-def test_type_checkers_see_the_names_that_exist_at_run_time() -> None:
-    """The lazy table and the imports for type checkers name the same things at the same places."""
-    import ast
-    import inspect
-
-    tree = ast.parse(inspect.getsource(vprm_search))
-    guarded = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {
-        alias.asname or alias.name: node.module
-        for block in guarded
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert seen == vprm_search._HOMES
+@pytest.mark.parametrize(
+    "package", ["vprm_search", *(f"vprm_search.{room}" for room in LAZY_ROOMS)]
+)
+def test_the_names_that_type_checkers_see_are_there_at_run_time(package: str) -> None:
+    module = importlib.import_module(package)
+    names: dict[str, object] = {}
+    exec(Path(str(module.__file__)).with_suffix(".pyi").read_text(), names)
+    names = {name: value for name, value in names.items() if not name.startswith("_")}
+    assert set(names) == set(module.__all__)
+    for name, value in names.items():
+        assert getattr(module, name) is value
+        assert name in dir(module)

@@ -5,28 +5,6 @@ model (`policy` without LangChain), and `weights` finds the policy and the proce
 How they were trained is a worked example of the repository, `examples/tiny_models`.
 """
 
-from __future__ import annotations
+from vprm_search.lazy import names_in_stub
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vprm_search.tiny.chat_model import TinyChatModel
-    from vprm_search.tiny.weights import weights_path
-    from vprm_search.tiny.world import generate, render
-
-_HOMES = {
-    "TinyChatModel": "chat_model",
-    "generate": "world",
-    "render": "world",
-    "weights_path": "weights",
-}
-
-__all__ = ["TinyChatModel", "generate", "render", "weights_path"]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a name on first use, so that drawing problems loads no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = names_in_stub(__name__)

@@ -1,0 +1,23 @@
+# Each is loaded when it is first used.
+from vprm_search.scoring.families import FAMILIES as FAMILIES
+from vprm_search.scoring.families import PrmFamily as PrmFamily
+from vprm_search.scoring.families import ScorerFile as ScorerFile
+from vprm_search.scoring.judge_scorer import JudgeScorer as JudgeScorer
+from vprm_search.scoring.pixels import PixelBudget as PixelBudget
+from vprm_search.scoring.pixels import PreprocessConfig as PreprocessConfig
+from vprm_search.scoring.prompt.layout import PrmLayout as PrmLayout
+from vprm_search.scoring.prompt.layout import PromptBuilder as PromptBuilder
+from vprm_search.scoring.prompt.layout import ScoringPrompt as ScoringPrompt
+from vprm_search.scoring.prompt.layout import build_prompt as build_prompt
+from vprm_search.scoring.prompt.marker_layout import MarkerLayout as MarkerLayout
+from vprm_search.scoring.score_cache import CachedScorer as CachedScorer
+from vprm_search.scoring.score_cache import FileScoreStore as FileScoreStore
+from vprm_search.scoring.score_cache import MemoryScoreStore as MemoryScoreStore
+from vprm_search.scoring.score_cache import ScoreStore as ScoreStore
+from vprm_search.scoring.score_cache import step_keys as step_keys
+from vprm_search.scoring.solution import score_solution as score_solution
+from vprm_search.scoring.solution import solution_request as solution_request
+from vprm_search.scoring.transformers_scorer import TransformersScorer as TransformersScorer
+from vprm_search.scoring.vllm.transport import VllmOptions as VllmOptions
+from vprm_search.scoring.vllm_scorer import VllmScorer as VllmScorer
+from vprm_search.scoring.wrappers import OutcomeScorer as OutcomeScorer
