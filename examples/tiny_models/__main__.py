@@ -152,19 +152,20 @@ def step_benchmark(
 @app.command()
 def paper(
     study: Annotated[
-        Literal["merging", "near", "policies", "scaling", "temperature"],
+        Literal["merging", "near", "policies", "scaling", "judge", "temperature"],
         typer.Argument(help="Which check."),
     ],
     problems: Annotated[
-        int | None, typer.Option(min=2, help="Of each length or family. Default: 200, or 17.")
+        int | None, typer.Option(min=2, help="Of each length or family. Default: 200.")
     ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Page whose section of this name is filled.")
     ] = None,
 ) -> None:
-    """Check a choice of the paper on the world: of steps, of candidates, of policies, of N."""
+    """Check a choice of the paper on the world: of steps, candidates, policies, N, a judge."""
     from examples.tiny_models.paper_best_of_n import scaling, temperature
     from examples.tiny_models.paper_candidates import near, policies
+    from examples.tiny_models.paper_judge import judge
     from examples.tiny_models.paper_merging import merging
     from vprm_search.compare.report import fill_section
 
@@ -173,6 +174,7 @@ def paper(
         "near": near,
         "policies": policies,
         "scaling": scaling,
+        "judge": judge,
         "temperature": temperature,
     }
     run = studies[study]

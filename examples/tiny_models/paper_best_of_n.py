@@ -25,12 +25,13 @@ from vprm_search.tiny.world import FAMILIES
 FIRST_INDEX = 4000
 """First problem of each family: those of the other checks are not used again."""
 PRM = "prm:mean"
+ORM = ("--orm", str(model_path("orm")))
 SELECTORS = (PASS_1, ORACLE, MAJORITY, FIRST_SEEN, "orm", PRM, f"{VOTE}orm", f"{VOTE}{PRM}")
 
 Summary = Mapping[str, Any]
 
 
-def scaling(problems: int = 17, *, samples: int = 32) -> str:
+def scaling(problems: int = 200, *, samples: int = 32) -> str:
     """Measure all critics at every N, and every aggregation of the step scores.
 
     Args:
@@ -38,13 +39,14 @@ def scaling(problems: int = 17, *, samples: int = 32) -> str:
         samples: the largest N.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return scaling_tables(_evaluated(Path(folder), problems, "--n", str(samples)))
+        path = written(Path(folder), problems)
+        return scaling_tables(evaluated(path, path.parent / "run", "--n", str(samples), *ORM))
 
 
 def scaling_tables(summary: Summary) -> str:
     """Return all critics at every N, every aggregation, and the paper's differences beside."""
     sizes, largest = summary["sizes"], summary["sizes"][-1]
-    critics = [[called(name), *(_figure(summary, name, size) for size in sizes)]
+    critics = [[called(name), *(figure_at(summary, name, size) for size in sizes)]
                for name in SELECTORS]  # fmt: skip
     few = [size for size in (8, largest) if size in sizes]
     aggregations = [[rule, *(entry for size in few for entry in _rule(summary, rule, size))]
@@ -61,7 +63,7 @@ def scaling_tables(summary: Summary) -> str:
     return "\n\n".join([*told, *(f"Note of the report: {note}" for note in summary["notes"])])
 
 
-def temperature(problems: int = 17, *, temperatures: Sequence[float] = ()) -> str:
+def temperature(problems: int = 200, *, temperatures: Sequence[float] = ()) -> str:
     """Measure best-of-8 at the paper's temperatures.
 
     Args:
@@ -71,26 +73,31 @@ def temperature(problems: int = 17, *, temperatures: Sequence[float] = ()) -> st
     rows = []
     for value in temperatures or tuple(TEMPERATURES):
         with tempfile.TemporaryDirectory() as folder:
-            summary = _evaluated(Path(folder), problems, "--n", "8", "--temperature", str(value))
+            path, given = written(Path(folder), problems), ("--temperature", str(value))
+            summary = evaluated(path, path.parent / "run", "--n", "8", *given)
         paper = TEMPERATURES.get(value)
-        found = [_figure(summary, name, 8) for name in (ORACLE, MAJORITY, PRM)]
-        gain = points(_row(summary, PRM, 8)["gain"])
+        found = [figure_at(summary, name, 8) for name in (ORACLE, MAJORITY, PRM)]
+        gain = points(row_of(summary, PRM, 8)["gain"])
         rows.append([f"{value:g}", "–" if paper is None else f"{paper:.1f}",
-                     _figure(summary, PASS_1, 1), *found, gain])  # fmt: skip
+                     figure_at(summary, PASS_1, 1), *found, gain])  # fmt: skip
     head = ["T", "paper, PRM", *map(called, (PASS_1, ORACLE, MAJORITY, PRM)), "PRM's gain, points"]
     count = problems * len(FAMILIES)
     return f"{count} problems, N = 8; accuracy in %, expected.\n\n" + table(head, rows)
 
 
-def _evaluated(folder: Path, problems: int, *options: str) -> Summary:
-    """Return the results of `vprm-search evaluate` over problems of the world."""
+def written(folder: Path, problems: int) -> Path:
+    """Write so many problems of each family as a problem set into a folder; return the file."""
     path = folder / "World.tsv"
     write_problems(path, draw(problems * len(FAMILIES), first=FIRST_INDEX))
-    out = folder / "run"
-    orm = ("--orm", str(model_path("orm")))
+    return path
+
+
+def evaluated(path: Path, out: Path, *options: str) -> Summary:
+    """Run `vprm-search evaluate` on a set; return the results, {} of stages before them."""
     with contextlib.redirect_stdout(io.StringIO()):  # the whole report; parts of it are told
-        app(["evaluate", str(path), "--out", str(out), *orm, *options], standalone_mode=False)
-    found: Summary = json.loads((out / "results.json").read_text())
+        app(["evaluate", str(path), "--out", str(out), *options], standalone_mode=False)
+    results = out / "results.json"
+    found: Summary = json.loads(results.read_text()) if results.exists() else {}
     return found
 
 
@@ -98,17 +105,19 @@ def _names(summary: Summary) -> list[str]:
     return list(dict.fromkeys(row["selector"] for row in summary["rows"]))
 
 
-def _row(summary: Summary, selector: str, size: int) -> Mapping[str, Any]:
+def row_of(summary: Summary, selector: str, size: int) -> Mapping[str, Any]:
+    """Return the row of a selector at a size."""
     found: Mapping[str, Any] = next(
         row for row in summary["rows"] if (row["selector"], row["size"]) == (selector, size)
     )
     return found
 
 
-def _figure(summary: Summary, selector: str, size: int) -> str:
+def figure_at(summary: Summary, selector: str, size: int) -> str:
+    """Return the expected accuracy of a selector, "" of pass@1 at any size but 1."""
     if selector == PASS_1 and size > 1:
         return ""
-    return percent(_row(summary, selector, size)["expected"])
+    return percent(row_of(summary, selector, size)["expected"])
 
 
 def _rule(summary: Summary, rule: str, size: int) -> tuple[str, str, str]:
@@ -119,4 +128,4 @@ def _rule(summary: Summary, rule: str, size: int) -> tuple[str, str, str]:
         pair = next(p for p in summary["pairs"] if (p["second"], p["size"]) == (name, size))
         found = pair["difference"]
         less = points({"mean": -found["mean"], "low": -found["high"], "high": -found["low"]})
-    return (_figure(summary, name, size), less, _figure(summary, f"{VOTE}{name}", size))
+    return (figure_at(summary, name, size), less, figure_at(summary, f"{VOTE}{name}", size))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import re
 
+from PIL import Image
+
 from examples.tiny_models.paper_best_of_n import scaling_tables, temperature
+from examples.tiny_models.paper_judge import SimulatedJudge, judge
 from tests.evaluate.test_critics import drawn_pools
 from vprm_search.aggregate import AGGREGATIONS
 from vprm_search.evaluate.critics import summarise, tabulate
+from vprm_search.images.normalise import normalise_image
+from vprm_search.types import Problem, ScoreRequest
 
 
 def rows(text: str) -> list[list[str]]:
@@ -37,3 +43,33 @@ def test_the_paper_s_figure_stands_beside_a_temperature() -> None:
     told = rows(temperature(1, temperatures=(1.0,)))
     assert told[1][:2] == ["1", "40.9"]
     assert len(told) == 2
+
+
+async def test_a_simulated_judge_is_wrong_as_often_as_is_said() -> None:
+    image = normalise_image(Image.new("RGB", (8, 8)))
+    rng = random.Random(0)
+    texts = [f"{n}\n\nAnswer: {rng.choice((7, 8))}" for n in range(4000)]
+    asked = [ScoreRequest(Problem("?", (image.digest,)), (text,), (image,)) for text in texts]
+    for errors in (0, 20, 100):
+        judged = SimulatedJudge({image.digest: "7"}, errors)
+        results = await judged.score(asked)
+        assert await judged.score(asked[::-1]) == results[::-1]  # it is the text that decides
+        said = [result.scores[0].value == 1.0 for result in results]
+        for right in (True, False):  # of right ones and of wrong ones alike
+            own = [s for s, text in zip(said, texts, strict=True) if text.endswith("7") is right]
+            wrong = sum(s is not right for s in own)
+            spread = 4 * (len(own) * errors / 100 * (1 - errors / 100)) ** 0.5
+            assert abs(wrong - len(own) * errors / 100) <= spread
+
+
+def test_what_judges_choose_stands_beside_the_paper_s_and_is_called_simulated() -> None:
+    head, paper, *simulated = rows(judge(2, errors=(50, 0)))
+    assert paper[:3] == ["the paper's", "33.2", "+0.4"]
+    assert paper[head.index("PRM, mean less it, points")] == "+7.9"
+    assert [row[0].split(",")[0] for row in simulated] == ["simulated"] * 2
+    for row in simulated:
+        assert {row[3], row[5]} <= {"same", "other", "open"}
+    # who is never wrong chooses a right one wherever there is one: no critic is above it
+    ahead = re.search(r"[-+][\d.]+", simulated[1][4])
+    assert ahead is not None
+    assert float(ahead[0]) <= 0
