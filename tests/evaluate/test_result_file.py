@@ -51,8 +51,19 @@ LETTERED = [
          ("Yes", "No", "", "", "A")]
     )
 ]  # fmt: skip
+DYNAMATH = [
+    {"index": n, "image": "", "qid": n, "varid": 1, "question": question, "answer": answer,
+     "answer_type": kind, "subject": "algebra", "knowledge_level": "high school"}
+    for n, (question, answer, kind) in enumerate(
+        [("How much?", "1.5", "float"), ("How many?", "12", "float"), ("Where?", "Up", "text"),
+         ("Which? Choices: (A) 7 (B) no (C) 3", "B", "multiple choice")])
+]  # fmt: skip
+LOGICVISTA = [
+    {"index": n, "image": "", "question": "Which?", "answer": answer, "skill": "['inductive']"}
+    for n, answer in enumerate(["B", "B, D", "C"])
+]  # fmt: skip
 SETS = [(VISION, "MathVision"), (VISTA, "MathVista"), (LETTERED, "MMMU_DEV_VAL"),
-        (LETTERED, "WeMath")]  # fmt: skip
+        (LETTERED, "WeMath"), (DYNAMATH, "DynaMath"), (LOGICVISTA, "LogicVista")]  # fmt: skip
 
 
 def a_set(folder: Path, rows: list[dict[str, object]], name: str) -> ProblemSet:
@@ -160,7 +171,7 @@ def test_other_forms_lose_their_pictures_and_keep_their_lists(tmp_path: Path) ->
 # --- graded the same -----------------------------------------------------------------------------
 
 SAID = ("B", "(B)", "**B**", "no", "b", "A", "7", "12", "12.0", "12 cm", "1/2", ".5", "0.50", "3",
-        "C", "C. 3", "1.5", "3/2", "Yes", "No", "NA", "", "?")  # fmt: skip
+        "C", "B, D", "D and B", "C. 3", "1.5", "3/2", "Yes", "No", "NA", "", "?")  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "name"), SETS)

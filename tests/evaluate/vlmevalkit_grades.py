@@ -9,13 +9,25 @@ by file, whether each row is right, by index. Nothing of VLMEvalKit is copied: i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
+import re
 import sys
 import types
 from pathlib import Path
 from typing import Any
+
+
+def letters_listed(said: str) -> str:
+    """Return the letters of a text that is a list of letters and nothing else, else "Z": a judge's
+    reply where there is nothing to judge."""
+    words = re.findall(r"\w+", said)
+    found = [word for word in words if word != "and"]
+    return (
+        "".join(found) if found and all(len(w) == 1 and w in "ABCDEFGHIJ" for w in found) else "Z"
+    )
 
 
 def load_functions(checkout: Path) -> dict[str, Any]:
@@ -35,17 +47,21 @@ def load_functions(checkout: Path) -> dict[str, Any]:
         return logging.getLogger(name)
 
     sys.path.insert(0, str(checkout))
+    nothing = dict.fromkeys(("d2df", "dump", "get_intermediate_file_path", "toliststr"))
     module("vlmeval")
-    module("vlmeval.smp", load=load, get_logger=get_logger)
+    module("vlmeval.smp", load=load, get_logger=get_logger, **nothing)
     module("vlmeval.smp.file", load=load)
     module("vlmeval.smp.log", get_logger=get_logger)
-    module("vlmeval.utils")
+    module("vlmeval.utils", track_progress_rich=None)
     matching = importlib.import_module("vlmeval.utils.matching_util")
     sys.modules["vlmeval.utils"].can_infer = matching.can_infer  # type: ignore[attr-defined]
     module("vlmeval.dataset")
-    module("vlmeval.dataset.utils")
+    module("vlmeval.dataset.image_base", ImageBaseDataset=object)
+    module("vlmeval.dataset.utils", build_judge=None)
     vision = importlib.import_module("vlmeval.dataset.utils.mathv")
     vista = importlib.import_module("vlmeval.dataset.utils.mathvista")
+    dyna = importlib.import_module("vlmeval.dataset.dynamath")
+    logic = importlib.import_module("vlmeval.dataset.utils.logicvista")
 
     def right(grader: Any) -> Any:
         # As its evaluation does without a judge: what is matched first is then compared.
@@ -62,8 +78,26 @@ def load_functions(checkout: Path) -> dict[str, Any]:
         said = matching.can_infer(line["prediction"], {c: line[c] for c in letters})
         return bool(said == line["answer"])
 
+    class Judge:
+        """Says the same of everything."""
+
+        def __init__(self, reply: str) -> None:
+            self._reply = reply
+
+        def generate(self, prompt: str, **_: Any) -> str:
+            return self._reply
+
+    def dynamath(line: Any) -> bool:
+        return bool(dyna.DynaMath_auxeval(Judge(""), line)["correct"])
+
+    def logicvista(line: Any) -> bool:
+        judge = Judge(letters_listed(str(line["prediction"])))
+        with contextlib.redirect_stdout(sys.stderr):  # it prints the prompt
+            return bool(logic.LogicVista_auxeval(judge, line)["hit"])
+
     return {"read": load, "mathvision": right(vision), "mathvista": right(vista),
-            "mmmu": by_letter, "wemath": by_letter}  # fmt: skip
+            "mmmu": by_letter, "wemath": by_letter, "dynamath": dynamath,
+            "logicvista": logicvista}  # fmt: skip
 
 
 def grades(checkout: Path, files: list[Path]) -> dict[str, dict[str, bool]]:

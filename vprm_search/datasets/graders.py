@@ -9,6 +9,7 @@ is evaluated. `SAMENESS` compares by this package's own rules, for every set.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,37 @@ class Grader:
 
 
 def answer_said(solution: str) -> str | None:
-    """Return the answer that a solution gives; a short text that states none is one itself."""
-    said = extract_answer(solution)
-    bare = solution.strip()
+    """Return the answer that a solution gives; a short text that states none is one itself.
+
+    Of a reply in the form that DynaMath asks for, JSON with a field "short answer", it is what that
+    field says.
+    """
+    field = _short_answer(solution)
+    text = solution if field is None else field
+    said = extract_answer(text)
+    bare = text.strip()
     if said is None and bare and len(bare) <= _LONGEST_ANSWER and "\n\n" not in bare:
         return bare
     return said
+
+
+_FIELD = re.compile(r'"short answer"\s{0,9}:\s{0,9}(?P<text>"(?:[^"\\]|\\.){0,2000}")', re.DOTALL)
+_ESCAPE = re.compile(r'\\(?:[\\"/n]|u[0-9a-fA-F]{4}|[bfrt](?![a-z]))?')
+
+
+def _short_answer(solution: str) -> str | None:
+    """Return the text of the last field "short answer"; None if there is none that can be read.
+
+    A backslash that begins a LaTeX command, which JSON would have doubled, is one.
+    """
+    fields = [match["text"] for match in _FIELD.finditer(solution)]
+    if not fields:
+        return None
+    text = _ESCAPE.sub(lambda match: match[0] if len(match[0]) > 1 else r"\\", fields[-1])
+    try:
+        return str(json.loads(text, strict=False))
+    except ValueError:  # half of a surrogate pair
+        return None
 
 
 # --- choices -------------------------------------------------------------------------------------
@@ -72,7 +98,11 @@ def answer_said(solution: str) -> str | None:
 _EDGES = string.punctuation + "\u3002\uff0c\uff1a\u00b0"
 _MARKED = re.compile(r"(?<![A-Za-z\\])[(\[*]{1,3}([A-Z])[)\]*]{1,3}(?![A-Za-z])")
 _LETTER = re.compile(r"(?<![A-Za-z\\'])([A-Z])(?![A-Za-z'])")
-_ARTICLE = re.compile(r"\bA(?=\s+(?!(?:and|or|is|as|was|because|since)\b)[a-z]{2,})")
+_WORD = re.compile(  # the article, and the pronoun
+    r"\bA(?=\s+(?!(?:and|or|is|as|was|because|since)\b)[a-z]{2,})"
+    r"|\bI(?=\s+(?!(?:and|or|is|was|because|since)\b)[a-z]{2,})"
+)
+_LETTERS = re.compile(r"\W*[A-Za-z](?:\W+(?:and\W+)?[A-Za-z])*\W*")  # nothing else
 _LAST_WORDS = 4
 
 
@@ -91,7 +121,7 @@ def letter_chosen(said: str, choices: Sequence[str]) -> str:
     marked = [letter for letter in _MARKED.findall(plain) if letter in known]
     if marked:
         return str(marked[-1])
-    found = [m for m in _LETTER.finditer(_ARTICLE.sub("a", plain)) if m[1] in known]
+    found = [m for m in _LETTER.finditer(_WORD.sub("a", plain)) if m[1] in known]
     if len({match[1] for match in found}) == 1:
         behind = plain[found[-1].end() :].split()
         labelled = found[0].start() == 0 and re.match(r"\s*[.:)]", plain[found[0].end() :])
@@ -121,12 +151,16 @@ def letters_chosen(said: str, choices: Sequence[str]) -> str:
     bare = said.strip(_EDGES + string.whitespace)
     if bare.isalpha() and bare.isupper() and set(bare) <= set(known):
         return "".join(sorted(set(bare)))
-    found = {m for m in _LETTER.findall(_ARTICLE.sub("a", said)) if m in known}
+    listed = said.upper() if _LETTERS.fullmatch(said) else _WORD.sub("a", said)
+    found = {m for m in _LETTER.findall(listed) if m in known}
     return "".join(sorted(found)) or letter_chosen(said, choices)
 
 
 def _chooses(item: Item, said: str) -> bool:
-    return letter_chosen(said, item.choices) == item.letters
+    if not item.letters:  # what is published names no choice
+        return _same_words(said, item.answer)
+    read = letter_chosen if len(item.letters) == 1 else letters_chosen
+    return read(said, item.choices) == item.letters
 
 
 # --- numbers and words ---------------------------------------------------------------------------
@@ -143,6 +177,8 @@ def number_said(text: str) -> Fraction | None:
     Expressions are computed exactly or to 120 digits, by this package's own reader.
     """
     tidy = tidy_answer(text)
+    if "\u00b1" in tidy:
+        return None
     try:
         values = evaluate(tidy)
         if len(values) == 1:
@@ -246,6 +282,8 @@ def _dynamath(item: Item, said: str) -> bool:
 
 
 def _logicvista(item: Item, said: str) -> bool:
+    if not item.letters:
+        return _same_words(said, item.answer)
     return letters_chosen(said, item.choices) == item.letters
 
 

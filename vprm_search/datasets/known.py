@@ -196,10 +196,16 @@ def letters_of(row: Row, name: SetName, answer: str, choices: Sequence[str]) -> 
         return ""
     if name == "mathvista" or (name == "gpqa" and _GPQA_CHOICES[0] in row):
         return _letter_of(answer, choices)
+    several = name == "logicvista"  # its questions may have several right choices
+    answer = answer.upper() if several else answer
     found = re.findall(r"[A-Z]", answer)
     told = re.fullmatch(r"\(?[A-Z]\)?(?:(?:\s*[,;&]\s*|\s+and\s+|\s+)\(?[A-Z]\)?)*\.?", answer)
     known = string.ascii_uppercase[: len(choices) or 26]
-    if told and all(letter in known for letter in found) and (len(found) == 1 or not choices):
+    if (
+        told
+        and all(letter in known for letter in found)
+        and (several or len(found) == 1 or not choices)
+    ):
         return "".join(sorted(set(found)))
     return _letter_of(answer, choices)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vprm_search.compare.report import many
-from vprm_search.datasets.graders import letter_chosen, number_said
+from vprm_search.datasets.graders import letter_chosen, letters_chosen, number_said
 from vprm_search.datasets.known import PICTURE_COLUMNS
 from vprm_search.datasets.problem_set import Item, ProblemSet
 from vprm_search.errors import ConfigError, MissingDependencyError, RecordError
@@ -88,9 +88,11 @@ def predictions_of(
 
 
 def matched_form(item: Item, answer: str) -> str:
-    """Return an answer as exact matching reads it: a letter alone, a number without its unit."""
+    """Return an answer as exact matching reads it: letters alone, a number without its unit."""
     if len(item.letters) == 1:
         return letter_chosen(answer, item.choices) or answer
+    if item.letters:
+        return ", ".join(letters_chosen(answer, item.choices)) or answer
     if answer and item.answer_type in ("integer", "float"):
         number = number_said(answer)
         if number is not None and number.denominator == 1:
