@@ -173,10 +173,57 @@ def aggregated(name: str, scores: Sequence[float]) -> float:
     Raises `ConfigError` for an unknown name, or if an aggregation of your own returns anything
     but a number in [0, 1].
     """
-    value = (_BUILT_IN.get(name) or aggregation(name))(scores)
+    return _checked(name, (_BUILT_IN.get(name) or aggregation(name))(scores), len(scores))
+
+
+def _checked(name: str, value: float, steps: int) -> float:
     if not 0.0 <= value <= 1.0:  # a NaN fails this test, too
         raise ConfigError(
-            f"aggregation {name!r} made {value!r} of {len(scores)} step scores; a path score must "
-            "be between 0 and 1"
+            f"aggregation {name!r} made {value!r} of {steps} step scores; a path score must be "
+            "between 0 and 1"
         )
     return float(value)
+
+
+class ScoresAbove:
+    """The scores of the steps above some siblings, put together once for all of them.
+
+    What one more step makes of them is to the bit what `aggregated` makes of all; by a built-in
+    name without parameters it costs the same at any depth.
+
+    Args:
+        scores: the step scores from the first step on, each in [0, 1]; maybe none.
+    """
+
+    __slots__ = ("_parts", "_scores")
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        self._scores = scores
+        self._parts: dict[str, tuple[float, ...]] = {}
+
+    def then(self, name: str, score: float) -> float:
+        """Return the path score with one more step. Raises what `aggregated` raises."""
+        if name not in _BY_PARTS or not self._scores:
+            return aggregated(name, [*self._scores, score])
+        parts = self._parts.get(name)
+        if parts is None:
+            parts = self._parts[name] = _exact_parts(name, self._scores)
+        count, scores = len(self._scores) + 1, (*parts, score)
+        value = math.fsum(scores) / count if name == "mean" else _BUILT_IN[name](scores)
+        return _checked(name, value, count)
+
+
+_BY_PARTS = ("mean", "last", "min", "max", "product")
+
+
+def _exact_parts(name: str, scores: Sequence[float]) -> tuple[float, ...]:
+    """Return a few numbers of which an aggregation makes what it makes of `scores`.
+
+    For the mean they have the same exact sum; `math.fsum` rounds once, so more may be added.
+    """
+    if name != "mean":
+        return (_BUILT_IN[name](scores),)
+    parts: list[float] = []
+    while part := math.fsum([*scores, *(-known for known in parts)]):
+        parts.append(part)
+    return tuple(parts)

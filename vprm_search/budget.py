@@ -10,7 +10,6 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -124,8 +123,7 @@ class Budget(BaseModel):
 
     def last_steps_affordable(self, tree: SearchTree) -> int | None:
         """Return how many last steps of paths the generated tokens left pay for; None: all."""
-        dearest = _costs(tree).last
-        if self.generated_tokens is None or not dearest:
+        if self.generated_tokens is None or not (dearest := _costs(tree).last):
             return None
         return int((self.generated_tokens - tree.totals.generated_tokens) / dearest)
 
@@ -270,7 +268,7 @@ _KNOWN: WeakKeyDictionary[SearchTree, _Costs] = WeakKeyDictionary()
 def _costs(tree: SearchTree) -> _Costs:
     """Return what the candidates of a tree cost; each record is read once, when it is settled."""
     costs = _KNOWN.setdefault(tree, _Costs())
-    for record in islice(tree, costs.read, None):
+    for record in tree.arrived_since(costs.read):
         costs.read += 1
         if record.parent is not None and record.role != "completion":
             _add(tree, costs, record)

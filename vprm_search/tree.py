@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vprm_search import ids
-from vprm_search.aggregate import aggregated, counted_scores, path_score
+from vprm_search.aggregate import ScoresAbove, aggregated, counted_scores, path_score
 from vprm_search.errors import RecordError
 from vprm_search.types import (
     NODE_FIELDS,
@@ -79,6 +79,7 @@ class SearchTree:
         self._scored_steps = 0
         self._rounds = 0
         self._records: dict[NodeId, NodeRecord] = {}
+        self._arrived: list[NodeId] = []
         self._children: dict[NodeId, dict[int, NodeId]] = defaultdict(dict)
         self._by_round: dict[int, dict[NodeId, None]] = defaultdict(dict)
         self._expanded: set[NodeId] = set()
@@ -90,7 +91,7 @@ class SearchTree:
         self._unscored: dict[NodeId, None] = {}
         self._depths: dict[NodeId, int] = {}
         self._steps: dict[NodeId, tuple[str, ...]] = {}
-        self._counted: dict[NodeId, dict[str, float]] = {}
+        self._counted: dict[NodeId, tuple[dict[str, float], ScoresAbove]] = {}
         self._text_keys: dict[NodeId, int] = {}
         self._texts: dict[tuple[int, str], int] = {}
         self._scored_texts: dict[int, NodeId] = {}
@@ -167,6 +168,7 @@ class SearchTree:
     def _place(self, record: NodeRecord) -> None:
         """Index what never changes of a new record."""
         node, parent, number = record.id, record.parent, record.round
+        self._arrived.append(node)
         self._by_round[number][node] = None
         if number > self._rounds:
             self._rounds = number
@@ -255,6 +257,10 @@ class SearchTree:
     def __iter__(self) -> Iterator[NodeRecord]:
         """Iterate over all records, in no particular order."""
         return iter(self._records.values())
+
+    def arrived_since(self, number: int) -> list[NodeRecord]:
+        """Return the records after the first `number`, in the order in which they arrived."""
+        return [self._records[node] for node in self._arrived[number:]]
 
     @property
     def records(self) -> Mapping[NodeId, NodeRecord]:
@@ -389,31 +395,32 @@ class SearchTree:
         record = self[node]
         if record.parent is None:
             return {}
-        above = self._scores_by_text(record.parent)
-        if above is None:
+        known = self._scores_by_text(record.parent)
+        if known is None:
             return {}
-        if not (record.text or record.blank):
-            scores = list(above.values())
-        elif record.text in above:
-            scores = list({**above, record.text: min(above[record.text], score)}.values())
-        else:
-            scores = [*above.values(), score]
+        above, scores_above = known
+        if record.is_step and record.text not in above:
+            return {name: scores_above.then(name, score) for name in names}
+        if record.is_step:
+            above = {**above, record.text: min(above[record.text], score)}
+        scores = list(above.values())
         return {name: aggregated(name, scores) for name in names} if scores else {}
 
-    def _scores_by_text(self, node: NodeId) -> dict[str, float] | None:
+    def _scores_by_text(self, node: NodeId) -> tuple[dict[str, float], ScoresAbove] | None:
         """Return what `counted_scores` counts of a path, by text; None if a step has no score."""
-        found = self._counted.get(node)
-        if found is None:
+        known = self._counted.get(node)
+        if known is None:
             below = self._climb(node, self._counted)
             top = below[-1].parent
-            found = {} if top is None else dict(self._counted[top])
+            found = {} if top is None else dict(self._counted[top][0])
             for record in reversed(below):
                 if record.is_step:
                     if record.score is None:
                         return None
                     found[record.text] = min(record.score, found.get(record.text, record.score))
-            _remember(self._counted, node, found)
-        return found
+            known = found, ScoresAbove(list(found.values()))
+            _remember(self._counted, node, known)
+        return known
 
     def scored_twin(self, node: NodeId) -> NodeRecord | None:
         """Return a scored node with the very same steps before and at it, or None.

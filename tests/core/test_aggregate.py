@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from vprm_search.aggregate import (
     AGGREGATIONS,
     LENGTH_AWARE,
+    ScoresAbove,
+    aggregated,
     aggregation,
     counted_scores,
     path_score,
@@ -180,3 +182,12 @@ def test_an_aggregation_that_makes_no_probability_is_told(value: float) -> None:
     register_aggregation(name, lambda values: value)
     with pytest.raises(ConfigError, match=f"{name}.*must be between 0 and 1"):
         path_score(name, [0.5])
+
+
+@given(above=st.lists(st.floats(0, 1), max_size=40), last=st.floats(0, 1), name=names)
+def test_one_more_step_makes_to_the_bit_what_all_scores_make(
+    above: list[float], last: float, name: str
+) -> None:
+    known = ScoresAbove(above)
+    for score in (last, 0.5, last):  # siblings
+        assert known.then(name, score).hex() == aggregated(name, [*above, score]).hex()

@@ -106,8 +106,11 @@ def kept_back(plan: Plan, tree: SearchTree, budget: Budget, longest: int) -> int
     dear. The very first candidate, by which a search learns what one costs, may have all of it.
     Nothing is kept once a path has finished, or where the tokens are not limited.
     """
-    limit, known = budget.generated_tokens, budget.dearest(tree)
-    if limit is None or tree.finished_depths() or (plan.count == 1 and not known):
+    limit = budget.generated_tokens
+    if limit is None or tree.finished_depths():
+        return 0
+    known = budget.dearest(tree)
+    if plan.count == 1 and not known:
         return 0
     deepest = _deepest(plan, tree)
     steps = max(1, _usual_length(deepest, longest) - deepest - 1) + _LONG_END - 1
