@@ -261,6 +261,7 @@ def run(
     from vprm_search.evaluate.prompts import prompt_of
     from vprm_search.evaluate.stages import Stages
     from vprm_search.evaluate.strategies import search_sizes, strategies_of
+    from vprm_search.evaluate.tiles import Tiling
     from vprm_search.graph.session import run_blocking  # one loop: clients keep connections
 
     given = {
@@ -299,7 +300,9 @@ def run(
         seed=seed,
         likelihood=likelihood,
     )
-    tiled = tiles or settings.tiles(problems.name)
+    if tiles and any((name or "").startswith(options.VLLM) for name in (scorer, orm)):
+        raise ConfigError("--tiles is for reward models in this process; a server has its own")
+    tiled = Tiling(tiles) if tiles else settings.tiling(problems.name)
     models = Models(device, scorer_api_key, scorer_tokenizer, tiled, judge_base_url)
 
     def load_policy() -> Policy:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vprm_search.evaluate.grading import Grading
     from vprm_search.evaluate.scoring import Critic
     from vprm_search.evaluate.stages import Stages
+    from vprm_search.evaluate.tiles import Tiling
     from vprm_search.types import Policy, StepScorer
 
 
@@ -39,29 +40,31 @@ class Models:
         device: where reward models run.
         key: of a scoring server.
         tokenizer: folder of a served checkpoint.
-        tiles: most tiles of a picture, None for the checkpoint's.
+        tiles: how models in this process are shown pictures, None for as their checkpoints say.
         judge_url: server of the judges.
     """
 
     device: str
     key: str | None
     tokenizer: Path | None
-    tiles: int | None
+    tiles: Tiling | None
     judge_url: str | None
     _made: dict[str, Callable[..., StepScorer]] = field(default_factory=dict)
 
     def maker(self, name: str) -> Callable[..., StepScorer]:
         """Return what makes scorers that have kept nothing."""
+        from vprm_search.evaluate.tiles import TiledScorer
+
+        served, rule = name.startswith(options.VLLM), self.tiles
         if name not in self._made:
-            served = name.startswith(options.VLLM)
+            tokenizer = self.tokenizer if served else None
             self._made[name] = options.scorer_maker(
-                name,
-                self.device,
-                api_key=self.key,
-                tokenizer=self.tokenizer if served else None,
-                max_tiles=None if served else self.tiles,
+                name, self.device, api_key=self.key, tokenizer=tokenizer
             )
-        return self._made[name]
+        make = self._made[name]
+        if served or rule is None:
+            return make
+        return lambda **told: TiledScorer(lambda most: make(max_tiles=most, **told), rule)
 
     def critics(
         self, scorer: str | None, orm: str | None, judge: str | None, max_steps: int

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -291,16 +290,13 @@ def scorer_maker(
     *,
     api_key: str | None = None,
     tokenizer: str | Path | None = None,
-    max_tiles: int | None = None,
 ) -> Callable[..., StepScorer]:
     """Return what makes scorers that have kept nothing, as `load_scorer`; a folder is read once.
 
-    It takes the options of `TransformersScorer`, which a server has its own of. `max_tiles` is in
+    It takes the options of `TransformersScorer`, which a server has its own of, and `max_tiles` in
     place of the checkpoint's own, for a model that reads tiles.
     """
     if name.startswith(VLLM):
-        if max_tiles is not None:
-            raise ConfigError("--tiles is for a model in this process; a server has its own")
         from vprm_search.scoring.vllm_scorer import VllmScorer
 
         served = VllmScorer(name.removeprefix(VLLM), api_key=api_key, tokenizer=tokenizer)
@@ -315,9 +311,12 @@ def scorer_maker(
 
     _silence_loading()
     checkpoint = load_checkpoint(weights_path("prm") if name == TINY else name, device=device)
-    if max_tiles is not None:
-        checkpoint = checkpoint.with_tiles(max_tiles)
-    return partial(TransformersScorer, checkpoint)
+
+    def make(*, max_tiles: int | None = None, **told: Any) -> StepScorer:
+        tiled = checkpoint if max_tiles is None else checkpoint.with_tiles(max_tiles)
+        return TransformersScorer(tiled, **told)
+
+    return make
 
 
 def load_policy(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vprm_search.datasets.known import SetName
+from vprm_search.evaluate.tiles import Tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Preset:
         prompt: by name (`prompts.PROMPTS`).
         max_tokens: tokens a solution may have.
         greedy_first: whether candidate 0 is the most likely solution.
-        tiled: whether the reward model gets as many tiles as VLMEvalKit gives its policy; else as
-            many as its checkpoint says.
+        tiled: whether the reward model is shown pictures as VLMEvalKit shows them to its policy;
+            else as its checkpoint says.
     """
 
     n: int = 8
@@ -37,9 +38,11 @@ class Preset:
     greedy_first: bool = False
     tiled: bool = False
 
-    def tiles(self, name: SetName) -> int | None:
-        """Return the most tiles of a picture of a set, None for those of the checkpoint."""
-        return _TILES.get(name, _MOST_TILES) if self.tiled else None
+    def tiling(self, name: SetName) -> Tiling | None:
+        """Return the rule for tiles of a set, None for that of the checkpoint."""
+        if not self.tiled:
+            return None
+        return _MMMU_TILES if name == "mmmu" else _TILES
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -53,5 +56,5 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 """The presets by name."""
 
-_MOST_TILES = 6
-_TILES: Mapping[SetName, int] = MappingProxyType({"mmmu": 12})
+_TILES = Tiling(6, together=64)
+_MMMU_TILES = Tiling(12, together=64, doubled=True)
