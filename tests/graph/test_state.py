@@ -17,6 +17,7 @@ from vprm_search.errors import RecordError
 from vprm_search.graph import run_search
 from vprm_search.graph.session import LiveTrees
 from vprm_search.graph.state import (
+    merge_all,
     merge_records,
     plan_from_json,
     plan_to_json,
@@ -25,7 +26,7 @@ from vprm_search.graph.state import (
 )
 from vprm_search.search import BeamSearch, Plan
 from vprm_search.search.plan import Expand
-from vprm_search.tree import join_records
+from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import NODE_STATUSES, NodeRecord, Problem
 
 PROBLEM = Problem(QUESTION)
@@ -106,6 +107,53 @@ def test_writes_in_any_order_and_twice_give_one_table(writes: list[Any], chance:
     assert merged(shuffled) == merged(writes)
 
 
+@st.composite
+def writes(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw what is written of one node: all of its record, or only what became known of it."""
+    record = draw(records())
+    whole = {name: value for name, value in record.to_json().items() if name != "id"}
+    known = draw(st.booleans())
+    names = {"parent", "index", "text"} if known else set()
+    ends = {"status", "reason", "cause", "merged_into"}
+    apart = {n for n in whole.keys() - {"parent", "index", "text"} - ends if draw(st.booleans())}
+    said = names | apart | (ends if draw(st.booleans()) else set())
+    part = {name: value for name, value in whole.items() if name in said}
+    return {record.id: part} if part else {}
+
+
+@given(st.lists(writes(), max_size=8), st.randoms(), st.integers(0, 8))
+def test_parts_of_records_in_any_order_and_grouping_give_one_table(
+    parts: list[Any], chance: Any, cut: int
+) -> None:
+    table = merge_all({}, parts)
+    shuffled = parts + parts[::2]
+    chance.shuffle(shuffled)
+    assert merge_all({}, shuffled) == table
+    assert merge_records(merge_all({}, parts[cut:]), merge_all({}, parts[:cut])) == table
+    for node, record in table.items():
+        known = any("parent" in part.get(node, {}) for part in parts)
+        assert record.get("id") == (node if known else None)
+        if known:
+            assert NodeRecord.from_json(record).to_json() == record
+
+
+@given(records(), records())
+def test_what_is_written_of_a_record_joins_to_all_of_it(old: NodeRecord, new: NodeRecord) -> None:
+    later = join_records(old, replace(new, id=old.id, index=old.index))
+    table = {old.id: old.to_json()}
+    state = {"search_problem": PROBLEM.to_json(), "search_run_seed": 0, "search_nodes": table}
+    for known, record in ((table, later), ({}, old), (table, old)):
+        given = {**state, "search_nodes": known}
+        trees = LiveTrees(tree_of_state)
+        update = trees.give(given, "t", record_table([record]), SearchTree(PROBLEM))
+        del trees  # and the live tree with it, so that the reducer joins
+        whole = {record.id: record.to_json()}
+        assert merge_records(known, update) == whole
+        assert merge_records(merge_records(known, update), update) == whole
+        assert (update == {}) == (whole == known)
+        assert known == {} or "text" not in update.get(old.id, {})
+
+
 @given(tables)
 def test_merging_leaves_its_arguments_alone_and_keeps_what_did_not_change(table: Any) -> None:
     before = json.dumps(table)
@@ -175,14 +223,14 @@ def test_a_kept_tree_follows_what_the_reducer_makes_and_nothing_else() -> None:
     for _ in range(3):
         tree = trees.take(state, "t")
         tree.merge([replace(tree[first], tokens_sent=tree[first].tokens_sent + 1)])
-        update = record_table([tree[first]])
-        trees.give(state, "t", update, tree)
+        update = trees.give(state, "t", record_table([tree[first]]), tree)
         state = {**state, "search_nodes": merge_records(state["search_nodes"], update)}
         assert trees.take(state, "t") is tree
         trees.give(state, "t", {}, tree)
     other = next(n for n in state["search_nodes"] if n != first)
-    update = record_table([tree[first]])
-    trees.give(state, "t", update, tree)
+    tree = trees.take(state, "t")
+    tree.merge([replace(tree[first], tokens_sent=tree[first].tokens_sent + 1)])
+    update = trees.give(state, "t", record_table([tree[first]]), tree)
     merged = merge_records(state["search_nodes"], update)
     veto = {other: {**merged[other], "images_encoded": 99}}  # by another node, just afterwards
     edited = {**state, "search_nodes": merge_records(merged, veto)}

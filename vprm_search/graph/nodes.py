@@ -189,8 +189,7 @@ class SearchNodes:
         self, state: State, job: Job, records: Sequence[NodeRecord], began: float
     ) -> Update:
         """Return what a phase that began at `began` changes of the state."""
-        table = record_table(records)
-        self._trees.give(state, _thread(), table, job.tree)
+        table = self._trees.give(state, _thread(), record_table(records), job.tree)
         self._clocks.end()
         seconds = {"search_seconds": job.seconds + time.monotonic() - began}
         grown = {"search_nodes": table, "search_size": len(job.tree)} if table else {}

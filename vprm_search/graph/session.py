@@ -50,19 +50,20 @@ OUT_OF_TIME = "cut by budget: the search's seconds were over before the policy h
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class _Kept:
-    """A tree, the table of records it was taken for, what was added, and the table they make.
+    """A tree, the table it was taken for, the records that changed, what of them is written.
 
-    `merged` is None until the reducer has made it.
+    `merged` is the table that they make, None until the reducer has made it.
     """
 
     tree: SearchTree
     table: RecordTable
+    records: RecordTable
     update: RecordTable
     merged: RecordTable | None
 
     def fits(self, table: RecordTable) -> bool:
         """Tell whether this is the tree of `table`: at once if the reducer was seen to make it."""
-        return table is self.merged or table == {**self.table, **self.update}
+        return table is self.merged or table == {**self.table, **self.records}
 
 
 _updates: WeakValueDictionary[int, _Kept] = WeakValueDictionary()
@@ -77,8 +78,24 @@ def merged_by_tree(known: RecordTable, update: RecordTable) -> RecordTable | Non
     kept = _updates.get(id(update))
     if kept is None or kept.update is not update or kept.table is not known:
         return None
-    kept.merged = {**known, **update}
+    kept.merged = {**known, **kept.records}
     return kept.merged
+
+
+ENDS = ("status", "reason", "cause", "merged_into")
+"""The fields of a record that say how a path ended. They are one word, and joined as one."""
+
+
+def _news(known: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record that a join with what is known needs; its id is its key."""
+    new = dict(record)
+    for name, value in known.items():
+        if name in new and new[name] == value:
+            del new[name]
+    new.pop("id", None)
+    if known and not new.keys().isdisjoint(ENDS):
+        new |= {name: record[name] for name in ENDS if name in record}
+    return new
 
 
 class LiveTrees:
@@ -112,11 +129,20 @@ class LiveTrees:
         return self._read(state)
 
     def give(
-        self, state: Mapping[str, Any], thread: str, update: RecordTable, tree: SearchTree
-    ) -> None:
-        """Keep `tree` for the state that `update` will make of `state`."""
+        self, state: Mapping[str, Any], thread: str, records: RecordTable, tree: SearchTree
+    ) -> RecordTable:
+        """Keep `tree` for the state that the returned update will make of `state`.
+
+        It is what `records` hold and the state does not: a step's text is stored once, not again
+        with its score and with its end.
+        """
         table = state.get("search_nodes") or {}
-        kept = _Kept(tree, table, update, None if update else table)
+        update = {
+            node: new
+            for node, record in records.items()
+            if (new := _news(table.get(node, {}), record))
+        }
+        kept = _Kept(tree, table, records, update, None if update else table)
         key = _key(state, thread)
         with self._lock:
             self._trees.pop(key, None)
@@ -124,6 +150,7 @@ class LiveTrees:
             spare = sum(len(one.tree) for one in self._trees.values()) - _KEPT_NODES
             while spare > 0 and len(self._trees) > 1:
                 spare -= len(self._trees.popitem(last=False)[1].tree)
+        return update
 
 
 def _key(state: Mapping[str, Any], thread: str) -> str:

@@ -12,7 +12,7 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict  # pydantic cannot show typing's before Python 3.12
 
 from vprm_search.errors import RecordError
-from vprm_search.graph.session import merged_by_tree
+from vprm_search.graph.session import ENDS, merged_by_tree
 from vprm_search.search.plan import Expand, Plan
 from vprm_search.tree import SearchTree, join_records
 from vprm_search.types import Json, NodeId, NodeRecord, Problem
@@ -28,25 +28,42 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
     """Join two tables of records: the reducer of `search_nodes`.
 
     Idempotent, commutative and associative, so a node that is replayed after a crash, or whose
-    writes arrive twice, changes nothing. Records that do not change stay the same objects.
+    writes arrive twice, changes nothing. Records that do not change stay the same objects. A record
+    in `new` may leave out its "id", and hold only what became known of a node (a status comes with
+    its reason and cause); one in the result has its "id", if its "parent" is known.
     """
     if (joined := merged_by_tree(known, new)) is not None:
         return joined
     merged = dict(known)
     for node, record in new.items():
+        whole = {"id": node, **record} if "parent" in record and "id" not in record else record
         old = merged.get(node)
         if old is None:
-            merged[node] = record
-        elif old != record:
-            merged[node] = _joined(old, record)
+            merged[node] = whole
+        elif old != whole:
+            merged[node] = _joined(old, whole)
     return merged
 
 
 def _joined(old: Mapping[str, Json], new: Mapping[str, Json]) -> Mapping[str, Json]:
-    if old.items() <= new.items() and _grows(new, new.keys() - old.keys()):
-        return new
-    joined = join_records(NodeRecord.from_json(old), NodeRecord.from_json(new)).to_json()
-    return new if joined == new else joined
+    partial = "id" in old and "id" not in new
+    grown = {**old, **new} if partial else new
+    apart = not partial or old.keys().isdisjoint(ENDS) or new.keys().isdisjoint(ENDS)
+    if apart and old.items() <= grown.items() and _grows(grown, grown.keys() - old.keys()):
+        return grown
+    names = next((_names(r) for r in (old, new) if "id" in r), _UNNAMED)
+    a, b = (NodeRecord.from_json({**names, **record}) for record in (old, new))
+    joined = join_records(a, b).to_json()
+    if names is _UNNAMED:
+        joined = {name: value for name, value in joined.items() if name not in _UNNAMED}
+    return old if joined == old else new if joined == new else joined
+
+
+_UNNAMED: dict[str, Json] = {"id": "", "parent": None, "index": 0}
+
+
+def _names(record: Mapping[str, Json]) -> dict[str, Json]:
+    return {n: record[n] for n in (*_UNNAMED, "text") if n in record}
 
 
 def merge_all(known: RecordTable, news: Sequence[RecordTable]) -> RecordTable:
@@ -123,8 +140,8 @@ def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
         raise RecordError("the state holds no search: its key 'search_problem' is missing or empty")
     tree = SearchTree(Problem.from_json(problem), int(state.get("search_run_seed", 0)))
     table = state.get("search_nodes") or {}
-    tree.merge(NodeRecord.from_json(record) for record in table.values())
-    tree.check()
+    # what became known of a node whose record is gone has no "id"
+    tree.merge(NodeRecord.from_json(r) for r in table.values() if "id" in r)
     expected = state.get("search_size", 0)
     if len(tree) < expected:
         raise RecordError(
@@ -132,6 +149,7 @@ def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
             "checkpoints of the thread are gone, and each holds only what was new in it; keep all "
             "checkpoints of a thread, or give create_search_graph delta_checkpoints=False"
         )
+    tree.check()
     return tree
 
 
@@ -170,12 +188,9 @@ def plan_to_json(plan: Plan) -> dict[str, Json]:
 
 
 def _expand_to_json(expand: Expand) -> dict[str, Json]:
-    data: dict[str, Json] = {
-        "node": expand.node,
-        "count": expand.count,
-        "first_index": expand.first_index,
-        "until": expand.until,
-    }
+    data: dict[str, Json] = {"node": expand.node, "count": expand.count}
+    data |= {"first_index": expand.first_index} if expand.first_index else {}
+    data |= {"until": expand.until} if expand.until != "step" else {}
     data |= {"policy": expand.policy} if expand.policy else {}
     data |= {"round": expand.round} if expand.round else {}
     if expand.temperature_scale != 1:
@@ -190,8 +205,8 @@ def plan_from_json(data: Mapping[str, Json]) -> Plan:
             Expand(
                 NodeId(e["node"]),
                 int(e["count"]),
-                int(e["first_index"]),
-                e["until"],
+                int(e.get("first_index", 0)),
+                e.get("until", "step"),
                 e.get("policy", ""),
                 e.get("role", ""),
                 int(e.get("round", 0)),
