@@ -77,9 +77,15 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
         0,
         ["candidates.jsonl", "lock", "manifest.json"],
     )
+    assert f"done: generate; next: --stage score, in {out}" in ran.err
     ran = run(*given, "--stage", "select")
     assert ran.code == 1
     assert "run --stage grade" in ran.err
+    for name, value in (("--temperature", "1"), ("--preset", "paper"), ("--seed", "3")):
+        ran = run(*given, "--stage", "grade", name, value)  # none of them can be
+        assert (ran.code, "was made with other settings" in ran.err) == (1, True)
+    ran = run(*given, "--stage", "score", "--policy", "openai:mine")
+    assert (ran.code, "not 'openai:mine'" in ran.err) == (1, True)
     ran = run(*given, "--n", "2", "--stage", "generate", "--temperature", "1")
     assert ran.code == 1
     assert "temperature 0.7, not 1.0" in ran.err

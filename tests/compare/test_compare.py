@@ -169,6 +169,34 @@ def test_sizes_and_strategies_may_be_added(tmp_path: Path, first: int) -> None:
     assert len(lines_of(tmp_path)) == before + len(lines) * PROBLEMS.size
 
 
+class Counted(SyntheticProblems):
+    """As 0.1 named it: with the number of its problems."""
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "problems": self.problems}
+
+
+@pytest.mark.parametrize("kind", [SyntheticProblems, Counted])
+@pytest.mark.parametrize("count", [2, 4])  # a part of a shard, and more than one
+def test_problems_may_be_added(tmp_path: Path, count: int, kind: type[SyntheticProblems]) -> None:
+    by_threes = replace(QUICK, shard=3)
+    few, _ = measured(tmp_path, by_threes, kind(SMALL, count))
+    assert few
+    before = len(lines_of(tmp_path))
+    _, records = measured(tmp_path, by_threes)
+    _, fresh = measured(tmp_path / "fresh", by_threes)
+    assert records == fresh
+    assert len(lines_of(tmp_path)) == before + (6 - count) * len(by_threes.cells)
+    alone = tmp_path / "alone"
+    measured(alone, by_threes, SyntheticProblems(SMALL, count))
+    for part, whole in zip(read_cells(alone), read_cells(tmp_path, problems=count), strict=True):
+        assert (part.name, part.size, part.problems) == (whole.name, whole.size, whole.problems)
+        for choice, right in part.right.items():
+            assert right.tolist() == whole.right[choice].tolist()
+    lines, _ = measured(tmp_path, by_threes, SyntheticProblems(SMALL, count))  # and fewer again
+    assert not lines
+
+
 def test_a_pool_goes_on_from_its_recorded_tree(tmp_path: Path) -> None:
     asked: list[int] = []
 
@@ -251,7 +279,7 @@ def test_another_comparison_does_not_mix_in(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made with other settings"):
         measured(tmp_path, replace(QUICK, run_seed=1))
     with pytest.raises(ConfigError, match="made with other settings"):
-        measured(tmp_path, world=SyntheticProblems(SMALL, 5))
+        measured(tmp_path, world=SyntheticProblems(replace(SMALL, seed=1), 6))
     text = (tmp_path / "records.jsonl").read_text()
     (tmp_path / "records.jsonl").write_text(text.replace('"width": 2,', '"width": 77,'))
     with pytest.raises(ConfigError, match="other options"):

@@ -214,6 +214,29 @@ async def test_other_settings_are_refused(
         await stages.generate(replace(SAMPLING, **changes), lambda: ScriptedPolicy(solve))
 
 
+async def test_candidates_that_all_failed_leave_the_folder_to_other_settings(
+    stages: Stages, make_set: MakeSet, tmp_path: Path
+) -> None:
+    stages.n = 1
+    down = ScriptedPolicy(lambda *_: ConnectionError("refused"))
+    wrong = replace(SAMPLING, policy="mistyped")
+    await stages.generate(wrong, lambda: down)
+    await stages.grade([ByRule(grader_of(""))])
+    assert stages.failures["generate"] == (6, 6)
+    again = Stages(make_set(6), RunFolder(stages.folder.path), 1)
+    await run_all(again)
+    undisturbed = Stages(make_set(6), RunFolder(tmp_path / "other"), 1)
+    await run_all(undisturbed)
+    for name in ("candidates", "scores-prm", "scores-orm", "grades-sameness"):
+        found, wanted = (
+            [{**line, "seconds": 0} for line in lines(one.folder.path / f"{name}.jsonl")]
+            for one in (again, undisturbed)
+        )
+        assert found == wanted, name
+    with pytest.raises(ConfigError, match="policy 'scripted', not 'mistyped'"):
+        await again.generate(wrong, lambda: down)  # now there are some
+
+
 async def test_another_scorer_or_set_is_refused(stages: Stages, tmp_path: Path) -> None:
     await run_all(stages)
     (prm, orm) = critics()

@@ -293,9 +293,11 @@ class TinyProblems:
         return self.problems
 
     def identity(self) -> dict[str, Any]:
-        """Return the problems and the digests of the weights."""
+        """Return what makes the problems, of which more may be taken, and digests of weights."""
         weights = {name: digest_of_weights(name) for name in ("policy", "prm")}
-        return {"world": "tiny", **asdict(self), "families": list(self.families), **weights}
+        settings = {**asdict(self), "families": list(self.families)}
+        del settings["problems"]
+        return {"world": "tiny", **settings, **weights}
 
     def load(self, start: int, stop: int) -> LoadedWorld:
         """Draw and render the problems; load the models."""

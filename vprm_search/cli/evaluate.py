@@ -60,6 +60,7 @@ class Stage(StrEnum):
     select = "select"
 
 
+_ORDER = [Stage.generate, Stage.score, Stage.grade, Stage.select]  # of those that others need
 _SAMPLING, _CRITICS, _OUT = "Candidates", "Critics", "Output"
 
 
@@ -274,6 +275,8 @@ def run(
     }
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(PRESETS[preset.value], **known)
+    if preset is not PresetName.default:
+        known = {name: getattr(settings, name) for name in given}
     if policy == options.TINY and (likelihood or settings.top_p < 1):
         raise ConfigError(
             "--likelihood and --top-p are not for the tiny policy, which draws from all tokens and "
@@ -305,6 +308,12 @@ def run(
     tiled = Tiling(tiles) if tiles else settings.tiling(problems.name)
     models = Models(device, scorer_api_key, scorer_tokenizer, tiled, judge_base_url)
 
+    facts = sampling.facts()
+    asked_for = [name for name in known if name in facts]
+    asked_for += [name for name, value in (("seed", seed), ("likelihood", likelihood)) if value]
+    if policy != options.TINY:
+        asked_for.append("policy")
+
     def load_policy() -> Policy:
         return policy_of(policy, base_url, sampling)
 
@@ -315,7 +324,11 @@ def run(
         strategies_of(strategy)
         search_sizes(stages.n)
     with stages.folder.locked():  # all that was named is looked at before anything is made
+        if Stage.generate not in asked:
+            stages.folder.check_some(FACTS, {name: facts[name] for name in asked_for})
         critics = models.critics(scorer, orm, judge, max_steps) if Stage.score in asked else []
+        if stage and Stage.score in stage and not critics:
+            raise ConfigError("--stage score needs --scorer, --orm or --judge")
         graders = models.graders(stages, grader, answer_judge) if Stage.grade in asked else []
         stages.check(critics, graders)
         if Stage.select in asked:
@@ -351,6 +364,10 @@ def run(
                 if not result_file:
                     raise RecordError(f"{why}; --result-file SELECTOR writes what is chosen")
                 tell(why)
+        else:
+            done = [one for one in _ORDER if one in asked]
+            following = _ORDER[_ORDER.index(done[-1]) + 1] if done else Stage.select
+            tell(f"done: {', '.join(done)}; next: --stage {following}, in {out}")
 
 
 @evaluate.command()

@@ -85,6 +85,12 @@ class RunFolder:
         for kind in kinds:
             self._manifest.pop(kind, None)
 
+    def check_some(self, kind: str, some: Facts) -> None:
+        """Raise as `check` if files of the kind were made with others of these facts."""
+        known = self.facts(kind)
+        if known is not None:
+            self.check(kind, {**known, **some})
+
     def check(self, kind: str, facts: Facts) -> dict[str, Any]:
         """Return facts as they would be written down, and write nothing.
 

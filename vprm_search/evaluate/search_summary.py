@@ -61,12 +61,13 @@ def read_cells(
     Args:
         out: the folder.
         choices: selectors to add where they were not asked; they choose from the recorded trees.
-        problems: how many there are. Default: as many as anything was measured on.
+        problems: how many count, the first. Default: as many as anything was measured on.
         prices: what tokens cost. Default: nothing.
     """
     records = RecordFile(out)
-    found = cells_of(records, records, lambda _, choice: choice.right, choices, prices)
-    problems = problems or len({record.problem for record in records})
+    kept = [record for record in records if problems is None or record.problem < problems]
+    found = cells_of(records, kept, lambda _, choice: choice.right, choices, prices)
+    problems = problems or len({record.problem for record in kept})
     whole = [cell for cell in found if len(cell.problems) == problems]
     if not whole:
         raise RecordError(f"{out}: nothing was measured on all problems yet; run the comparison")

@@ -116,7 +116,11 @@ class Comparison:
             )
         if not (out / FILE_NAME).exists() and not (out / "cells").exists():
             folder.forget(SEARCHES, MODELS)  # of a run that ended before its first search
-        folder.settle(SEARCHES, {"world": world.identity(), "run_seed": self.run_seed})
+        identity, known = world.identity(), folder.facts(SEARCHES) or {}
+        count = known.get("world", {}).get("problems")
+        if isinstance(count, int):  # how many there are was a part of it before 0.2
+            identity["problems"] = count
+        folder.settle(SEARCHES, {"world": identity, "run_seed": self.run_seed})
 
 
 @dataclass(slots=True)

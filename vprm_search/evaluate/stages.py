@@ -13,7 +13,7 @@ from vprm_search.compare.entrants import SEARCH_CHOICES
 from vprm_search.datasets.problem_set import ProblemSet
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.evaluate.candidates import FACTS, CandidateFile, Sampling
-from vprm_search.evaluate.folder import CALLED, SEARCHES, RunFolder
+from vprm_search.evaluate.folder import CALLED, SEARCHES, Facts, RunFolder, key_of
 from vprm_search.evaluate.generation import Generation
 from vprm_search.evaluate.grading import GradeFile, Grading, GradingRun
 from vprm_search.evaluate.lines import KeyedLines
@@ -68,6 +68,7 @@ class Stages:
                 f"{self.folder.path} has the searches of vprm-search compare; give evaluate an "
                 "--out folder of its own"
             )
+        self._forget_failures(facts)
         for kind, told in ((SET, self._set()), (FACTS, facts)):
             self.folder.check(kind, told)
         file = CandidateFile(self.folder.path, facts)
@@ -186,6 +187,15 @@ class Stages:
         if facts is None:
             raise RecordError(f"{self.folder.path}: there are no candidates; run --stage generate")
         return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
+
+    def _forget_failures(self, facts: Facts) -> None:
+        """Let the folder go to candidates made otherwise, if it has none whose call came to any."""
+        known = self.folder.facts(FACTS)
+        if known is not None and key_of(known) != key_of(facts):
+            lines = CandidateFile(self.folder.path, known).lines
+            if lines.failures == len(lines):
+                lines.path.unlink(missing_ok=True)
+                self.folder.forget(SET, FACTS)
 
     def _set(self) -> dict[str, Any]:
         """Return what the manifest says of the set; where its files are does not matter."""
