@@ -13,6 +13,7 @@ from PIL import Image
 from examples.tiny_models.problem_files import draw, write_problems
 from tests.cli.conftest import Run
 from vprm_search.cli.compare import TinyProblems, file_world
+from vprm_search.cli.options import PolicyOptions, ScorerOptions
 from vprm_search.errors import ImageError, RecordError
 from vprm_search.evaluate.strategies import SetProblems
 from vprm_search.tiny.world import generate, render
@@ -21,8 +22,7 @@ from vprm_search.types import Problem
 
 def read(file: Path) -> SetProblems:
     """Read problems for the tiny models."""
-    tiny = {"name": "tiny"}
-    return file_world(file, None, images=None, policy=tiny, scorer=tiny, tokenizer=None, key=None)
+    return file_world(file, None, None, PolicyOptions(), ScorerOptions())
 
 
 QUICK = ("--world", "synthetic", "--problems", "6", "--n", "4", "--strategy", "beam")

@@ -10,16 +10,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vprm_search.calibration.maps import LOGIT_EDGE, IsotonicMap, LogitMap
+from vprm_search.calibration.maps import LOGIT_EDGE, IsotonicMap, LogitMap, Method
 from vprm_search.errors import InputError, MissingDependencyError
 from vprm_search.ids import digest
 
-Method = Literal["temperature", "platt", "isotonic"]
 METHODS: tuple[Method, ...] = ("temperature", "platt", "isotonic")
 Floats = NDArray[np.float64]
 

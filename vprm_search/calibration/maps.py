@@ -27,6 +27,7 @@ LOGIT_EDGE = 1e-7
 """Scores are kept so far from 0 and 1 before a logit is taken: float32 rounds there."""
 
 Target = Literal["step", "path"]
+Method = Literal["temperature", "platt", "isotonic"]
 """What is told: whether a step is right ("step"), or whether a path's answer is ("path")."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]

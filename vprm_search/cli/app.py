@@ -26,6 +26,7 @@ from vprm_search.cli.demo import demo
 from vprm_search.cli.doctor import doctor
 from vprm_search.cli.evaluate import evaluate
 from vprm_search.cli.mcp import mcp
+from vprm_search.cli.options import takes_groups
 from vprm_search.cli.preflight import preflight
 from vprm_search.cli.proxy import proxy
 from vprm_search.cli.score import score
@@ -46,18 +47,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(demo)
-app.command()(solve)
-app.command()(score)
-app.command()(preflight)
-app.command()(compare)
-app.command()(bench)
-app.command()(serve)
-app.command()(proxy)
-app.command()(mcp)
-app.command()(convert)
-app.command()(check)
-app.command()(doctor)
+for command in (
+    demo, solve, score, preflight, compare, bench, serve, proxy, mcp, convert, check, doctor,
+):  # fmt: skip
+    app.command()(takes_groups(command))
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(datasets, name="datasets")
 app.add_typer(evaluate, name="evaluate")

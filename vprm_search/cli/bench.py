@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json as json_module
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vprm_search.bench.labelled_solutions import BenchmarkName
 from vprm_search.cli import console, options
 from vprm_search.errors import ConfigError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
-    from vprm_search.bench.labelled_solutions import BenchmarkName
     from vprm_search.types import StepScorer
 
 
-class BenchName(StrEnum):
-    """Benchmarks of labelled steps by name."""
-
-    visualprocessbench = "visualprocessbench"
-    processbench = "processbench"
-    prmbench = "prmbench"
-    vlrewardbench = "vlrewardbench"
-
-
 def bench(
-    name: Annotated[BenchName, typer.Argument(metavar="BENCHMARK", help="Whose format it has.")],
+    *,
+    name: Annotated[
+        BenchmarkName, typer.Argument(metavar="BENCHMARK", help="Whose format it has.")
+    ],
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSONL, JSON, or a folder of parquet or arrow.")
     ],
@@ -42,15 +35,10 @@ def bench(
             "Default: the benchmark's name."
         ),
     ] = None,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
+    scorer: options.ScorerOptions,
     judge: Annotated[
         str | None,
-        typer.Option(
-            metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model in place of --scorer."
-        ),
+        typer.Option(metavar=options.JUDGES, help="A chat model in place of --scorer."),
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server of --judge.")
@@ -79,31 +67,26 @@ def bench(
     from 1, by class; a class's PRMScore is macro F1. vlrewardbench: which of two responses people
     prefer, by the mean, lowest and last score of its steps. A stopped run is taken up again.
     """
-    if images is not None and name in (BenchName.processbench, BenchName.prmbench):
-        raise ConfigError(f"--images is for benchmarks with pictures; {name.value} is text alone")
-    if (threshold or tune_on) and name is BenchName.vlrewardbench:
+    if images is not None and name in ("processbench", "prmbench"):
+        raise ConfigError(f"--images is for benchmarks with pictures; {name} is text alone")
+    if (threshold or tune_on) and name == "vlrewardbench":
         raise ConfigError(
             "--threshold and --tune-on are for labelled steps; vlrewardbench has pairs"
         )
-    judged = _scorer(scorer, scorer_api_key, scorer_tokenizer, device, judge, base_url)
+    judged = _scorer(scorer, judge, base_url)
     told = {"thresholds": threshold, "tune_on": tune_on, "seed": seed}
-    _run(name.value, file, images, out or Path(name.value), judged, limit, leave_out, batch, told)
+    _run(name, file, images, out or Path(name), judged, limit, leave_out, batch, told)
 
 
 def _scorer(
-    scorer: str,
-    key: str | None,
-    tokenizer: Path | None,
-    device: str,
-    judge: str | None,
-    base_url: str | None,
+    scorer: options.ScorerOptions, judge: str | None, base_url: str | None
 ) -> tuple[str, StepScorer]:
     """Return what the scorer is called, and the scorer."""
     options.need("numpy", "local")
     if judge is None:
         if base_url is not None:
             raise ConfigError("--base-url is for --judge")
-        return scorer, options.load_scorer(scorer, device, api_key=key, tokenizer=tokenizer)
+        return scorer.scorer, scorer.load(scorer.scorer)
     from vprm_search.scoring.judge_scorer import JudgeScorer
 
     return judge, JudgeScorer(options.chat_model(judge, base_url, 0.0))

@@ -7,12 +7,12 @@ them (JSON), and says how good it is on problems it was not fitted on.
 from __future__ import annotations
 
 import asyncio
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vprm_search.calibration.maps import Method, Target
 from vprm_search.cli import console, options
 from vprm_search.compare.report import many
 from vprm_search.errors import InputError
@@ -31,26 +31,13 @@ calibrate = typer.Typer(
 )
 
 
-class MethodName(StrEnum):
-    """Ways to fit a map."""
-
-    temperature = "temperature"
-    platt = "platt"
-    isotonic = "isotonic"
-
-
-class TargetName(StrEnum):
-    """What a calibrated score tells."""
-
-    step = "step"
-    path = "path"
-
-
 Paths = Annotated[Path, typer.Option(help="JSONL file of scored, labelled paths to write.")]
 
 
 @calibrate.command("tiny")
+@options.takes_groups
 def collect_tiny(
+    *,
     out: Paths,
     problems: Annotated[int, typer.Option(min=1, help="Problems per family.")] = 60,
     samples: Annotated[int, typer.Option(min=1, max=64, help="Solutions per problem.")] = 4,
@@ -59,11 +46,10 @@ def collect_tiny(
     first: Annotated[int, typer.Option(min=0, help="First problem of each family.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Repeatable; default all.")] = None,
     seed: Annotated[int, typer.Option(help="Makes all draws.")] = 0,
-    scorer: options.Scorer = "tiny",
-    device: options.Device = "auto",
+    scorer: options.ScorerOptions,
 ) -> None:
     """Sample solutions in the tiny world, score them, and label every step exactly."""
-    judge = options.load_scorer(scorer, device)
+    judge = scorer.load(scorer.scorer)
     from vprm_search.labelling.records import write_scored_paths
     from vprm_search.tiny.policy import TinyPolicy
     from vprm_search.tiny.scored import scored_paths
@@ -93,7 +79,9 @@ def collect_tiny(
 
 
 @calibrate.command("score")
+@options.takes_groups
 def score_labels(
+    *,
     records: Annotated[Path, typer.Option(help="JSONL file of label records.")],
     policy: Annotated[str, typer.Option(help="Name of the policy that wrote the solutions.")],
     images: Annotated[
@@ -103,11 +91,10 @@ def score_labels(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="A step is right above this label score.")
     ] = 0.0,
-    scorer: options.Scorer = "tiny",
-    device: options.Device = "auto",
+    scorer: options.ScorerOptions,
 ) -> None:
     """Score the solutions of label records (`vprm_search.labelling`)."""
-    judge = options.load_scorer(scorer, device)
+    judge = scorer.load(scorer.scorer)
     from vprm_search.labelling.records import read_records, score_records, write_scored_paths
 
     if not records.is_file():
@@ -141,10 +128,10 @@ def fit(
         list[Path], typer.Option(help="JSONL files of scored, labelled paths; repeatable.")
     ],
     out: Annotated[Path, typer.Option(help="The calibration to write (JSON).")],
-    method: Annotated[MethodName, typer.Option()] = MethodName.temperature,
+    method: Annotated[Method, typer.Option()] = "temperature",
     target: Annotated[
-        TargetName, typer.Option(help="Right steps, or right answers of paths.")
-    ] = TargetName.step,
+        Target, typer.Option(help="Right steps, or right answers of paths.")
+    ] = "step",
     aggregate: Annotated[str, typer.Option(help="target path: the path score.")] = "mean",
     holdout: Annotated[
         float, typer.Option(min=0.1, max=0.9, help="Share of the problems to measure on.")
@@ -167,9 +154,9 @@ def fit(
     groups = by_policy(path for file in paths for path in read_scored_paths(file))
     if not groups:
         raise InputError(f"no paths in {', '.join(map(str, paths))}")
-    kind = aggregate if target is TargetName.path else ""
+    kind = aggregate if target == "path" else ""
     done: list[tuple[Calibration, Calibrated]] = [
-        calibrate_policy(group, method.value, kind, share=holdout, seed=seed, bins=bins)
+        calibrate_policy(group, method, kind, share=holdout, seed=seed, bins=bins)
         for group in groups.values()
     ]
     file = CalibrationFile(calibrations=tuple(calibration for calibration, _ in done))

@@ -25,9 +25,10 @@ _WRITE = "--write-cases"
 
 
 def check(
+    *,
     prm: Annotated[
         str | None,
-        typer.Argument(metavar="tiny|PATH|vllm:URL", help="The reward model to check."),
+        typer.Argument(metavar=options.SCORERS, help="The reward model to check."),
     ] = None,
     reference: Annotated[
         Path | None,
@@ -36,7 +37,7 @@ def check(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="tiny|PATH|vllm:URL",
+            metavar=options.SCORERS,
             help="Another scorer instead of a file; default for a server: the folder it serves.",
         ),
     ] = None,
@@ -47,9 +48,7 @@ def check(
         float | None,
         typer.Option(min=0.0, help="Largest difference of a step; default: by the number type."),
     ] = None,
-    device: options.Device = "auto",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
+    place: options.ScorerPlace,
     json: options.AsJson = False,
 ) -> None:
     """Score fixed problems and compare them: with a reference file, or with another scorer.
@@ -71,13 +70,13 @@ def check(
             f"name the reward model and what to compare it with: check PRM --reference FILE, "
             f"check PRM --against PRM, or check vllm:URL; or only {_WRITE} FILE"
         )
-    ours = options.load_scorer(prm, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
+    ours = place.load(prm)
     if reference is not None:
         held = read_reference(reference)
     else:
-        name = against or str(scorer_tokenizer or _served_folder(ours))
+        name = against or str(place.scorer_tokenizer or _served_folder(ours))
         asked = ParityReference(model=name, cases=parity_cases())
-        held = asyncio.run(_scored(options.load_scorer(name, device), asked))
+        held = asyncio.run(_scored(options.load_scorer(name, place.device), asked))
     allowed = _tolerance(ours, held) if tolerance is None else tolerance
     found = asyncio.run(_differences(ours, held, allowed))
     if json:

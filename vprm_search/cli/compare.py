@@ -6,7 +6,6 @@ It is measured on the tiny world, on a synthetic one, or on a problem set in a f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,58 +23,98 @@ if TYPE_CHECKING:
     from vprm_search.compare.worlds import World
     from vprm_search.evaluate.searches import Comparison
     from vprm_search.evaluate.strategies import SetProblems
-    from vprm_search.types import StepScorer
 
-_WHAT, _ON, _OUT = "What is compared", "On what", "Output"
+_what = partial(typer.Option, rich_help_panel="What is compared")
+on_what = partial(typer.Option, rich_help_panel="On what")
+_output = partial(typer.Option, rich_help_panel="Output")
 _FAST_PROBLEMS, _FAST_SIZES = 60, (4, 16)
 
 
-def compare(
-    world: Annotated[
-        str, typer.Option(metavar="tiny|synthetic", rich_help_panel=_ON, help="A built-in world.")
-    ] = "tiny",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldOptions:
+    """What problems there are: a built-in world's, or a file's."""
+
+    world: Annotated[str, on_what(metavar="tiny|synthetic", help="A built-in world.")] = "tiny"
     problems: Annotated[
         str | None,
-        typer.Option(
+        on_what(
             metavar="NUMBER|FILE",
-            rich_help_panel=_ON,
             help="How many problems of the world, or a problem set: TSV, JSONL, JSON, parquet.",
         ),
-    ] = None,
-    images: options.ImageRoot = None,
-    first: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_ON, help="tiny: first problem of each family.")
-    ] = 0,
-    split: Annotated[
-        str, typer.Option(rich_help_panel=_ON, help="tiny: train, validation or test.")
-    ] = "validation",
-    difficulty: Annotated[
-        str, typer.Option(rich_help_panel=_ON, help="synthetic: easy, medium or hard.")
-    ] = "hard",
-    policy: options.PolicyName = "tiny",
-    base_url: options.BaseUrl = None,
-    continuation: options.HowToContinue = options.ContinuationName.auto,
-    temperature: options.Temperature = 0.7,
-    step_tokens: options.StepTokens = 512,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    strategy: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=_WHAT, help="Repeatable; default: all.")
-    ] = None,
+    ] = None
+    images: options.ImageRoot = None
+    difficulty: Annotated[str, on_what(help="synthetic: easy, medium or hard.")] = "hard"
+
+    def load(
+        self,
+        policy: options.PolicyOptions,
+        scorer: options.ScorerOptions,
+        *,
+        count: int,
+        limit: int | None,
+        labelled: bool = True,
+        first: int = 0,
+        split: str = "validation",
+    ) -> World:
+        """Return the world.
+
+        Args:
+            policy: of a file's problems; the built-in worlds have their own, and its temperature.
+            scorer: as `policy`.
+            count: problems of a built-in world, if none are named.
+            limit: most problems of a file, None for all.
+            labelled: whether every problem of a file must have its right answer.
+            first: first problem of each family of the tiny world.
+            split: of the tiny world.
+
+        Raises:
+            ConfigError: a name is not known, or an option is for another world.
+            RecordError: a bad row of the file.
+        """
+        if self.problems is not None and not self.problems.isdecimal():
+            file = Path(self.problems)
+            return file_world(file, limit, self.images, policy, scorer, labelled=labelled)
+        count = count if self.problems is None else int(self.problems)
+        if not count:
+            raise ConfigError("--problems 0: there is nothing to compare; give at least 1")
+        if (policy.policy, scorer.scorer, policy.base_url) != ("tiny", "tiny", None):
+            raise ConfigError("--policy and --scorer are for --problems FILE")
+        if self.world == "synthetic":
+            from vprm_search.compare.worlds import WORLDS, SyntheticProblems
+
+            if self.difficulty not in WORLDS:
+                names = ", ".join(WORLDS)
+                raise ConfigError(f"--difficulty {self.difficulty!r}: one of {names}")
+            return SyntheticProblems(WORLDS[self.difficulty], count)
+        if self.world != "tiny":
+            raise ConfigError(
+                f"--world {self.world!r} is not known; use tiny, synthetic, or --problems FILE"
+            )
+        options.need("torch", "local")
+        from vprm_search.tiny.world import SPLITS
+
+        if split not in SPLITS:
+            raise ConfigError(f"--split {split!r}: one of {', '.join(SPLITS)}")
+        return TinyProblems(count, first, split, temperature=policy.temperature)
+
+
+def compare(
+    *,
+    on: WorldOptions,
+    first: Annotated[int, on_what(min=0, help="tiny: first problem of each family.")] = 0,
+    split: Annotated[str, on_what(help="tiny: train, validation or test.")] = "validation",
+    policy: options.PolicyOptions,
+    scorer: options.ScorerOptions,
+    strategy: Annotated[list[str] | None, _what(help="Repeatable; default: all.")] = None,
     selector: Annotated[
         list[str] | None,
-        typer.Option(
+        _what(
             metavar="NAME[:AGGREGATION]",
-            rich_help_panel=_WHAT,
             help="Repeatable, as weighted-vote:product; default: some for each strategy.",
         ),
     ] = None,
-    n: Annotated[
-        list[int] | None, typer.Option("--n", rich_help_panel=_WHAT, help="Repeatable: sizes.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Makes all draws.")] = 0,
+    n: Annotated[list[int] | None, _what("--n", help="Repeatable: sizes.")] = None,
+    seed: options.Seed = 0,
     fast: Annotated[
         bool,
         typer.Option(help=f"{_FAST_PROBLEMS} problems, N = 4 and 16: minutes, no conclusions."),
@@ -85,16 +124,13 @@ def compare(
         typer.Option(min=1, help="Problems that advance together; a kill loses no others."),
     ] = 50,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
-    max_failed: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have."),
-    ] = 0.05,
-    out: Annotated[
-        Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is measured there stays.")
-    ] = Path("comparison"),
+    max_failed: options.MaxFailed = 0.05,
+    out: Annotated[Path, _output(help="Folder; what is measured there stays.")] = Path(
+        "comparison"
+    ),
     page: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUT, help="File whose strategies section gets the tables."),
+        _output(help="File whose strategies section gets the tables."),
     ] = None,
 ) -> None:
     """Compare strategies, selectors and sizes at equal generated tokens.
@@ -108,12 +144,6 @@ def compare(
     options.need("numpy", "local")
     from vprm_search.evaluate.searches import Comparison
 
-    count = None if problems is None or not problems.isdecimal() else int(problems)
-    file = Path(problems) if problems is not None and count is None else None
-    if count == 0:
-        raise ConfigError("--problems 0: there is nothing to compare; give at least 1")
-    if count is None and fast:
-        count = _FAST_PROBLEMS
     sizes = tuple(n) if n else (_FAST_SIZES if fast else Comparison().sizes)
     comparison = Comparison(
         tuple(strategy) if strategy else Comparison().entrants,
@@ -123,51 +153,27 @@ def compare(
         batch,
         max_failed=max_failed,
     )
-    problem_set: World
-    if file is not None:
-        problem_set = file_world(
-            file,
-            count,
-            images=images,
-            policy={
-                "name": policy,
-                "base_url": base_url,
-                "temperature": temperature,
-                "max_tokens_per_step": step_tokens,
-                "continuation": continuation.value,
-            },
-            scorer={"name": scorer, "device": device},
-            tokenizer=scorer_tokenizer,
-            key=scorer_api_key,
-        )
-    else:
-        built_in = {
-            "problems": count or 500,
-            "first": first,
-            "split": split,
-            "difficulty": difficulty,
-            "temperature": temperature,
-        }
-        if (policy, scorer, base_url) != ("tiny", "tiny", None):
-            raise ConfigError("--policy and --scorer are for --problems FILE")
-        problem_set = built_in_world(world, built_in)
+    problem_set = on.load(
+        policy,
+        scorer,
+        count=_FAST_PROBLEMS if fast else 500,
+        limit=_FAST_PROBLEMS if fast else None,
+        first=first,
+        split=split,
+    )
     _run(comparison, problem_set, out, jobs, page)
 
 
 def file_world(
     file: Path,
     limit: int | None,
-    *,
     images: Path | None,
-    policy: Mapping[str, Any],
-    scorer: Mapping[str, Any],
-    tokenizer: Path | None,
-    key: str | None,
+    policy: options.PolicyOptions,
+    scorer: options.ScorerOptions,
+    *,
     labelled: bool = True,
 ) -> SetProblems:
     """Return the problems of a file, with the models that the options name.
-
-    `policy` and `scorer` are arguments of `options.load_policy` and `options.scorer_maker`.
 
     Raises `RecordError` for a bad row, and where `labelled` for one without the right answer.
     """
@@ -178,40 +184,14 @@ def file_world(
     for item in problems if labelled else ():
         if item.answer_type == "none":
             raise RecordError(f"{file}, row {item.row}, column answer: there is no right answer")
-    if tokenizer is not None:
-        scorer = {**scorer, "tokenizer": str(tokenizer)}
+    named: dict[str, Any] = {"name": scorer.scorer, "device": scorer.device}
+    if scorer.scorer_tokenizer is not None:
+        named["tokenizer"] = str(scorer.scorer_tokenizer)
     return SetProblems(
         problems,
-        partial(options.load_policy, **policy),
-        partial(_scorers, scorer, key),
-        {"policy": policy, "scorer": scorer},
-    )
-
-
-def _scorers(scorer: Mapping[str, Any], key: str | None) -> Callable[[], StepScorer]:
-    return options.scorer_maker(**scorer, api_key=key)
-
-
-def built_in_world(name: str, given: Mapping[str, Any]) -> World:
-    """Return the tiny or a synthetic world. Raises `ConfigError` for another name or option."""
-    if name == "synthetic":
-        from vprm_search.compare.worlds import WORLDS, SyntheticProblems
-
-        if given["difficulty"] not in WORLDS:
-            raise ConfigError(f"--difficulty {given['difficulty']!r}: one of {', '.join(WORLDS)}")
-        return SyntheticProblems(WORLDS[given["difficulty"]], given["problems"])
-    if name != "tiny":
-        raise ConfigError(f"--world {name!r} is not known; use tiny, synthetic, or --problems FILE")
-    options.need("torch", "local")
-    from vprm_search.tiny.world import SPLITS
-
-    if given["split"] not in SPLITS:
-        raise ConfigError(f"--split {given['split']!r}: one of {', '.join(SPLITS)}")
-    return TinyProblems(
-        problems=given["problems"],
-        first_index=given["first"],
-        split=given["split"],
-        temperature=given["temperature"],
+        partial(options.load_policy, **policy.arguments),
+        partial(options.scorer_maker, **named, api_key=scorer.scorer_api_key),
+        {"policy": policy.arguments, "scorer": named},
     )
 
 

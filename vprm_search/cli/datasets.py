@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +12,11 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vprm_search.cli import console, options
+from vprm_search.datasets.known import PublishedSet
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
-    from vprm_search.datasets.known import SetName
     from vprm_search.datasets.problem_set import Item, ProblemSet
 
 datasets = typer.Typer(
@@ -28,27 +27,12 @@ _EXAMPLES = 3
 _LONGEST = 1200  # characters of a question that are shown
 
 
-class SetNameOption(StrEnum):
-    """Published sets by name."""
-
-    mathvista = "mathvista"
-    mathvision = "mathvision"
-    mathverse = "mathverse"
-    mmmu = "mmmu"
-    dynamath = "dynamath"
-    wemath = "wemath"
-    logicvista = "logicvista"
-    gsm8k = "gsm8k"
-    math500 = "math500"
-    gpqa = "gpqa"
-
-
 File = Annotated[
     Path,
     typer.Argument(metavar="FILE", help="TSV, CSV, JSONL, JSON, or a folder of parquet or arrow."),
 ]
 Set = Annotated[
-    SetNameOption | None,
+    PublishedSet | None,
     typer.Option("--set", help="Which published set it is; default: told by its columns."),
 ]
 
@@ -56,7 +40,7 @@ Set = Annotated[
 def read(
     file: Path,
     images: Path | None,
-    name: SetNameOption | None,
+    name: PublishedSet | None,
     *,
     limit: int | None = None,
     check_images: bool = True,
@@ -64,9 +48,8 @@ def read(
     """Read a set as the options say."""
     from vprm_search.datasets.problem_set import read_problem_set
 
-    chosen: SetName | None = None if name is None else name.value
     return read_problem_set(
-        file, image_root=images, name=chosen, limit=limit, check_images=check_images
+        file, image_root=images, name=name, limit=limit, check_images=check_images
     )
 
 
@@ -173,7 +156,7 @@ def grade(
     set_name: Set = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model that judges, too."),
+        typer.Option(metavar=options.JUDGES, help="A chat model that judges, too."),
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server.")] = None,
     record: Annotated[

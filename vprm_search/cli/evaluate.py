@@ -6,10 +6,11 @@ another machine.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -27,27 +28,12 @@ from vprm_search.cli.evaluate_output import (
     write_predictions,
     write_report,
 )
-from vprm_search.cli.solve import PriceFile, read_prices
+from vprm_search.cli.solve import PriceFile, PriceOptions
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
     from vprm_search.types import Policy
-
-
-class PresetName(StrEnum):
-    """The presets by name."""
-
-    default = "default"
-    paper = "paper"
-    vlmevalkit = "vlmevalkit"
-
-
-class ResultFormat(StrEnum):
-    """Forms of VLMEvalKit's result files."""
-
-    tsv = "tsv"
-    xlsx = "xlsx"
 
 
 class Stage(StrEnum):
@@ -61,7 +47,50 @@ class Stage(StrEnum):
 
 
 _ORDER = [Stage.generate, Stage.score, Stage.grade, Stage.select]  # of those that others need
-_SAMPLING, _CRITICS, _OUT = "Candidates", "Critics", "Output"
+_candidates = partial(typer.Option, rich_help_panel="Candidates")
+_critics = partial(typer.Option, rich_help_panel="Critics")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingOptions:
+    """What takes the place of a preset's settings; None leaves its own."""
+
+    n: Annotated[
+        int | None,
+        _candidates(
+            "--n",
+            min=1,
+            max=1024,
+            help="Candidates of a problem; default: 8, or as many as there are.",
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        _candidates(
+            metavar="plain|en|en_v2|cot|FILE",
+            help="What a question is put into; scorers see it, too. Default: plain.",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None, _candidates(min=0.0, help="Of the policy; default: 0.7.")
+    ] = None
+    top_p: Annotated[float | None, _candidates(min=0.0, max=1.0, help="Of the policy.")] = None
+    max_tokens: Annotated[
+        int | None, _candidates(min=1, help="Most tokens of a solution; default: 4096.")
+    ] = None
+    greedy_first: Annotated[
+        bool | None,
+        _candidates(
+            "--greedy-first/--sampled-first",
+            help="Candidate 0 at temperature 0, or drawn as the others (the default).",
+        ),
+    ] = None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Those that are given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _RunsByDefault(TyperGroup):
@@ -83,125 +112,67 @@ evaluate = typer.Typer(
 
 
 @evaluate.command()
+@options.takes_groups
 def run(
+    *,
     file: File,
-    out: Annotated[
-        Path, typer.Option(rich_help_panel=_OUT, help="Folder; what is in it is not made again.")
-    ],
+    out: Annotated[Path, _output(help="Folder; what is in it is not made again.")],
     images: options.ImageRoot = None,
     set_name: Set = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Problems to take, the first.")] = None,
     stage: Annotated[
         list[Stage] | None, typer.Option(help="Repeatable; default: all that have what they need.")
     ] = None,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--n",
-            min=1,
-            max=1024,
-            rich_help_panel=_SAMPLING,
-            help="Candidates of a problem; default: 8, or as many as there are.",
-        ),
-    ] = None,
     policy: Annotated[
-        str,
-        typer.Option(
-            metavar="tiny|openai:MODEL|PROVIDER:MODEL",
-            rich_help_panel=_SAMPLING,
-            help="What writes solutions.",
-        ),
+        str, _candidates(metavar=options.POLICIES, help="What writes solutions.")
     ] = "tiny",
     base_url: options.BaseUrl = None,
     preset: Annotated[
-        PresetName,
-        typer.Option(
-            rich_help_panel=_SAMPLING,
-            help="Settings of a published run; what is given besides takes the place of its own.",
+        Literal["default", "paper", "vlmevalkit"],
+        _candidates(
+            help="Settings of a published run; what is given besides takes the place of its own."
         ),
-    ] = PresetName.default,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="plain|en|en_v2|cot|FILE",
-            rich_help_panel=_SAMPLING,
-            help="What a question is put into; scorers see it, too. Default: plain.",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0.0, rich_help_panel=_SAMPLING, help="Of the policy; default: 0.7."),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, rich_help_panel=_SAMPLING, help="Of the policy."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, rich_help_panel=_SAMPLING, help="Most tokens of a solution; default: 4096."
-        ),
-    ] = None,
-    greedy_first: Annotated[
-        bool | None,
-        typer.Option(
-            "--greedy-first/--sampled-first",
-            rich_help_panel=_SAMPLING,
-            help="Candidate 0 at temperature 0, or drawn as the others (the default).",
-        ),
-    ] = None,
+    ] = "default",
+    given: SettingOptions,
     likelihood: Annotated[
         bool,
-        typer.Option(
+        _candidates(
             "--likelihood",
-            rich_help_panel=_SAMPLING,
             help="Ask the policy for its tokens' probabilities: its own likelihood is a critic.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(rich_help_panel=_SAMPLING, help="Makes all draws.")] = 0,
+    seed: Annotated[int, _candidates(help="Makes all draws.")] = 0,
     scorer: Annotated[
         str | None,
-        typer.Option(
-            metavar="tiny|PATH|vllm:URL",
-            rich_help_panel=_CRITICS,
+        _critics(
+            metavar=options.SCORERS,
             help="Process reward model; default: tiny for the tiny policy, else none.",
         ),
     ] = None,
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    max_steps: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_CRITICS, help="Steps a solution is merged into.")
-    ] = 12,
+    place: options.ScorerPlace,
+    max_steps: Annotated[int, _critics(min=1, help="Steps a solution is merged into.")] = 12,
     tiles: Annotated[
         int | None,
-        typer.Option(
+        _critics(
             min=1,
-            rich_help_panel=_CRITICS,
             help="Most tiles of a picture for the reward models; default: their checkpoint's.",
         ),
     ] = None,
     orm: Annotated[
         str | None,
-        typer.Option(
-            metavar="tiny|PATH|vllm:URL",
-            rich_help_panel=_CRITICS,
+        _critics(
+            metavar=options.SCORERS,
             help="Scores whole solutions; the model of --scorer is its own ORM.",
         ),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(
-            metavar="openai:MODEL|PROVIDER:MODEL",
-            rich_help_panel=_CRITICS,
-            help="A chat model that judges whole solutions.",
-        ),
+        _critics(metavar=options.JUDGES, help="A chat model that judges whole solutions."),
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=_CRITICS,
-            help="Repeatable: searches by --scorer with as many tokens (auto, beam, rebase, …).",
+        _critics(
+            help="Repeatable: searches by --scorer with as many tokens (auto, beam, rebase, …)."
         ),
     ] = None,
     grader: Annotated[
@@ -209,44 +180,32 @@ def run(
     ] = None,
     answer_judge: Annotated[
         str | None,
-        typer.Option(
-            metavar="openai:MODEL|PROVIDER:MODEL", help="A chat model that grades answers, too."
-        ),
+        typer.Option(metavar=options.JUDGES, help="A chat model that grades answers, too."),
     ] = None,
     judge_base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server of the judges.")
     ] = None,
     baseline: Annotated[
         list[Path] | None,
-        typer.Option(
+        _output(
             metavar="DIR",
-            rich_help_panel=_OUT,
             help="Repeatable: folder of another policy's run on the set; it is shown alone.",
         ),
     ] = None,
     result_file: Annotated[
         list[str] | None,
-        typer.Option(
+        _output(
             metavar="SELECTOR",
-            rich_help_panel=_OUT,
             help="Repeatable, as prm:mean or majority: VLMEvalKit's result file of what it takes.",
         ),
     ] = None,
-    result_format: Annotated[
-        ResultFormat, typer.Option(rich_help_panel=_OUT, help="Of result files.")
-    ] = ResultFormat.tsv,
+    result_format: Annotated[Literal["tsv", "xlsx"], _output(help="Of result files.")] = "tsv",
     raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw", rich_help_panel=_OUT, help="Result files hold whole solutions, for a judge."
-        ),
+        bool, _output("--raw", help="Result files hold whole solutions, for a judge.")
     ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Problems side by side.")] = 8,
     prices: PriceFile = None,
-    max_failed: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have."),
-    ] = 0.05,
+    max_failed: options.MaxFailed = 0.05,
 ) -> None:
     """Sample N solutions of every problem; compare what chooses among them, at every N up to it.
 
@@ -265,18 +224,10 @@ def run(
     from vprm_search.evaluate.tiles import Tiling
     from vprm_search.graph.session import run_blocking  # one loop: clients keep connections
 
-    given = {
-        "n": n,
-        "temperature": temperature,
-        "top_p": top_p,
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "greedy_first": greedy_first,
-    }
-    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = replace(PRESETS[preset.value], **known)
-    if preset is not PresetName.default:
-        known = {name: getattr(settings, name) for name in given}
+    known = given.known
+    settings = replace(PRESETS[preset], **known)
+    if preset != "default":
+        known = {name: getattr(settings, name) for name in asdict(given)}
     if policy == options.TINY and (likelihood or settings.top_p < 1):
         raise ConfigError(
             "--likelihood and --top-p are not for the tiny policy, which draws from all tokens and "
@@ -287,9 +238,9 @@ def run(
         new_figure()  # fails without matplotlib: before hours of sampling, not after
     pictures = bool(asked & {Stage.generate, Stage.score, Stage.search})
     problems = read(file, images, set_name, limit=limit, check_images=pictures)
-    priced = read_prices(prices) or Prices()
+    priced = PriceOptions(prices=prices).read() or Prices()
     stages = Stages(problems, RunFolder(out), settings.n, concurrency, priced, watch_with(priced))
-    if n is None and Stage.generate not in asked:
+    if given.n is None and Stage.generate not in asked:
         stages.n = max(1, stages.largest())
     if scorer is None and policy == options.TINY:
         scorer = options.TINY
@@ -306,7 +257,7 @@ def run(
     if tiles and any((name or "").startswith(options.VLLM) for name in (scorer, orm)):
         raise ConfigError("--tiles is for reward models in this process; a server has its own")
     tiled = Tiling(tiles) if tiles else settings.tiling(problems.name)
-    models = Models(device, scorer_api_key, scorer_tokenizer, tiled, judge_base_url)
+    models = Models(place, tiled, judge_base_url)
 
     facts = sampling.facts()
     asked_for = [name for name in known if name in facts]
@@ -356,7 +307,7 @@ def run(
         if Stage.select in asked:
             recorded = RecordedRun(out, problems, grader=grader, prices=priced)
             for selector in result_file or ():
-                write_predictions(recorded, selector, stages.n, result_format.value, raw=raw)
+                write_predictions(recorded, selector, stages.n, result_format, raw=raw)
             if recorded.graded:
                 write_report(stages, recorded, baseline or [])
             else:

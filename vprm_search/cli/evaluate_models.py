@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vprm_search.cli import options
@@ -37,16 +36,12 @@ class Models:
     """Loads what scores and judges; a model that is asked for twice is read once.
 
     Args:
-        device: where reward models run.
-        key: of a scoring server.
-        tokenizer: folder of a served checkpoint.
+        place: where reward models run.
         tiles: how models in this process are shown pictures, None for as their checkpoints say.
         judge_url: server of the judges.
     """
 
-    device: str
-    key: str | None
-    tokenizer: Path | None
+    place: options.ScorerPlace
     tiles: Tiling | None
     judge_url: str | None
     _made: dict[str, Callable[..., StepScorer]] = field(default_factory=dict)
@@ -57,9 +52,9 @@ class Models:
 
         served, rule = name.startswith(options.VLLM), self.tiles
         if name not in self._made:
-            tokenizer = self.tokenizer if served else None
+            tokenizer = self.place.scorer_tokenizer if served else None
             self._made[name] = options.scorer_maker(
-                name, self.device, api_key=self.key, tokenizer=tokenizer
+                name, self.place.device, api_key=self.place.scorer_api_key, tokenizer=tokenizer
             )
         make = self._made[name]
         if served or rule is None:

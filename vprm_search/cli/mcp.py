@@ -11,15 +11,9 @@ from vprm_search.cli import console, options
 
 
 def mcp(
-    policy: options.PolicyName = "tiny",
-    base_url: options.BaseUrl = None,
-    continuation: options.HowToContinue = options.ContinuationName.auto,
-    temperature: options.Temperature = 0.7,
-    step_tokens: options.StepTokens = 512,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
+    *,
+    policy: options.PolicyOptions,
+    scorer: options.ScorerOptions,
     n: Annotated[int, typer.Option("--n", min=1, help="Size of a search of no named size.")] = 16,
     max_n: Annotated[int, typer.Option(min=1, help="Largest size a client may ask for.")] = 64,
     max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of a search.")] = 600,
@@ -40,14 +34,8 @@ def mcp(
         McpLimits, {"max_n": max_n, "max_seconds": max_seconds, "max_searches": max_searches}
     )
     server = create_mcp_server(
-        options.load_policy(
-            policy,
-            base_url=base_url,
-            temperature=temperature,
-            max_tokens_per_step=step_tokens,
-            continuation=continuation.value,
-        ),
-        options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer),
+        options.load_policy(**policy.arguments),
+        scorer.load(scorer.scorer),
         n=n,
         limits=limits,
     )

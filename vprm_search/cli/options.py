@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 from collections.abc import Callable
-from enum import StrEnum
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typer
 from pydantic import ValidationError
@@ -38,55 +40,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-class StrategyName(StrEnum):
-    """Strategies by name."""
-
-    auto = "auto"
-    beam = "beam"
-    best_of_n = "best-of-n"
-    dvts = "dvts"
-    rebase = "rebase"
-    particles = "particles"
-    best_first = "best-first"
-    mcts = "mcts"
-
-
-class SelectorName(StrEnum):
-    """Selectors by name."""
-
-    weighted_vote = "weighted-vote"
-    best_score = "best-score"
-    majority = "majority"
-    hybrid = "hybrid"
-    knockout = "knockout"
-
-
-class AdviceName(StrEnum):
-    """What a scorer is good for, by name (`Advice`)."""
-
-    search = "search"
-    vote = "vote"
-    majority = "majority"
-
-
-class ContinuationName(StrEnum):
-    """Ways to continue a partial answer by name."""
-
-    auto = "auto"
-    prefill = "prefill"
-    instruct = "instruct"
-
+StrategyName = Literal[
+    "auto", "beam", "best-of-n", "dvts", "rebase", "particles", "best-first", "mcts"
+]
+SelectorName = Literal["weighted-vote", "best-score", "majority", "hybrid", "knockout"]
+Continuation = Literal["auto", "prefill", "instruct"]
 
 _STRATEGIES: dict[StrategyName, type[AutoSearch] | type[BestOfN] | type[StepwiseSearch]] = {
-    StrategyName.auto: AutoSearch,
-    StrategyName.beam: BeamSearch,
-    StrategyName.best_of_n: BestOfN,
-    StrategyName.dvts: DVTS,
-    StrategyName.rebase: REBASE,
-    StrategyName.particles: ParticleFilter,
-    StrategyName.best_first: BestFirst,
-    StrategyName.mcts: MCTS,
+    "auto": AutoSearch,
+    "beam": BeamSearch,
+    "best-of-n": BestOfN,
+    "dvts": DVTS,
+    "rebase": REBASE,
+    "particles": ParticleFilter,
+    "best-first": BestFirst,
+    "mcts": MCTS,
 }
 
 Images = Annotated[
@@ -101,48 +69,9 @@ ImageRoot = Annotated[
     Path | None,
     typer.Option("--images", help="Where paths of pictures begin; default: the file's folder."),
 ]
-Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
-PolicyName = Annotated[
-    str,
-    typer.Option(
-        "--policy", metavar="tiny|openai:MODEL|PROVIDER:MODEL", help="What proposes steps."
-    ),
-]
 BaseUrl = Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")]
-HowToContinue = Annotated[ContinuationName, typer.Option(help="How a partial answer goes on.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="Of the policy.")]
-StepTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one step.")]
-Scorer = Annotated[
-    str,
-    typer.Option(
-        metavar="tiny|PATH|vllm:URL",
-        help="Reward model: the packaged one, a folder, or a vLLM server (vllm:http://HOST:PORT).",
-    ),
-]
-ScorerKey = Annotated[
-    str | None,
-    typer.Option(
-        "--scorer-api-key",
-        envvar="VPRM_SEARCH_API_KEY",
-        help="Key of the server behind --scorer vllm:URL.",
-    ),
-]
-ScorerTokenizer = Annotated[
-    Path | None,
-    typer.Option(
-        "--scorer-tokenizer",
-        help="The served checkpoint's folder, for a vLLM server without the plugin.",
-    ),
-]
 Device = Annotated[str, typer.Option(help="Where the reward model runs: auto, cpu, cuda, cuda:1.")]
-CalibrationFile = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="JSON of vprm-search calibrate: scores are mapped by it."),
-]
-CalibrationPolicy = Annotated[
-    str | None,
-    typer.Option(help="Which policy of the calibration; default: the only one there."),
-]
+Question = Annotated[str, typer.Option("--question", "-q", help="What is asked.")]
 Split = Annotated[
     str,
     typer.Option(
@@ -150,7 +79,135 @@ Split = Annotated[
         help="What cuts a solution into steps: exact as VisualPRM, auto by a look at the text.",
     ),
 ]
+Seed = Annotated[int, typer.Option(help="Makes all draws.")]
+MaxFailed = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+POLICIES = "tiny|openai:MODEL|PROVIDER:MODEL"
+JUDGES = "openai:MODEL|PROVIDER:MODEL"
+SCORERS = "tiny|PATH|vllm:URL"
+
+# --- groups of options: dataclasses that a command takes as one parameter each
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that are fields of the dataclasses among its parameters.
+
+    A field whose type is `Annotated` is an option; the others keep their defaults.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[type[Any], list[str]]] = {}
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        found = {name: (hints[name], parameter.default)}
+        if is_dataclass(hints[name]):
+            kinds = get_type_hints(hints[name], include_extras=True)
+            found = {f.name: (kinds[f.name], f.default) for f in fields(hints[name])}
+            found = {own: kind for own, kind in found.items() if get_origin(kind[0]) is Annotated}
+            groups[name] = (hints[name], list(found))
+        for own, (kind, default) in found.items():
+            option = inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, default=default)
+            options.append(option.replace(annotation=kind))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, (kind, members) in groups.items():
+            given[name] = kind(**{member: given.pop(member) for member in members})
+        command(**given)
+
+    kinds = {option.name: option.annotation for option in options}
+    vars(run).update(__signature__=inspect.Signature(options))
+    run.__annotations__ = kinds
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOptions:
+    """What proposes steps."""
+
+    policy: Annotated[str, typer.Option(metavar=POLICIES, help="What proposes steps.")] = "tiny"
+    base_url: BaseUrl = None
+    continuation: Annotated[Continuation, typer.Option(help="How a partial answer goes on.")] = (
+        "auto"
+    )
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 0.7
+    step_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one step.")] = 512
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `load_policy`, as plain JSON."""
+        return {
+            "name": self.policy,
+            "base_url": self.base_url,
+            "temperature": self.temperature,
+            "max_tokens_per_step": self.step_tokens,
+            "continuation": self.continuation,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerPlace:
+    """Where a reward model runs."""
+
+    scorer_api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VPRM_SEARCH_API_KEY", help="Key of the server behind --scorer vllm:URL."
+        ),
+    ] = None
+    scorer_tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The served checkpoint's folder, for a vLLM server without the plugin."),
+    ] = None
+    device: Device = "auto"
+
+    def load(self, name: str) -> StepScorer:
+        """Return the scorer `name`. Raises as `load_scorer`."""
+        key, tokenizer = self.scorer_api_key, self.scorer_tokenizer
+        return load_scorer(name, self.device, api_key=key, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerOptions(ScorerPlace):
+    """Which reward model, and where it runs."""
+
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar=SCORERS,
+            help="Reward model: the packaged one, a folder, or a vLLM server "
+            "(vllm:http://HOST:PORT).",
+        ),
+    ] = "tiny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """What scores are mapped by."""
+
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSON of vprm-search calibrate: scores are mapped by it.")
+    ] = None
+    calibration_policy: Annotated[
+        str | None,
+        typer.Option(help="Which policy of the calibration; default: the only one there."),
+    ] = None
+
+    def around(self, scorer: StepScorer) -> StepScorer:
+        """Return the scorer, wrapped in the calibration if a file is given.
+
+        Raises `RecordError` for a damaged file, `ConfigError` for one that does not fit.
+        """
+        if self.calibration is None:
+            if self.calibration_policy is not None:
+                raise ConfigError("--calibration-policy is given without --calibration")
+            return scorer
+        from vprm_search.scoring.wrappers import CalibratedScorer, read_calibration
+
+        return CalibratedScorer(
+            scorer, read_calibration(self.calibration).of(self.calibration_policy)
+        )
 
 
 def strategy_of(
@@ -180,7 +237,7 @@ def strategy_of(
     if foreign:
         shown = ", ".join(f"--{key.replace('_', '-')}" for key in foreign)
         raise ConfigError(
-            f"{shown} is no option of --strategy {name.value}; "
+            f"{shown} is no option of --strategy {name}; "
             f"its options are: {', '.join(kind.model_fields)}"
         )
     if issubclass(kind, StepwiseSearch) or "good_enough" in options:
@@ -190,7 +247,7 @@ def strategy_of(
         return strategy
     if not isinstance(strategy, StepwiseSearch):
         raise ConfigError(
-            f"--lookahead and --strong are not for --strategy {name.value}; take one that goes "
+            f"--lookahead and --strong are not for --strategy {name}; take one that goes "
             "step by step as it is told, such as --strategy rebase"
         )
     inside = (
@@ -219,7 +276,7 @@ def selector_of(name: SelectorName | None, aggregate: str | None) -> Selector | 
     Raises `ConfigError` for an unknown aggregation.
     """
     if name is None:
-        return None if aggregate is None else selector_of(SelectorName.weighted_vote, aggregate)
+        return None if aggregate is None else selector_of("weighted-vote", aggregate)
     return checked(SELECTORS[name], {} if aggregate is None else {"aggregate": aggregate})
 
 
@@ -240,20 +297,6 @@ def checked(
         raise ConfigError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
-def calibrated(scorer: StepScorer, file: Path | None, policy: str | None) -> StepScorer:
-    """Return the scorer, wrapped in the calibration of `policy` if a file is given.
-
-    Raises `RecordError` for a damaged file, `ConfigError` for one that does not fit.
-    """
-    if file is None:
-        if policy is not None:
-            raise ConfigError("--calibration-policy is given without --calibration")
-        return scorer
-    from vprm_search.scoring.wrappers import CalibratedScorer, read_calibration
-
-    return CalibratedScorer(scorer, read_calibration(file).of(policy))
-
-
 def read_images(paths: Sequence[Path] | None) -> tuple[ImageData, ...]:
     """Read and normalise image files. Raises `ImageError`."""
     from vprm_search.images.normalise import normalise_image
@@ -265,7 +308,6 @@ def read_images(paths: Sequence[Path] | None) -> tuple[ImageData, ...]:
 
 TINY = "tiny"
 VLLM = "vllm:"
-Continuation = Literal["auto", "prefill", "instruct"]
 
 
 def load_scorer(

@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vprm_search.cli import console, options
-from vprm_search.cli.compare import built_in_world, file_world
+from vprm_search.cli.compare import WorldOptions, on_what
 from vprm_search.compare.report import many
-from vprm_search.errors import ConfigError
 from vprm_search.report.view import printable
 from vprm_search.steps import split_steps
 
@@ -20,82 +19,32 @@ if TYPE_CHECKING:
     from vprm_search.compare.preflight import PreflightReport
     from vprm_search.compare.worlds import World
 
-_ON, _OUT = "On what", "Output"
-
 
 def preflight(
-    world: Annotated[
-        str, typer.Option(metavar="tiny|synthetic", rich_help_panel=_ON, help="A built-in world.")
-    ] = "tiny",
-    problems: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|FILE",
-            rich_help_panel=_ON,
-            help="How many problems of the world, or a problem set; it needs no answers.",
-        ),
-    ] = None,
-    images: options.ImageRoot = None,
-    limit: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_ON, help="Most problems of a file: the first.")
-    ] = 20,
+    *,
+    on: WorldOptions,
+    limit: Annotated[int, on_what(min=1, help="Most problems of a file: the first.")] = 20,
     samples: Annotated[int, typer.Option(min=2, help="Solutions per problem.")] = 16,
-    difficulty: Annotated[
-        str, typer.Option(rich_help_panel=_ON, help="synthetic: easy, medium or hard.")
-    ] = "hard",
-    policy: options.PolicyName = "tiny",
-    base_url: options.BaseUrl = None,
-    continuation: options.HowToContinue = options.ContinuationName.auto,
-    temperature: options.Temperature = 0.7,
-    step_tokens: options.StepTokens = 512,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
+    policy: options.PolicyOptions,
+    scorer: options.ScorerOptions,
     blank_images: Annotated[
         bool, typer.Option("--blank-images", help="Show the scorer grey pictures: an ablation.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Makes all draws.")] = 0,
-    max_failed: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of failed calls that a result may have."),
-    ] = 0.2,
+    seed: options.Seed = 0,
+    max_failed: options.MaxFailed = 0.2,
     out: Annotated[
-        Path | None, typer.Option(rich_help_panel=_OUT, help="Write the report (JSON).")
+        Path | None, typer.Option(rich_help_panel="Output", help="Write the report (JSON).")
     ] = None,
     json: options.AsJson = False,
 ) -> None:
     """Tell without labels whether a scorer helps a policy: search, vote, or majority.
 
     Answers 20 problems 16 times each, looks at what the scores have to do with one another and
-    with the answers, and says how to use them. `solve --preflight FILE` obeys a report.
+    with the answers, and says how to use them. `solve --preflight FILE` obeys a report. A problem
+    set needs no answers here.
     """
-    count = None if problems is None or not problems.isdecimal() else int(problems)
-    asked: World
-    if problems is not None and count is None:
-        asked = file_world(
-            Path(problems),
-            limit,
-            images=images,
-            policy={
-                "name": policy,
-                "base_url": base_url,
-                "temperature": temperature,
-                "max_tokens_per_step": step_tokens,
-                "continuation": continuation.value,
-            },
-            scorer={"name": scorer, "device": device},
-            tokenizer=scorer_tokenizer,
-            key=scorer_api_key,
-            labelled=False,
-        )
-    elif (policy, scorer, base_url) != ("tiny", "tiny", None):
-        raise ConfigError("--policy and --scorer are for --problems FILE")
-    else:
-        given = {"problems": count or 20, "first": 0, "split": "validation"}
-        given_too = {"difficulty": difficulty, "temperature": temperature}
-        asked = built_in_world(world, {**given, **given_too})
-    report = _checked(asked, samples, seed, max_failed, blank_images, policy)
+    asked = on.load(policy, scorer, count=20, limit=limit, labelled=False)
+    report = _checked(asked, samples, seed, max_failed, blank_images, policy.policy)
     if out is not None:
         console.write_file(out, report.dumps())
     if json:

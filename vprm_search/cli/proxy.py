@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vprm_search.guided.chat_model import GuidedChatModel
 
 DEFAULT_NAME = "vprm-search"
+_OF_POLICY = {field.name for field in fields(options.PolicyOptions)}
 
 
 class ProxyModel(BaseModel):
@@ -26,7 +28,7 @@ class ProxyModel(BaseModel):
 
     policy: str = options.TINY
     base_url: str | None = None
-    continuation: options.ContinuationName = options.ContinuationName.auto
+    continuation: options.Continuation = "auto"
     temperature: float = Field(default=0.7, ge=0)
     step_tokens: int = Field(default=512, ge=1)
     scorer: str = options.TINY
@@ -50,19 +52,13 @@ class ProxyFile(BaseModel):
 
 
 def proxy(
+    *,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file of models by name; without it one, of the options below."),
     ] = None,
-    policy: options.PolicyName = "tiny",
-    base_url: options.BaseUrl = None,
-    continuation: options.HowToContinue = options.ContinuationName.auto,
-    temperature: options.Temperature = 0.7,
-    step_tokens: options.StepTokens = 512,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
+    policy: options.PolicyOptions,
+    scorer: options.ScorerOptions,
     strategy: Annotated[str, typer.Option(help="A strategy of compare.")] = "auto",
     n: Annotated[int, typer.Option("--n", min=1, help="About how many solutions to try.")] = 16,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -80,23 +76,13 @@ def proxy(
     from vprm_search.servers.openai_server import OpenAILimits, create_openai_app
 
     if config is None:
-        one = {
-            "policy": policy,
-            "base_url": base_url,
-            "continuation": continuation,
-            "temperature": temperature,
-            "step_tokens": step_tokens,
-            "scorer": scorer,
-            "scorer_tokenizer": scorer_tokenizer,
-            "device": device,
-            "strategy": strategy,
-            "n": n,
-        }
+        one = {**asdict(policy), **asdict(scorer), "strategy": strategy, "n": n}
+        del one["scorer_api_key"]  # of the process, not of a model
         file = ProxyFile(models={DEFAULT_NAME: options.checked(ProxyModel, one)})
     else:
         file = read_proxy_file(config)
     app = create_openai_app(
-        load_models(file, scorer_api_key),
+        load_models(file, scorer.scorer_api_key),
         limits=options.checked(OpenAILimits, file.limits),
         keys=tuple(api_key or ()),
     )
@@ -137,15 +123,9 @@ def load_models(file: ProxyFile, scorer_api_key: str | None) -> dict[str, Guided
             raise ConfigError(
                 f"{name}: strategy {asked.strategy!r} is not known; one of {', '.join(ENTRANTS)}"
             )
-        policy = options.load_policy(
-            asked.policy,
-            base_url=asked.base_url,
-            temperature=asked.temperature,
-            max_tokens_per_step=asked.step_tokens,
-            continuation=asked.continuation.value,
-        )
+        proposes = asked.model_dump(include=_OF_POLICY)
         models[name] = GuidedChatModel(
-            policy=policy,
+            policy=options.load_policy(**options.PolicyOptions(**proposes).arguments),
             scorer=scorer(asked.scorer, asked.device, asked.scorer_tokenizer),
             strategy=ENTRANTS[asked.strategy].make(asked.n),
             selector=options.selector_of(asked.selector, asked.aggregate),

@@ -28,17 +28,14 @@ if TYPE_CHECKING:
 
 
 def score(
+    *,
     question: options.Question,
     solution: Annotated[
         str, typer.Option(metavar="FILE|-", help="The solution: a text file, or - for stdin.")
     ],
     image: options.Images = None,
-    scorer: options.Scorer = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    calibration: options.CalibrationFile = None,
-    calibration_policy: options.CalibrationPolicy = None,
+    scorer: options.ScorerOptions,
+    calibration: options.CalibrationOptions,
     max_steps: Annotated[
         int, typer.Option(min=1, help="Merge consecutive steps into at most this many.")
     ] = REFERENCE_MAX_STEPS,
@@ -60,8 +57,7 @@ def score(
     images = options.read_images(image)
     steps = split_solution(text, max_steps=max_steps, splitter=split)
     request = solution_request(question, steps, images)
-    loaded = options.load_scorer(scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer)
-    judge = options.calibrated(loaded, calibration, calibration_policy)
+    judge = calibration.around(scorer.load(scorer.scorer))
     (result,) = asyncio.run(judge.score([request]))
     values = [step.value for step in result.scores]
     whole = {name: path_score(name, values) for name in ("mean", "min", "last", "product")}

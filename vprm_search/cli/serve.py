@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,28 +41,13 @@ _PROBE_TIMEOUT_S = 60
 
 
 def serve(
+    *,
     path: Annotated[Path, typer.Argument(help="Folder of a converted reward model.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    name: Annotated[str, typer.Option(help="Name clients call the model by.")] = "prm",
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option("--gpu-memory-utilization", "--gpu-memory", min=0.01, max=1.0)
-    ] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs for one copy.")] = 1,
-    data_parallel: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a path.")] = None,
-    max_images: Annotated[int, typer.Option(min=0, help="Images of a problem.")] = 8,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    enforce_eager: Annotated[
-        bool, typer.Option("--enforce-eager", help="Start sooner, run slower.")
-    ] = False,
+    options: ServeOptions,
     api_key: Annotated[
         str | None,
         typer.Option(envvar=API_KEY_VARIABLE, help="Key that clients must send.", show_envvar=True),
     ] = None,
-    all_routes: Annotated[
-        bool, typer.Option("--all-routes", help="Keep vLLM's other HTTP routes.")
-    ] = False,
     vllm_python: Annotated[
         str | None, typer.Option(metavar="PYTHON", help="Interpreter that has vLLM.")
     ] = None,
@@ -79,21 +65,7 @@ def serve(
     """Serve a reward model with vLLM; needs vLLM and the plugin in integrations/vllm."""
     python = vllm_python or sys.executable
     trouble, on_cpu = _probed(python)
-    options = ServeOptions(
-        host=host,
-        port=port,
-        name=name,
-        gpu_memory=gpu_memory_utilization,
-        tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel,
-        max_model_len=max_model_len,
-        max_images=max_images,
-        dtype=dtype,
-        enforce_eager=enforce_eager,
-        all_routes=all_routes,
-        on_cpu=on_cpu,
-        extra=tuple(extra or ()),
-    )
+    options = replace(options, on_cpu=on_cpu, extra=tuple(extra or ()))
     tenants = os.environ.get(TENANTS_VARIABLE)
     if api_key and tenants:
         raise ConfigError(
@@ -109,7 +81,7 @@ def serve(
     if print_:
         _show(command, [name for name in hidden if name != IMAGE_KEY_VARIABLE])
         return
-    check_port(host, port)
+    check_port(options.host, options.port)
     if trouble:
         raise ConfigError(trouble)
     _run(command, hidden, _base_url(options), _log_file(log), timeout)

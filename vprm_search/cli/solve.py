@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,67 +15,139 @@ from vprm_search.cli import console, options
 from vprm_search.errors import ConfigError
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.report.view import printable
+from vprm_search.search import Advice
 from vprm_search.types import SearchResult, Usage
 
 if TYPE_CHECKING:
     from langchain_core.messages import HumanMessage
 
     from vprm_search.graph.run import SearchRun
-    from vprm_search.search import Advice
+    from vprm_search.search import Strategy
     from vprm_search.types import ImageData, StepScorer
 
-_PANEL = "Cost"
+_search = partial(typer.Option, rich_help_panel="Search")
+_limit = partial(typer.Option, rich_help_panel="Limits")
+_price = partial(typer.Option, rich_help_panel="Cost")
+_output = partial(typer.Option, rich_help_panel="Output")
+_NO_SCORER = "none"
 
-PriceFile = Annotated[
-    Path | None,
-    typer.Option("--prices", help="JSON file of prices (budget.Prices).", rich_help_panel=_PANEL),
-]
-PricePrompt = Annotated[
-    float | None,
-    typer.Option(help="Per million prompt tokens of the policy.", rich_help_panel=_PANEL),
-]
-PriceGenerated = Annotated[
-    float | None,
-    typer.Option(help="Per million generated tokens.", rich_help_panel=_PANEL),
-]
-PriceScored = Annotated[
-    float | None,
-    typer.Option(help="Per million scored tokens.", rich_help_panel=_PANEL),
-]
-PriceImage = Annotated[
-    float | None,
-    typer.Option(help="Per image the scorer encodes.", rich_help_panel=_PANEL),
-]
+PriceFile = Annotated[Path | None, _price("--prices", help="JSON file of prices (budget.Prices).")]
 
 
-def read_prices(
-    file: Path | None,
-    *,
-    prompt: float | None = None,
-    generated: float | None = None,
-    scored: float | None = None,
-    image: float | None = None,
-) -> Prices | None:
-    """Return the prices of a file, those given one by one instead of them; None if there are none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceOptions:
+    """What models cost."""
 
-    Raises `ConfigError` for a file that cannot be used or a price below 0.
-    """
-    given = {
-        "per_million_prompt_tokens": prompt,
-        "per_million_generated_tokens": generated,
-        "per_million_scored_tokens": scored,
-        "per_image": image,
-    }
-    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if file is None and not known:
-        return None
-    listed = Prices()
-    if file is not None:
-        try:
-            listed = Prices.loads(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}") from error
-    return options.checked(Prices, {**listed.model_dump(), **known})
+    prices: PriceFile = None
+    price_prompt: Annotated[
+        float | None, _price(help="Per million prompt tokens of the policy.")
+    ] = None
+    price_generated: Annotated[float | None, _price(help="Per million generated tokens.")] = None
+    price_scored: Annotated[float | None, _price(help="Per million scored tokens.")] = None
+    price_image: Annotated[float | None, _price(help="Per image the scorer encodes.")] = None
+
+    def read(self) -> Prices | None:
+        """Return the prices of a file, those given one by one instead of them; None without any.
+
+        Raises `ConfigError` for a file that cannot be used or a price below 0.
+        """
+        given = {
+            "per_million_prompt_tokens": self.price_prompt,
+            "per_million_generated_tokens": self.price_generated,
+            "per_million_scored_tokens": self.price_scored,
+            "per_image": self.price_image,
+        }
+        known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.prices is None and not known:
+            return None
+        listed = Prices()
+        if self.prices is not None:
+            try:
+                listed = Prices.loads(self.prices.read_text(encoding="utf-8"), str(self.prices))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{self.prices} cannot be read: {error}") from error
+        return options.checked(Prices, {**listed.model_dump(), **known})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOptions:
+    """When a search ends."""
+
+    max_candidates: Annotated[int | None, _limit()] = None
+    max_generated_tokens: Annotated[int | None, _limit()] = None
+    max_scored_tokens: Annotated[int | None, _limit()] = None
+    max_requests: Annotated[int | None, _limit()] = None
+    max_rounds: Annotated[int | None, _limit()] = None
+    max_seconds: Annotated[float | None, _limit()] = None
+
+    def budget(self) -> Budget:
+        """Return the limits. Raises `ConfigError` for one out of range."""
+        limits = {name.removeprefix("max_"): most for name, most in asdict(self).items()}
+        return options.checked(Budget, limits, {name: f"max-{name}" for name in limits})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyOptions:
+    """How to search."""
+
+    strategy: Annotated[
+        options.StrategyName | None, _search(help="Default: auto; beam with an option of it.")
+    ] = None
+    n: Annotated[int | None, _search("--n", help="auto, best-of-n: solutions.")] = None
+    width: Annotated[int | None, _search(help="beam: paths kept.")] = None
+    expand: Annotated[int | None, _search(help="beam: steps per path.")] = None
+    max_depth: Annotated[int | None, _search(help="Most steps of a path.")] = None
+    prune_below: Annotated[float | None, _search(help="Least path score.")] = None
+    prune_margin: Annotated[float | None, _search(help="Furthest below the best.")] = None
+    setting: Annotated[
+        list[str] | None,
+        _search(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any option of the strategy (subtrees=8, particles=32); repeatable.",
+        ),
+    ] = None
+    lookahead: Annotated[int | None, _search(help="Judge steps by rollouts of so many steps.")] = (
+        None
+    )
+    strong: Annotated[
+        str | None,
+        _search(
+            metavar=options.POLICIES,
+            help="Policy that redoes the steps of --policy that score below --threshold.",
+        ),
+    ] = None
+    threshold: Annotated[float, _search(help="See --strong.")] = 0.7
+
+    def make(self, aggregate: str | None) -> Strategy:
+        """Return the strategy; raises as `options.strategy_of`."""
+        given = {name: getattr(self, name) for name in ("n", "max_depth")}
+        names = ("width", "expand", "prune_below", "prune_margin")
+        of_beam = {name: getattr(self, name) for name in names}
+        told = (*of_beam.values(), self.lookahead, self.strong)
+        default: options.StrategyName = "auto" if told == (None,) * len(told) else "beam"
+        return options.strategy_of(
+            self.strategy or default,
+            given | of_beam,
+            self.setting or (),
+            aggregate=aggregate,
+            lookahead=self.lookahead,
+            threshold=None if self.strong is None else self.threshold,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveScorer(options.ScorerOptions):
+    """Which reward model, if any."""
+
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar=f"{options.SCORERS}|none",
+            help="Reward model: the packaged one, a folder, a vLLM server (vllm:http://HOST:PORT), "
+            "or none: the most frequent answer.",
+        ),
+    ] = "tiny"
 
 
 def cost_json(usage: Usage, prices: Prices) -> dict[str, Any]:
@@ -87,11 +160,8 @@ def cost_line(usage: Usage, prices: Prices) -> str:
     return f"Cost: {usage.cost(prices):.6g} {prices.currency}"
 
 
-_SEARCH, _OUTPUT, _LIMITS = "Search", "Output", "Limits"
-_NO_SCORER = "none"
-
-
 def solve(
+    *,
     question: options.Question,
     image: options.Images = None,
     choice: Annotated[
@@ -99,179 +169,57 @@ def solve(
         typer.Option(help="Text of a choice of the question, A first; repeatable."),
     ] = None,
     system: Annotated[str, typer.Option(help="System prompt for the policy.")] = "",
-    policy: options.PolicyName = "tiny",
-    base_url: options.BaseUrl = None,
-    continuation: options.HowToContinue = options.ContinuationName.auto,
-    temperature: options.Temperature = 0.7,
-    step_tokens: options.StepTokens = 512,
+    policy: options.PolicyOptions,
     split: options.Split = "exact",
-    scorer: Annotated[
-        str,
-        typer.Option(
-            metavar="tiny|PATH|vllm:URL|none",
-            help="Reward model: the packaged one, a folder, a vLLM server (vllm:http://HOST:PORT), "
-            "or none: the most frequent answer.",
-        ),
-    ] = "tiny",
-    scorer_api_key: options.ScorerKey = None,
-    scorer_tokenizer: options.ScorerTokenizer = None,
-    device: options.Device = "auto",
-    calibration: options.CalibrationFile = None,
-    calibration_policy: options.CalibrationPolicy = None,
-    strategy: Annotated[
-        options.StrategyName | None,
-        typer.Option(help="Default: auto; beam with an option of it.", rich_help_panel=_SEARCH),
-    ] = None,
-    n: Annotated[
-        int | None,
-        typer.Option("--n", help="auto, best-of-n: solutions.", rich_help_panel=_SEARCH),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="beam: paths kept.", rich_help_panel=_SEARCH)
-    ] = None,
-    expand: Annotated[
-        int | None, typer.Option(help="beam: steps per path.", rich_help_panel=_SEARCH)
-    ] = None,
-    max_depth: Annotated[
-        int | None, typer.Option(help="Most steps of a path.", rich_help_panel=_SEARCH)
-    ] = None,
-    prune_below: Annotated[
-        float | None,
-        typer.Option(help="Least path score.", rich_help_panel=_SEARCH),
-    ] = None,
-    prune_margin: Annotated[
-        float | None,
-        typer.Option(help="Furthest below the best.", rich_help_panel=_SEARCH),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any option of the strategy (subtrees=8, particles=32); repeatable.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    lookahead: Annotated[
-        int | None,
-        typer.Option(help="Judge steps by rollouts of so many steps.", rich_help_panel=_SEARCH),
-    ] = None,
-    strong: Annotated[
-        str | None,
-        typer.Option(
-            metavar="tiny|openai:MODEL|PROVIDER:MODEL",
-            help="Policy that redoes the steps of --policy that score below --threshold.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    threshold: Annotated[float, typer.Option(help="See --strong.", rich_help_panel=_SEARCH)] = 0.7,
-    advice: Annotated[
-        options.AdviceName | None,
-        typer.Option(help="auto: what the scorer is good for.", rich_help_panel=_SEARCH),
-    ] = None,
+    scorer: SolveScorer,
+    calibration: options.CalibrationOptions,
+    strategy: StrategyOptions,
+    advice: Annotated[Advice | None, _search(help="auto: what the scorer is good for.")] = None,
     preflight: Annotated[
-        Path | None,
-        typer.Option(
-            help="auto: report of vprm-search preflight, to obey.", rich_help_panel=_SEARCH
-        ),
+        Path | None, _search(help="auto: report of vprm-search preflight, to obey.")
     ] = None,
     selector: Annotated[
-        options.SelectorName | None,
-        typer.Option(help="Default: weighted-vote, or auto's own.", rich_help_panel=_SEARCH),
+        options.SelectorName | None, _search(help="Default: weighted-vote, or auto's own.")
     ] = None,
     aggregate: Annotated[
         str | None,
-        typer.Option(
-            help="Path score: mean, last, min, product, …; default: the selector's and strategy's.",
-            rich_help_panel=_SEARCH,
+        _search(
+            help="Path score: mean, last, min, product, …; default: the selector's and strategy's."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Makes all draws.", rich_help_panel=_SEARCH)] = 0,
-    max_candidates: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    max_generated_tokens: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    max_scored_tokens: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    max_requests: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    max_rounds: Annotated[int | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    max_seconds: Annotated[float | None, typer.Option(rich_help_panel=_LIMITS)] = None,
-    prices: PriceFile = None,
-    price_prompt: PricePrompt = None,
-    price_generated: PriceGenerated = None,
-    price_scored: PriceScored = None,
-    price_image: PriceImage = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print result and tree.", rich_help_panel=_OUTPUT)
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page.", rich_help_panel=_OUTPUT)
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(help="Write a picture.", rich_help_panel=_OUTPUT)
-    ] = None,
+    seed: Annotated[int, _search(help="Makes all draws.")] = 0,
+    limits: BudgetOptions,
+    prices: PriceOptions,
+    json: Annotated[bool, _output("--json", help="Print result and tree.")] = False,
+    html: Annotated[Path | None, _output(help="Write a page.")] = None,
+    png: Annotated[Path | None, _output(help="Write a picture.")] = None,
 ) -> None:
     """Search for the answer to a question, about images or not.
 
     Exits with 3 when no answer was found, be it that the policy's server cannot be reached.
     """
     console.check_place(html, png)
-    beam: dict[str, Any] = {
-        "width": width,
-        "expand": expand,
-        "max_depth": max_depth,
-        "prune_below": prune_below,
-        "prune_margin": prune_margin,
-    }
-    of_beam = (width, expand, prune_below, prune_margin, lookahead, strong)
-    if strategy is None:
-        told = any(option is not None for option in of_beam)
-        strategy = options.StrategyName.beam if told else options.StrategyName.auto
-    limits = {
-        "candidates": max_candidates,
-        "generated_tokens": max_generated_tokens,
-        "scored_tokens": max_scored_tokens,
-        "requests": max_requests,
-        "rounds": max_rounds,
-        "seconds": max_seconds,
-    }
-    price_list = read_prices(
-        prices,
-        prompt=price_prompt,
-        generated=price_generated,
-        scored=price_scored,
-        image=price_image,
-    )
+    price_list = prices.read()
     raw = judge = None
-    if scorer != _NO_SCORER:
-        raw = options.load_scorer(
-            scorer, device, api_key=scorer_api_key, tokenizer=scorer_tokenizer
-        )
-        judge = options.calibrated(raw, calibration, calibration_policy)
-    elif calibration is not None:
+    if scorer.scorer != _NO_SCORER:
+        raw = scorer.load(scorer.scorer)
+        judge = calibration.around(raw)
+    elif calibration.calibration is not None:
         raise ConfigError("--calibration maps scores, and --scorer none gives none")
-    load = partial(
-        options.load_policy,
-        base_url=base_url,
-        temperature=temperature,
-        max_tokens_per_step=step_tokens,
-        continuation=continuation.value,
-        split=split,
-    )
+    proposes: Any = options.load_policy(**policy.arguments, split=split)
+    if strategy.strong is not None:
+        strong = {**policy.arguments, "name": strategy.strong}
+        proposes = {"draft": proposes, "strong": options.load_policy(**strong, split=split)}
     from vprm_search.graph import create_search_graph
     from vprm_search.images.messages import image_message
 
     graph = create_search_graph(
-        policy=load(policy) if strong is None else {"draft": load(policy), "strong": load(strong)},
+        policy=proposes,
         scorer=judge,
-        strategy=options.strategy_of(
-            strategy,
-            {"n": n, **beam},
-            setting or (),
-            aggregate=aggregate,
-            lookahead=lookahead,
-            threshold=None if strong is None else threshold,
-        ),
+        strategy=strategy.make(aggregate),
         selector=options.selector_of(selector, aggregate),
         advice=_advice(advice, preflight, raw),
-        budget=options.checked(Budget, limits, {name: f"max-{name}" for name in limits}),
+        budget=limits.budget(),
         run_seed=seed,
         split=split,
         image_store=MemoryImageStore(),
@@ -297,12 +245,10 @@ def solve(
         raise typer.Exit(console.NO_ANSWER)
 
 
-def _advice(
-    given: options.AdviceName | None, report: Path | None, scorer: StepScorer | None
-) -> Advice | None:
+def _advice(given: Advice | None, report: Path | None, scorer: StepScorer | None) -> Advice | None:
     """Return the advice given, or that of a report. Raises `ConfigError` if they do not fit."""
     if report is None:
-        return None if given is None else given.value
+        return given
     from vprm_search.compare.preflight import PreflightReport
 
     if given is not None:

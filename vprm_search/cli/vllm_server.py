@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from vprm_search.errors import CheckpointError, ConfigError, ScorerError
 from vprm_search.report.view import printable, shortened
@@ -63,23 +65,27 @@ Progress = Callable[[float, str], None]
 class ServeOptions:
     """What the user chose; None leaves the choice to vLLM.
 
-    `gpu_memory` is the share of the GPU's memory vLLM takes, `tensor_parallel` the GPUs one copy
-    of the model is spread over, `data_parallel` the copies, `max_images` the images of one problem.
-    `all_routes` keeps vLLM's other HTTP routes, `on_cpu` says that vLLM is a build for processors,
-    and `extra` goes to vLLM as it is.
+    `gpu_memory` is the share of the GPU's memory vLLM takes, `on_cpu` says that vLLM is a build for
+    processors, and `extra` goes to vLLM as it is.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str = "prm"
-    gpu_memory: float | None = None
-    tensor_parallel: int = 1
-    data_parallel: int = 1
-    max_model_len: int | None = None
-    max_images: int = 8
-    dtype: str = "auto"
-    enforce_eager: bool = False
-    all_routes: bool = False
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000
+    name: Annotated[str, typer.Option(help="Name clients call the model by.")] = "prm"
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory-utilization", "--gpu-memory", min=0.01, max=1.0)
+    ] = None
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs for one copy.")] = 1
+    data_parallel: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a path.")] = None
+    max_images: Annotated[int, typer.Option(min=0, help="Images of a problem.")] = 8
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto"
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="Start sooner, run slower.")
+    ] = False
+    all_routes: Annotated[
+        bool, typer.Option("--all-routes", help="Keep vLLM's other HTTP routes.")
+    ] = False
     on_cpu: bool = False
     extra: tuple[str, ...] = ()
 

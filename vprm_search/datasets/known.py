@@ -17,8 +17,7 @@ from vprm_search.datasets.cells import as_list, as_text, column_choices, is_empt
 from vprm_search.datasets.tables import Row
 from vprm_search.ids import digest
 
-SetName = Literal[
-    "",
+PublishedSet = Literal[
     "mathvista",
     "mathvision",
     "mathverse",
@@ -30,6 +29,7 @@ SetName = Literal[
     "math500",
     "gpqa",
 ]
+SetName = Literal["", PublishedSet]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
 AnswerType = Literal["choice", "choices", "integer", "float", "list", "text", "none"]
 """One choice, several, a whole number, a number, a list, words; "none": no answer is known."""

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from rich.table import Table
 
-from vprm_search.calibration.fit import Method, Reliability, fit, held_out, reliability
-from vprm_search.calibration.maps import Calibration
+from vprm_search.calibration.fit import Reliability, fit, held_out, reliability
+from vprm_search.calibration.maps import Calibration, Method
 from vprm_search.compare.intervals import Estimate, bootstrap
 from vprm_search.compare.report import new_figure, png_of
 from vprm_search.errors import ConfigError, InputError
