@@ -3,8 +3,6 @@
 from vprm_search.answers.choices import choices_in, choices_of, with_choices
 from vprm_search.answers.forms import STRICT, VOTING, Sameness
 from vprm_search.answers.reading import (
-    DEFAULT_FORMAT,
-    AnswerFormat,
     AnswerReading,
     answer_in_steps,
     extract_answer,
@@ -12,6 +10,7 @@ from vprm_search.answers.reading import (
     read_answer,
 )
 from vprm_search.answers.sameness import answer_classes, same_answer
+from vprm_search.answers.statements import DEFAULT_FORMAT, AnswerFormat
 
 __all__ = [
     "DEFAULT_FORMAT",

@@ -30,7 +30,7 @@ from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerErro
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy, check_part
 from vprm_search.graph.run import read_question, run_jobs
-from vprm_search.graph.session import run_blocking
+from vprm_search.graph.session import blocking
 from vprm_search.search import Advice, BestOfN, BestScore
 from vprm_search.steps import Splitter, split_solution
 from vprm_search.tree import SearchTree
@@ -246,34 +246,6 @@ class PreflightReport(BaseModel):
 # --- the check -----------------------------------------------------------------------------------
 
 
-def preflight(
-    policy: Policy | BaseChatModel,
-    scorer: StepScorer,
-    problems: Sequence[Question | Pictured],
-    *,
-    samples: int = 16,
-    run_seed: int = 0,
-    max_failed: float = 0.2,
-    extract: Callable[[str], str | None] = extract_answer,
-    split: str | Splitter = split_solution,
-    progress: Callable[[int, int], None] | None = None,
-) -> PreflightReport:
-    """Check a scorer without labels: `apreflight`, which see, for synchronous code."""
-    return run_blocking(
-        apreflight(
-            policy,
-            scorer,
-            problems,
-            samples=samples,
-            run_seed=run_seed,
-            max_failed=max_failed,
-            extract=extract,
-            split=split,
-            progress=progress,
-        )
-    )
-
-
 async def apreflight(
     policy: Policy | BaseChatModel,
     scorer: StepScorer,
@@ -350,6 +322,10 @@ async def apreflight(
         policy=str(getattr(policy, "model_name", "") or type(policy).__name__),
         scorer=str(getattr(scorer, "identity", "")),
     )
+
+
+preflight = blocking(apreflight)
+"""`apreflight` for synchronous code."""
 
 
 def _job(problem: Question | Pictured, run_seed: int) -> Job:

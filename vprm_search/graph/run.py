@@ -16,7 +16,7 @@ from vprm_search.errors import SearchError, SearchWarning
 from vprm_search.graph import events
 from vprm_search.graph.loop import Job, Loop, Told
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
-from vprm_search.graph.session import in_run, new_run, run_blocking
+from vprm_search.graph.session import blocking, in_run, new_run
 from vprm_search.images.normalise import normalise_image
 from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer
@@ -52,46 +52,6 @@ class SearchRun:
     def __str__(self) -> str:
         """Return what a user reads of the outcome."""
         return str(self.result)
-
-
-def run_search(
-    question: Question,
-    *,
-    policy: Policy | BaseChatModel | Mapping[str, Policy | BaseChatModel],
-    scorer: StepScorer | None,
-    images: Sequence[ImageSource] = (),
-    strategy: Strategy | Literal["auto"] = "auto",
-    selector: Selector | None = None,
-    advice: Advice | None = None,
-    budget: Budget | None = None,
-    run_seed: int = 0,
-    on_no_answer: OnNoAnswer = "best_truncated",
-    extract: Callable[[str], str | None] = extract_answer,
-    split: str | Splitter = split_solution,
-    limits: StepLimits = DEFAULT_LIMITS,
-    question_of: QuestionOf | None = None,
-    on_event: OnEvent | None = None,
-) -> SearchRun:
-    """Search for the answer to one question: `arun_search`, which see, for synchronous code."""
-    return run_blocking(
-        arun_search(
-            question,
-            policy=policy,
-            scorer=scorer,
-            images=images,
-            strategy=strategy,
-            selector=selector,
-            advice=advice,
-            budget=budget,
-            run_seed=run_seed,
-            on_no_answer=on_no_answer,
-            extract=extract,
-            split=split,
-            limits=limits,
-            question_of=question_of,
-            on_event=on_event,
-        )
-    )
 
 
 async def arun_search(
@@ -166,6 +126,10 @@ async def arun_search(
     if warning := runs[0].result.warning:
         warnings.warn(warning, SearchWarning, stacklevel=2)
     return runs[0]
+
+
+run_search = blocking(arun_search)
+"""`arun_search` for synchronous code."""
 
 
 async def run_jobs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -21,7 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import anyio
@@ -31,6 +32,7 @@ from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, Policy, Proposal, ProposeRequest
 
+P = ParamSpec("P")
 T = TypeVar("T")
 RecordTable = dict[str, Any]
 
@@ -376,6 +378,18 @@ def run_blocking(coroutine: Awaitable[T]) -> T:
         with start_blocking_portal() as own:
             return _wait_for(own.call(asyncio.get_running_loop), coroutine)
     return _wait_for(loop, coroutine)
+
+
+def blocking(call: Callable[P, Awaitable[T]]) -> Callable[P, T]:
+    """Return `call` for synchronous code: the same arguments, docstring and errors."""
+
+    @functools.wraps(call)
+    def wait_for(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_blocking(call(*args, **kwargs))
+
+    wait_for.__name__ = wait_for.__name__.removeprefix("a")
+    wait_for.__qualname__ = wait_for.__name__
+    return wait_for
 
 
 def _wait_for(loop: asyncio.AbstractEventLoop, coroutine: Awaitable[T]) -> T:
