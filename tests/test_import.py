@@ -13,7 +13,7 @@ import pytest
 
 import vprm_search
 
-LAZY_ROOMS = ("agents", "graph", "images", "scoring", "tiny")
+LAZY_ROOMS = ("agents", "checkpoints", "graph", "images", "scoring", "tiny")
 HEAVY = ("torch", "transformers", "vllm", "PIL", "langgraph", "langchain_core", "networkx", "numpy")
 
 _LOADED = """

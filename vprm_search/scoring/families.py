@@ -8,7 +8,6 @@ same table for users.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from vprm_search.checkpoints.identity import checkpoint_digest
+from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
 from vprm_search.scoring.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelBudget, PreprocessConfig
@@ -344,8 +345,6 @@ def scorer_identity(
     Raises:
         OSError: a file cannot be read.
     """
-    from vprm_search.checkpoints.identity import checkpoint_digest  # its room loads more than this
-
     rule = settings.preprocess
     parts: list[str | bytes] = [
         checkpoint_digest(directory),
@@ -397,17 +396,6 @@ def read_scorer_file(directory: str | Path, family: str | None = None) -> Scorer
             f"the image processor's file in {directory} cannot be read ({error}); "
             f"write a {SCORER_FILE} beside the weights instead"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a checkpoint's file. Raises `CheckpointError` if it is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return data
 
 
 def _guess_preprocess(

@@ -34,6 +34,7 @@ from transformers.utils.logging import (
 )
 
 from vprm_search.checkpoints import ensure_native
+from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
 from vprm_search.scoring.engine.attention import TREE_ATTENTION
 from vprm_search.scoring.engine.readout import (
@@ -51,7 +52,6 @@ from vprm_search.scoring.families import (
     PrmFamily,
     ScorerFile,
     find_family,
-    read_json,
     read_scorer_file,
     scorer_identity,
 )
