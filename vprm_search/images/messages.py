@@ -17,8 +17,6 @@ import functools
 import hashlib
 import os
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -38,6 +36,7 @@ from vprm_search.images.normalise import (
     normalise_image,
 )
 from vprm_search.images.store import ImageStore
+from vprm_search.recent import Recent
 from vprm_search.types import ImageData, Problem
 
 if TYPE_CHECKING:
@@ -66,8 +65,7 @@ _UNSEEN = frozenset({"text", "cachePoint", "cache_point"})
 _BY_PROVIDER = re.compile(r"server_|web_search|file_search|code_|mcp_|executable_|citation|refusal")
 _PICTURES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG, WEBP
 _KEPT_IMAGES = 16  # pictures held in memory per graph, so that a round does not decode them again
-_names: OrderedDict[str, str] = OrderedDict()  # the references to pictures written of late
-_names_lock = threading.Lock()
+_names: Recent[str, str] = Recent(_KEPT_IMAGES)  # the references to pictures written of late
 
 
 # --- written -------------------------------------------------------------------------------------
@@ -106,10 +104,7 @@ def image_block(image: ImageData) -> dict[str, Any]:
 @functools.lru_cache(maxsize=_KEPT_IMAGES)
 def _encoded(image: ImageData) -> str:
     data = base64.b64encode(image.png).decode("ascii")
-    with _names_lock:
-        _names[data] = REFERENCE_SCHEME + image.digest
-        while len(_names) > _KEPT_IMAGES:
-            _names.popitem(last=False)
+    _names.put(data, REFERENCE_SCHEME + image.digest)
     return data
 
 
@@ -315,9 +310,8 @@ class ImageIntake:
     def __init__(self, store: ImageStore, messages_key: str = "messages") -> None:
         self.store = store
         self.messages_key = messages_key
-        self._kept: OrderedDict[str, ImageData] = OrderedDict()
-        self._read: OrderedDict[str | None, ImageData] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Recent[str, ImageData] = Recent(_KEPT_IMAGES)
+        self._read: Recent[str, ImageData] = Recent(_KEPT_IMAGES)
 
     def __call__(self, state: Mapping[str, Any]) -> dict[str, list[AnyMessage]]:
         """Return the messages whose pictures were moved out: a node of a graph.
@@ -355,17 +349,13 @@ class ImageIntake:
         if digest is not None:
             return digest
         name = reference_to(block)  # of its data as they are: the same picture is read once
-        with self._lock:
-            image = self._read.get(name)
+        image = None if name is None else self._read.get(name)
         if image is None:
             image = image_of_block(block)
-        if name is not None:
-            with self._lock:
-                self._read[name] = image
-                while len(self._read) > _KEPT_IMAGES:
-                    self._read.popitem(last=False)
+            if name is not None:
+                self._read.put(name, image)
         self.store.put(image)
-        self._keep(image)
+        self._kept.put(image.digest, image)
         return image.digest
 
     def images(self, problem: Problem) -> tuple[ImageData, ...]:
@@ -374,19 +364,11 @@ class ImageIntake:
 
     def get(self, digest: str) -> ImageData:
         """Return the picture with this digest. Raises `ImageError` if it is missing."""
-        with self._lock:
-            image = self._kept.get(digest)
+        image = self._kept.get(digest)
         if image is None:
             image = self.store.get(digest)
-            self._keep(image)
+            self._kept.put(digest, image)
         return image
-
-    def _keep(self, image: ImageData) -> None:
-        with self._lock:
-            self._kept[image.digest] = image
-            self._kept.move_to_end(image.digest)
-            while len(self._kept) > _KEPT_IMAGES:
-                self._kept.popitem(last=False)
 
 
 def reference_images(messages: Any, name_image: NameImage) -> list[AnyMessage]:

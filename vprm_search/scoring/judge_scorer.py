@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -38,6 +36,7 @@ from vprm_search.chat.tracing import pictures_aside, without_pictures_in_traces
 from vprm_search.errors import ConfigError
 from vprm_search.ids import digest
 from vprm_search.images.messages import image_block
+from vprm_search.recent import Recent
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import (
     BAD_REPLY,
@@ -127,8 +126,7 @@ class JudgeScorer:
         self.identity = identity or _identity(self._model, self._bound, mode, samples, words, orm)
         self._known = capabilities_of(self._model)
         self._bounded = BoundedCalls(retry, max_concurrency)
-        self._remembered: OrderedDict[str, StepScore] = OrderedDict()
-        self._lock = threading.Lock()  # of the memory: searches may run in several threads
+        self._remembered: Recent[str, StepScore] = Recent(_MOST_REMEMBERED)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score all requests: same length, same order; a step that fails is a value."""
@@ -139,7 +137,8 @@ class JudgeScorer:
     async def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         chains = [step_keys(self.identity, request) for request in requests]
         # Held from here on: other calls may push scores out of the memory while this one waits.
-        scores = self._recall(key for chain in chains for key in chain)
+        known = {key: self._remembered.get(key) for chain in chains for key in chain}
+        scores = {key: score for key, score in known.items() if score is not None}
         wanted = {
             key: (request, number)
             for request, chain in zip(requests, chains, strict=True)
@@ -158,21 +157,10 @@ class JudgeScorer:
             step_scores = tuple(scores[key] for key in chain)
             results.append(ScoreResult(step_scores, 0, (0,) * len(chain), cost))
         self.meter.remembered_steps += sum(map(len, chains)) - len(wanted)
-        self._remember(fresh)
+        for key, score in fresh.items():
+            if score.value is not None:
+                self._remembered.put(key, score)
         return results
-
-    def _recall(self, keys: Iterable[str]) -> dict[str, StepScore]:
-        with self._lock:
-            found = {key: self._remembered[key] for key in keys if key in self._remembered}
-            for key in found:
-                self._remembered.move_to_end(key)
-        return found
-
-    def _remember(self, scores: Mapping[str, StepScore]) -> None:
-        with self._lock:
-            self._remembered |= {k: score for k, score in scores.items() if score.value is not None}
-            while len(self._remembered) > _MOST_REMEMBERED:
-                self._remembered.popitem(last=False)
 
     async def _judge(self, request: ScoreRequest, number: int) -> tuple[StepScore, Counts]:
         """Return the mean of all samples of one step."""

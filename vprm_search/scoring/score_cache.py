@@ -10,7 +10,6 @@ import sqlite3
 import sys
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,6 +18,7 @@ from typing import IO, Any, Protocol
 
 from vprm_search.errors import ConfigError, RecordError
 from vprm_search.ids import digest
+from vprm_search.recent import Recent
 from vprm_search.scoring.prompt.layout import IMAGE_TAG
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import is_permanent
@@ -58,35 +58,14 @@ class ScoreStore(Protocol):
         ...
 
 
-class MemoryScoreStore:
+class MemoryScoreStore(Recent[str, StoredScore]):
     """Keeps the latest `max_entries` scores of this process."""
 
     def __init__(self, max_entries: int = DEFAULT_ENTRIES) -> None:
         if max_entries < 1:
             raise ConfigError(f"max_entries is {max_entries}; it must be at least 1")
+        super().__init__(max_entries)
         self.max_entries = max_entries
-        self._entries: OrderedDict[str, StoredScore] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: str) -> StoredScore | None:
-        """Return the entry of `key` and count it as used."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-        return entry
-
-    def put(self, key: str, entry: StoredScore) -> None:
-        """Remember an entry; the one used longest ago makes room for it."""
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        if len(self._entries) > self.max_entries:
-            self._entries.popitem(last=False)
-
-    def items(self) -> list[tuple[str, StoredScore]]:
-        """Return all entries, the one used longest ago first."""
-        return list(self._entries.items())
 
 
 class FileScoreStore:

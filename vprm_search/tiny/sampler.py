@@ -7,7 +7,6 @@ shapes differ in the last bits, which changes a token about once in a million dr
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from vprm_search.errors import CheckpointError, ConfigError, ImageError, PromptTooLongError
 from vprm_search.images.normalise import open_rgb
+from vprm_search.recent import Recent
 from vprm_search.scoring.prompt.text_encoder import TextEncoder
 from vprm_search.tiny.decoder import LaneDecoder, Lanes, draw_tokens, uniforms
 from vprm_search.tiny.world import IMAGE_SIZE
@@ -244,7 +244,7 @@ class PictureFeatures:
 
     def __init__(self, sampler: TinySampler) -> None:
         self._sampler = sampler
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: Recent[str, Tensor] = Recent(_FEATURES_KEPT)
 
     def __call__(
         self, images: Iterable[ImageData]
@@ -259,9 +259,8 @@ class PictureFeatures:
         new: dict[str, Image.Image] = {}
         for image in images:
             digest = image.digest
-            if digest in self._kept:
-                self._kept.move_to_end(digest)
-                wanted[digest] = self._kept[digest]
+            if (known := self._kept.get(digest)) is not None:
+                wanted[digest] = known
             elif digest not in new:
                 try:
                     new[digest] = _as_the_model_sees(image)
@@ -271,9 +270,8 @@ class PictureFeatures:
             encoded = self._sampler.encode_images(list(new.values()))
             fresh = dict(zip(new, encoded.unbind(), strict=True))
             wanted |= fresh
-            self._kept.update(fresh)
-            while len(self._kept) > _FEATURES_KEPT:
-                self._kept.popitem(last=False)
+            for digest, features in fresh.items():
+                self._kept.put(digest, features)
         return wanted, errors
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vprm_search.errors import ConfigError, InputError
+from vprm_search.recent import Recent
 
 _CACHED_TEXTS = 4096
 _BREAK = "\N{MIDDLE DOT}"  # visible, and no part of any known control token
@@ -135,7 +135,7 @@ class TextEncoder:
             for word in words
             for probe in probes
         )
-        self._cache: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
+        self._cache: Recent[tuple[str, str], EncodedText] = Recent(_CACHED_TEXTS)
 
     def control_id(self, word: str) -> int:
         """Return the id of one of the layout's control tokens."""
@@ -151,11 +151,7 @@ class TextEncoder:
         known = self._cache.get(key)
         if known is None:
             known = self._encode(text, after)
-            self._cache[key] = known
-            if len(self._cache) > _CACHED_TEXTS:
-                self._cache.popitem(last=False)
-        else:
-            self._cache.move_to_end(key)
+            self._cache.put(key, known)
         return known
 
     def _encode(self, text: str, after: str) -> EncodedText:
