@@ -21,6 +21,9 @@ A message says what happened, to which item, the limit and the value, and what t
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class VprmError(Exception):
     """Base of all errors of this package."""
@@ -88,3 +91,15 @@ class MissingDependencyError(VprmError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+def need(library: str, extra: str, package: str = "") -> Any:
+    """Import a library that an extra brings, and return it.
+
+    Raises `MissingDependencyError` if it is missing, which names `package` where its name to
+    install is another one.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(package or library, extra) from error

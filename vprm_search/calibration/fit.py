@@ -7,7 +7,6 @@ by maximum likelihood (temperature, Platt; scipy) or isotonic regression (scikit
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vprm_search.calibration.maps import LOGIT_EDGE, IsotonicMap, LogitMap, Method
-from vprm_search.errors import InputError, MissingDependencyError
+from vprm_search.errors import InputError, need
 from vprm_search.ids import digest
 
 METHODS: tuple[Method, ...] = ("temperature", "platt", "isotonic")
@@ -160,10 +159,7 @@ def _fit_isotonic(values: Floats, right: Floats) -> IsotonicMap:
 
 def _library(name: str) -> Any:
     package = {"sklearn": "scikit-learn"}.get(name.partition(".")[0], "scipy")
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(package, "calibration") from error
+    return need(name, "calibration", package)
 
 
 def _points(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:

@@ -20,7 +20,7 @@ from vprm_search.checkpoints.sentencepiece_model import (
     sentencepiece_tokenizer,
 )
 from vprm_search.checkpoints.source import inside, read_json
-from vprm_search.errors import CheckpointError, MissingDependencyError
+from vprm_search.errors import CheckpointError, need
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -274,10 +274,7 @@ def make_tokenizer(directory: Path, config: OriginalConfig) -> TokenizerFiles:
     Raises `CheckpointError` when a file is missing or damaged, when a special token or one of the
     words '+' and '-' is no token of its own, or when a token has no row in the model.
     """
-    try:
-        import tokenizers  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("tokenizers", "local") from error
+    need("tokenizers", "local")
     settings = read_json(inside(directory, _CONFIG_FILE))
     internlm2 = config.language.kind == "internlm2"
     made = (_internlm2 if internlm2 else _qwen2)(directory, settings)

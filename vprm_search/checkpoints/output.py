@@ -23,7 +23,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from vprm_search.checkpoints.source import read_json
-from vprm_search.errors import CheckpointError, MissingDependencyError
+from vprm_search.errors import CheckpointError, need
 
 MANIFEST_FILE = "vprm_conversion.json"
 JOURNAL_FILE = "vprm_progress.json"
@@ -258,10 +258,9 @@ def exclusive(out: Path) -> Iterator[None]:
     The file is gone afterwards, whether the conversion succeeded or not; who waited on it notices
     and takes a lock of its own. The system frees the lock of a process that dies.
     """
-    try:
-        from filelock import FileLock
-    except ImportError as error:
-        raise MissingDependencyError("filelock", "local") from error
+    need("filelock", "local")
+    from filelock import FileLock
+
     path = out.with_name(out.name + ".lock")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):

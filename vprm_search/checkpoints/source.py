@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vprm_search.errors import CheckpointError, MissingDependencyError
+from vprm_search.errors import CheckpointError, need
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -156,10 +156,9 @@ def fetch(
             f"hex digits (it is {revision!r}), so that the weights cannot change under you. The "
             "hub shows it under 'Files' / 'History'"
         )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingDependencyError("huggingface_hub", "local") from error
+    need("huggingface_hub", "local")
+    from huggingface_hub import snapshot_download
+
     try:
         found = snapshot_download(
             name,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from vprm_search.checkpoints.original import Expected, OriginalConfig, Part
 from vprm_search.checkpoints.output import CopiedShard, FileRecord
 from vprm_search.checkpoints.source import CONFIG_FILE, INDEX_FILE, inside, read_json, weight_files
-from vprm_search.errors import CheckpointError, MissingDependencyError
+from vprm_search.errors import CheckpointError, need
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Dtypes a checkpoint may hold; integers and 8-bit floats are other, quantised, checkpoints."""
@@ -112,10 +112,9 @@ def read_shard(path: Path) -> Shard:
         CheckpointError: the file is damaged, or holds another dtype than those of `DTYPE_BYTES`.
         OSError: it cannot be read.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingDependencyError("safetensors", "local") from error
+    need("safetensors", "local")
+    from safetensors import SafetensorError, safe_open
+
     with path.open("rb"):
         pass  # the library would not tell a file that may not be read from a damaged one
     try:

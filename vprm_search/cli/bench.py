@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vprm_search.bench.labelled_solutions import BenchmarkName
 from vprm_search.cli import console, options
-from vprm_search.errors import ConfigError
+from vprm_search.errors import ConfigError, need
 from vprm_search.report.view import printable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _scorer(
     scorer: options.ScorerOptions, judge: str | None, base_url: str | None
 ) -> tuple[str, StepScorer]:
     """Return what the scorer is called, and the scorer."""
-    options.need("numpy", "local")
+    need("numpy", "local")
     if judge is None:
         if base_url is not None:
             raise ConfigError("--base-url is for --judge")

@@ -15,7 +15,7 @@ import typer
 from vprm_search.calibration.maps import Method, Target
 from vprm_search.cli import console, options
 from vprm_search.compare.report import many
-from vprm_search.errors import InputError
+from vprm_search.errors import InputError, need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,7 +142,7 @@ def fit(
 ) -> None:
     """Fit one calibration per policy and measure it on held-out problems."""
     console.check_place(out, png)
-    options.need("numpy", "calibration")
+    need("numpy", "calibration")
     from vprm_search.calibration.maps import CalibrationFile
     from vprm_search.labelling.records import by_policy, read_scored_paths
     from vprm_search.report.reliability import (

@@ -16,7 +16,7 @@ import typer
 from vprm_search.cli import options
 from vprm_search.cli.evaluate_output import tell, write_results
 from vprm_search.compare.worlds import LoadedWorld, Task
-from vprm_search.errors import ConfigError, RecordError, SearchError
+from vprm_search.errors import ConfigError, RecordError, SearchError, need
 from vprm_search.types import Problem
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class WorldOptions:
             raise ConfigError(
                 f"--world {self.world!r} is not known; use tiny, synthetic, or --problems FILE"
             )
-        options.need("torch", "local")
+        need("torch", "local")
         from vprm_search.tiny.world import SPLITS
 
         if split not in SPLITS:
@@ -141,7 +141,7 @@ def compare(
     to later. Exits with 1 when so many calls failed that something is no result (`--max-failed`);
     the same command then makes those searches again.
     """
-    options.need("numpy", "local")
+    need("numpy", "local")
     from vprm_search.evaluate.searches import Comparison
 
     sizes = tuple(n) if n else (_FAST_SIZES if fast else Comparison().sizes)

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from vprm_search.cli import console, options
+from vprm_search.errors import need
 
 
 def mcp(
@@ -27,7 +28,7 @@ def mcp(
     ] = None,
 ) -> None:
     """Serve verify_solution and solve to an MCP client: over stdio, or over HTTP at /mcp."""
-    options.need("mcp", "mcp")
+    need("mcp", "mcp")
     from vprm_search.servers.mcp_server import McpLimits, create_mcp_server, http_app
 
     limits = options.checked(

@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from vprm_search.compare.entrants import SELECTORS
-from vprm_search.errors import ConfigError, MissingDependencyError, PolicyError
+from vprm_search.errors import ConfigError, MissingDependencyError, PolicyError, need
 from vprm_search.search import (
     DVTS,
     MCTS,
@@ -428,14 +428,6 @@ def _hosted_model(provider: str, model: str, options: dict[str, Any]) -> Any:
     from langchain.chat_models import init_chat_model
 
     return init_chat_model(model, model_provider=provider, **options)
-
-
-def need(package: str, extra: str) -> None:
-    """Raise `MissingDependencyError`, naming the extra to install, if a package is missing."""
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(package, extra) from error
 
 
 def _silence_loading() -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.text import Text
 
 from vprm_search.cli import console, options
-from vprm_search.errors import ConfigError
+from vprm_search.errors import ConfigError, need
 
 if TYPE_CHECKING:
     from vprm_search.guided.chat_model import GuidedChatModel
@@ -70,7 +70,7 @@ def proxy(
 ) -> None:
     """Serve searches to OpenAI clients: /v1/chat/completions and /v1/models."""
     for package in ("starlette", "uvicorn", "yaml"):
-        options.need(package, "server")
+        need(package, "server")
     import uvicorn
 
     from vprm_search.servers.openai_server import OpenAILimits, create_openai_app

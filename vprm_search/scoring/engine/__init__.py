@@ -7,7 +7,7 @@ step: prompts, tree, what is kept, forward, read out), `images`, `token_tree`, `
 
 from __future__ import annotations
 
-from vprm_search.errors import MissingDependencyError
+from vprm_search.errors import need
 
 
 def describe_devices() -> list[str]:
@@ -15,10 +15,7 @@ def describe_devices() -> list[str]:
 
     Raises `MissingDependencyError` without torch.
     """
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("torch", "local") from error
+    torch = need("torch", "local")
     lines = [f"cpu: {torch.get_num_threads()} threads"]
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
