@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vprm_search.errors import ConfigError
+from vprm_search.records import first_wrong
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, NodeRecord, Usage
 
@@ -190,9 +191,8 @@ class Prices(BaseModel):
         try:
             return cls.model_validate(json.loads(text))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "it"
-            raise ConfigError(f"{where}: {field}: {first['msg']}") from error
+            field, why = first_wrong(error)
+            raise ConfigError(f"{where}: {field or 'it'}: {why}") from error
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON: {error}") from error
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, with_config
 
 from vprm_search.errors import RecordError
-
-T = TypeVar("T")
+from vprm_search.records import read_record
 
 Json = Any
 """A JSON value: dict with string keys, list, str, int, float, bool or None."""
@@ -138,7 +136,7 @@ class Problem:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Problem:
         """Read a problem written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _read(cls, data, "not a problem record")
+        return read_record(cls, data, "not a problem record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +315,7 @@ class Usage(Counts):
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Usage:
         """Read a usage written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _read(cls, data, "not a usage record")
+        return read_record(cls, data, "not a usage record")
 
 
 class PriceList(Protocol):
@@ -404,7 +402,7 @@ class NodeRecord(Counts):
             raise RecordError(f"not a node record: {str(data)[:80]!r}")
         if data.get("reason") and "cause" not in data:
             data = with_cause(data)
-        return sparse_record(_read(cls, data, f"node {data['id']}"), data)
+        return sparse_record(read_record(cls, data, f"node {data['id']}"), data)
 
 
 def changed_record(record: NodeRecord, changes: dict[str, Any]) -> NodeRecord:
@@ -511,7 +509,7 @@ class Candidate:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Candidate:
         """Read a candidate written by `to_json`. Raises `RecordError` on a wrong shape."""
-        return _read(cls, data, "not a candidate record")
+        return read_record(cls, data, "not a candidate record")
 
 
 @_stored
@@ -567,25 +565,4 @@ class SearchResult:
     def from_json(cls, data: Mapping[str, Json]) -> SearchResult:
         """Read a result written by `to_json`. Raises `RecordError` on a wrong shape."""
         whole = {"candidates": (), **data} if isinstance(data, Mapping) else data
-        return _read(cls, whole, "not a result record")
-
-
-@cache
-def _reader(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _read(kind: type[T], data: Json, where: str) -> T:
-    """Return a record from plain JSON. Raises `RecordError` that says where and what is wrong."""
-    if not isinstance(data, Mapping):
-        raise RecordError(f"{where}: expected a JSON object, got {type(data).__name__}")
-    try:
-        read: Any = kind  # mypy does not take a type variable for hashable
-        record: T = _reader(read).validate_python(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f" is {first['input']!r:.80}"
-        said = first["msg"][:1].lower() + first["msg"][1:]
-        raise RecordError(f"{where}: {name}{got}: {said}") from error
-    return record
+        return read_record(cls, whole, "not a result record")

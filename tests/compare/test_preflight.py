@@ -339,5 +339,5 @@ def test_no_file_and_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"report\.json cannot be read"):
         PreflightReport.load(file)
     file.write_text("{")
-    with pytest.raises(RecordError, match=r"report\.json cannot be read"):
+    with pytest.raises(RecordError, match=r"report\.json is not JSON"):
         PreflightReport.load(file)

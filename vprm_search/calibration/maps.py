@@ -8,26 +8,24 @@ weaker). A calibration is a rising map, fitted on scored and labelled paths of o
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vprm_search.aggregate import Aggregation, aggregation
-from vprm_search.errors import ConfigError, RecordError
+from vprm_search.errors import ConfigError
+from vprm_search.records import VersionedFile
 
-FORMAT: Final = "vprm-search calibration"
-FORMAT_VERSION: Final = 1
 LOGIT_EDGE = 1e-7
 """Scores are kept so far from 0 and 1 before a logit is taken: float32 rounds there."""
 
-Target = Literal["step", "path"]
 Method = Literal["temperature", "platt", "isotonic"]
+Target = Literal["step", "path"]
 """What is told: whether a step is right ("step"), or whether a path's answer is ("path")."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -151,11 +149,14 @@ class _MappedAggregation:
         return self.calibration.apply(aggregation(self.calibration.aggregate)(scores))
 
 
-class CalibrationFile(_Frozen):
+class CalibrationFile(VersionedFile):
     """The calibrations of one file: one for each policy and target."""
 
-    format: Literal["vprm-search calibration"] = FORMAT
-    version: Literal[1] = FORMAT_VERSION
+    noun = "calibration"
+    made_by = "vprm-search calibrate"
+
+    format: Literal["vprm-search calibration"] = "vprm-search calibration"
+    version: Literal[1] = 1
     calibrations: tuple[Calibration, ...] = Field(min_length=1)
 
     def of(
@@ -178,31 +179,6 @@ class CalibrationFile(_Frozen):
         problem = "no calibration" if not found else f"{len(found)} calibrations"
         wanted = "any policy" if policy is None else f"policy {policy!r}"
         raise ConfigError(f"{problem} of {target}s for {wanted}; name one of those there: {there}")
-
-    def dumps(self) -> str:
-        """Return the file's text."""
-        return json.dumps(self.model_dump(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-
-    @classmethod
-    def loads(cls, text: str, where: str = "the calibration") -> CalibrationFile:
-        """Read a file's text. Raises `RecordError` naming `where` and the first thing wrong."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{where} is not JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise RecordError(f"{where} is no calibration: it lacks the format {FORMAT!r}")
-        if data.get("version") != FORMAT_VERSION:
-            raise RecordError(
-                f"{where} has version {data.get('version')!r}, this release reads version "
-                f"{FORMAT_VERSION}; fit it again with vprm-search calibrate"
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise RecordError(f"{where}: {place}: {first['msg']}") from error
 
 
 def logit(score: float) -> float:

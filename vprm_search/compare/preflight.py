@@ -9,7 +9,6 @@ weigh votes by them, or leave them alone. How often it is wrong: docs/preflight.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from vprm_search import ids
 from vprm_search.answers import answer_classes, choices_of, extract_answer
@@ -31,6 +30,7 @@ from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy, check_part
 from vprm_search.graph.run import read_question, run_jobs
 from vprm_search.graph.session import blocking
+from vprm_search.records import VersionedFile
 from vprm_search.search import Advice, BestOfN, BestScore
 from vprm_search.steps import Splitter, split_solution
 from vprm_search.tree import SearchTree
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 Pictured = tuple[Problem, tuple[ImageData, ...]]
 
-FORMAT: Final = "vprm-search preflight"
-FORMAT_VERSION: Final = 1
 FEWEST_PROBLEMS = 5
 _BATCH = 4
 
@@ -182,7 +180,7 @@ def _probability(value: float) -> float:
 # --- the report ----------------------------------------------------------------------------------
 
 
-class PreflightReport(BaseModel):
+class PreflightReport(VersionedFile):
     """What the check found. `auto` obeys its `advice`; it can be kept as a JSON file.
 
     Args:
@@ -198,10 +196,11 @@ class PreflightReport(BaseModel):
         scorer: the scorer's identity, "" if it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    noun = "report of vprm-search preflight"
+    made_by = "vprm-search preflight"
 
-    format: Literal["vprm-search preflight"] = FORMAT
-    version: Literal[1] = FORMAT_VERSION
+    format: Literal["vprm-search preflight"] = "vprm-search preflight"
+    version: Literal[1] = 1
     advice: Advice
     sentence: str
     signals: dict[str, Signal]
@@ -213,10 +212,6 @@ class PreflightReport(BaseModel):
     policy: str = ""
     scorer: str = ""
 
-    def dumps(self) -> str:
-        """Return the report as JSON text."""
-        return json.dumps(self.model_dump(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""
         Path(path).write_text(self.dumps(), encoding="utf-8")
@@ -225,22 +220,10 @@ class PreflightReport(BaseModel):
     def load(cls, path: str | Path) -> PreflightReport:
         """Read a report from a JSON file. Raises `RecordError` for a file that is none."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RecordError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise RecordError(f"{path} is no report of vprm-search preflight")
-        if data.get("version") != FORMAT_VERSION:
-            raise RecordError(
-                f"{path} has version {data.get('version')!r}, this release reads version "
-                f"{FORMAT_VERSION}; run vprm-search preflight again"
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise RecordError(f"{path}: {place}: {first['msg']}") from error
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"{path} cannot be read: {error}") from error
+        return cls.loads(text, str(path))
 
 
 # --- the check -----------------------------------------------------------------------------------

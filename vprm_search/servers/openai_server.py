@@ -32,6 +32,7 @@ from vprm_search.chat.failures import explain
 from vprm_search.compare.entrants import ENTRANTS
 from vprm_search.errors import ConfigError, InputError, VprmError
 from vprm_search.guided.chat_model import GuidedChatModel
+from vprm_search.records import first_wrong
 from vprm_search.servers.access import AccessMiddleware, Tenants
 from vprm_search.servers.openai_completion import Completion, sse_data
 
@@ -358,10 +359,8 @@ def _read(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise _bad(said, place or None) from error
+        place, why = first_wrong(error)
+        raise _bad(f"{place}: {why}" if place else why, place or None) from error
 
 
 def _size(messages: list[dict[str, Any]]) -> tuple[int, int]:

@@ -6,7 +6,9 @@ or in front of a colon the noun may have company ("Final Answer", "Réponse fina
 
 from __future__ import annotations
 
+import pkgutil
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,184 +32,11 @@ class Phrases:
     endings: tuple[str, ...] = ()
 
 
-LANGUAGES = (
-    Phrases(
-        "English",
-        ("answer choice", "answers", "answer", "ans", "final result", "final solution",
-         "final choice", "correct option", "correct choice", "right option", "right choice",
-         "best option", "best choice", "final option", "correct letter"),
-        ("is as follows:", "is the following:",
-         "would be", "should be", "must be", "will be", "has to be", "comes out to be",
-         "comes out to", "comes out as", "turns out to be", "works out to be", "works out to",
-         "is equal to", "amounts to", "equals", "becomes", "is", "are"),
-        ("the", "my", "our", "final", "correct", "right", "short", "complete", "simplified",
-         "exact", "numerical", "conclusion and"),
-        ("in total", "altogether", "in all", "overall"),
-    ),
-    Phrases(
-        "Chinese",
-        ("答案", "正确选项", "正確選項", "正确的选项", "故选", "故選", "应选", "應選",
-         "所以选", "因此选", "答"),
-        ("如下\uff1a", "如下:",
-         "应该是", "應該是", "应该为", "应为", "應為", "就是", "等于", "等於",
-         "选择", "是", "为", "為", "选", "選"),
-        ("最终", "最終", "最后", "最後", "正确", "正確", "的"),
-    ),
-    Phrases(
-        "Japanese",
-        ("答え", "答案", "解答", "回答", "正解", "正解の選択肢"),
-        ("は次のとおりです\uff1a", "は以下の通りです\uff1a", "は次の通りです\uff1a", "は", "が"),
-        ("最終的な", "最終", "正しい"),
-        ("となります", "になります", "であります", "である", "でした",
-         "です", "だ", "となる", "になる"),
-    ),
-    Phrases(
-        "Korean",
-        ("정답", "해답", "답변", "답안", "답"),
-        ("은 다음과 같습니다:", "은", "는", "이"),
-        ("최종", "올바른", "최종적인"),
-        ("이 됩니다", "가 됩니다", "입니다", "이에요", "예요", "이다", "임"),
-    ),
-    Phrases(
-        "Spanish",
-        ("respuestas", "respuesta", "opción correcta", "alternativa correcta", "resultado final"),
-        ("sería", "debe ser", "es igual a", "es", "son"),
-        ("la", "final", "correcta", "definitiva"),
-        ("en total",),
-    ),
-    Phrases(
-        "French",
-        ("réponses", "réponse", "bonne option", "option correcte", "résultat final"),
-        ("serait", "doit être", "est donc", "est égale à", "est", "sont"),
-        ("la", "finale", "correcte", "définitive", "bonne"),
-        ("au total", "en tout"),
-    ),
-    Phrases(
-        "German",
-        ("antworten", "antwort", "endergebnis", "richtige option", "korrekte option", "lösung"),
-        ("lautet daher", "lautet also", "lautet somit", "lautet", "ist daher", "ist also",
-         "ist somit", "wäre", "ist", "sind", "beträgt"),
-        ("die", "endgültige", "finale", "richtige", "korrekte", "abschließende"),
-        ("insgesamt",),
-    ),
-    Phrases(
-        "Portuguese",
-        ("respostas", "resposta", "alternativa correta", "opção correta", "resultado final"),
-        ("seria", "deve ser", "é igual a", "é", "são"),
-        ("a", "final", "correta", "definitiva"),
-        ("no total", "ao todo"),
-    ),
-    Phrases(
-        "Italian",
-        ("risposte", "risposta", "opzione corretta", "risultato finale"),
-        ("sarebbe", "deve essere", "è", "sono"),
-        ("la", "finale", "corretta", "esatta", "definitiva"),
-        ("in totale",),
-    ),
-    Phrases(
-        "Dutch",
-        ("antwoorden", "antwoord", "juiste optie", "eindresultaat"),
-        ("is dus", "is", "zijn", "luidt"),
-        ("het", "definitieve", "juiste", "uiteindelijke"),
-        ("in totaal",),
-    ),
-    Phrases(
-        "Russian",
-        ("ответы", "ответ", "ответом", "правильный вариант", "верный вариант"),
-        ("является", "будет", "равен", "это"),
-        ("окончательный", "итоговый", "правильный", "верный", "финальный"),
-        ("всего",),
-    ),
-    Phrases(
-        "Ukrainian",
-        ("відповідь", "відповіддю", "правильний варіант"),
-        ("є", "буде", "це"),
-        ("остаточна", "правильна", "кінцева"),
-    ),
-    Phrases(
-        "Polish",
-        ("odpowiedź", "odpowiedzią", "poprawna opcja"),
-        ("wynosi", "brzmi", "jest", "to"),
-        ("ostateczna", "poprawna", "prawidłowa", "końcowa"),
-    ),
-    Phrases(
-        "Turkish",
-        ("cevap", "cevabı", "yanıt", "doğru seçenek"),
-        ("şudur",),
-        ("nihai", "doğru", "son"),
-    ),
-    Phrases(
-        "Swedish, Norwegian, Danish",
-        ("slutsvar", "svaret", "svar"),
-        ("blir", "är", "er"),
-        ("det", "slutliga", "endelige", "rätta", "riktige", "rigtige"),
-    ),
-    Phrases("Finnish", ("vastaus", "vastaukseksi"), ("on", "saadaan"), ("lopullinen", "oikea")),
-    Phrases(
-        "Czech, Slovak",
-        ("odpověď", "odpoveď", "výsledek", "výsledok"),
-        ("zní", "znie", "je"),
-        ("konečná", "správná", "správna"),
-    ),
-    Phrases("Croatian, Serbian", ("odgovor", "одговор"), ("je", "је"), ("konačan", "točan")),
-    Phrases("Bulgarian", ("отговорът", "отговор"), ("е",), ("крайният", "верният", "правилният")),
-    Phrases("Romanian", ("răspunsul", "răspuns"), ("este", "e"), ("final", "corect")),
-    Phrases("Hungarian", ("a válasz", "válasz"), ("az", "ez"), ("végső", "helyes", "a")),
-    Phrases("Greek", ("απάντηση",), ("είναι",), ("η", "τελική", "σωστή")),
-    Phrases("Malay", ("jawapannya", "jawapan"), ("ialah", "adalah"), ("akhir", "betul")),
-    Phrases("Urdu", ("جواب",), ("ہے",), ("حتمی", "درست"), ("ہے",)),
-    Phrases("Tamil", ("விடை", "பதில்"), ("ஆகும்",), ("சரியான", "இறுதி"), ("ஆகும்",)),
-    Phrases(
-        "Vietnamese",
-        ("đáp án", "đáp số", "câu trả lời", "trả lời"),
-        ("sẽ là", "là"),
-        ("cuối cùng", "đúng", "chính xác"),
-    ),
-    Phrases(
-        "Indonesian",
-        ("jawabannya", "jawaban", "pilihan yang benar"),
-        ("adalah", "ialah"),
-        ("akhir", "akhirnya", "benar", "yang benar"),
-    ),
-    Phrases(
-        "Arabic",
-        ("الإجابة", "الاجابة", "الجواب", "إجابة", "جواب", "الخيار الصحيح", "الاختيار الصحيح"),
-        ("هو", "هي", "تساوي", "يساوي"),
-        ("النهائية", "النهائي", "الصحيحة", "الصحيح"),
-    ),
-    Phrases(
-        "Persian",
-        ("پاسخ", "جواب", "گزینه صحیح"),
-        ("برابر است با", "عبارت است از"),
-        ("نهایی", "صحیح", "درست"),
-        ("است",),
-    ),
-    Phrases(
-        "Hindi",
-        ("उत्तर", "जवाब", "सही विकल्प"),
-        ("होगा", "है", "हैं"),
-        ("अंतिम", "सही", "का"),
-        ("होगा", "हैं", "है"),
-    ),
-    Phrases(
-        "Bengali",
-        ("উত্তর",),
-        ("হলো", "হল", "হচ্ছে"),
-        ("চূড়ান্ত", "সঠিক"),
-    ),
-    Phrases(
-        "Thai",
-        ("คำตอบ",),
-        ("ที่ถูกต้องคือ", "สุดท้ายคือ", "คือ"),
-        ("สุดท้าย", "ที่ถูกต้อง"),
-    ),
-    Phrases(
-        "Hebrew",
-        ("התשובה", "תשובה"),
-        ("היא", "הוא"),
-        ("הסופית", "סופית", "הנכונה"),
-    ),
-)  # fmt: skip
+_TABLE = tomllib.loads((pkgutil.get_data(__name__, "phrases.toml") or b"").decode())
+LANGUAGES = tuple(
+    Phrases(name, **{kind: tuple(words) for kind, words in table.items()})
+    for name, table in _TABLE.items()
+)
 
 _SPACED = re.compile(r"[\u3040-ヿ\u3400-鿿\uac00-\ud7af\u0e00-\u0e7f]")
 _FILLER = (
