@@ -29,7 +29,7 @@ from vprm_search.evaluate.folder import RunFolder
 from vprm_search.evaluate.paper import ABLATIONS, Claim
 from vprm_search.evaluate.scoring import Critic
 from vprm_search.evaluate.stages import Stages
-from vprm_search.graph.session import run_blocking
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.ids import digest
 from vprm_search.images.normalise import normalise_image
 from vprm_search.tiny.world import FAMILIES, render

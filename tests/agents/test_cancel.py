@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+from langgraph.graph import START, MessagesState, StateGraph
 
 from vprm_search import BestOfN, GuidedChatModel, create_agent_search, create_search_graph
+from vprm_search.graph import cancellable
 from vprm_search.images.store import MemoryImageStore
 from vprm_search.testing import ScriptedScorer
 
@@ -106,6 +109,32 @@ async def test_a_cancellation_ends_requests_and_leaves_nothing(kind: str, way: s
         threads = set(threading.enumerate())
         await once()
         assert set(threading.enumerate()) <= threads | idle_workers()
+
+
+@pytest.mark.parametrize("kind", ["graph", "guided model"])
+async def test_a_synchronous_stream_around_it_that_is_closed_ends_requests(kind: str) -> None:
+    async with silent() as (server, url):
+        model = ChatOpenAI(model="m", base_url=url, api_key="k", max_retries=0)
+        search = search_of(kind, model)
+        parent: Any = StateGraph(MessagesState)
+        parent.add_node("below", create_agent(search, []) if kind == "guided model" else search)
+        parent.add_edge(START, "below")
+        asked = {"messages": [HumanMessage("3 + 4?")]}
+
+        def read_and_leave() -> None:
+            stream = cancellable(
+                parent.compile().stream(asked, stream_mode="custom", subgraphs=True)
+            )
+            assert next(iter(stream))
+            for _ in range(3000):
+                if server.open:
+                    break
+                time.sleep(0.01)
+            assert server.open
+            stream.close()  # type: ignore[attr-defined]
+
+        await asyncio.to_thread(read_and_leave)
+        await until(lambda: server.open == 0)
 
 
 def idle_workers() -> set[threading.Thread]:

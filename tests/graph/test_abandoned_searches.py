@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.search.world import World
 from vprm_search.errors import ScorerError
-from vprm_search.graph import create_search_graph, run_jobs
+from vprm_search.graph import cancellable, create_search_graph, run_jobs
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.session import run_blocking
 from vprm_search.search import DVTS, BestScore
 from vprm_search.tree import SearchTree
 from vprm_search.types import Problem, Proposal, ProposeRequest, ScoreRequest, ScoreResult
@@ -201,9 +203,11 @@ class Silent:
 
     def __init__(self, once_asked: Callable[[], Any]) -> None:
         self.once_asked = once_asked
+        self.asked = 0
         self.released = threading.Event()
 
     async def propose(self, requests: Sequence[ProposeRequest]) -> list[list[Proposal]]:
+        self.asked += 1
         self.once_asked()
         try:
             await asyncio.wait_for(asyncio.Event().wait(), 60)  # a test that fails ends, too
@@ -213,17 +217,18 @@ class Silent:
         raise AssertionError("not reached")
 
 
+def interrupt_main_thread() -> None:
+    """Interrupt the main thread as Ctrl-C does, once it waits."""
+    main = threading.main_thread().ident or 0
+    while sys._current_frames()[main].f_code.co_name != "wait":
+        time.sleep(0.001)
+    signal.pthread_kill(main, signal.SIGINT)
+
+
 @pytest.mark.parametrize("mode", ["values", "custom", "messages"])
 def test_an_interrupt_ends_a_stream_whichever_thread_waits(mode: Any) -> None:
     """With some modes LangGraph runs nodes in threads, which it joins before it lets go."""
-    main = threading.main_thread().ident or 0
-
-    def interrupt() -> None:
-        while sys._current_frames()[main].f_code.co_name != "wait":
-            time.sleep(0.001)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    policy = Silent(interrupt)
+    policy = Silent(interrupt_main_thread)
     app = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
     # A shell starts what it puts into the background with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -244,6 +249,67 @@ def test_a_stream_that_is_closed_while_a_node_runs_ends_the_node() -> None:
     assert not policy.released.is_set()
     stream.close()
     assert policy.released.wait(30)
+
+
+def nested(app: Any, levels: int) -> Any:
+    """Return a graph that has the search as a node, so many levels below."""
+    for _ in range(levels):
+        parent = StateGraph(MessagesState)
+        parent.add_node("below", app)
+        parent.add_edge(START, "below")
+        parent.add_edge("below", END)
+        app = parent.compile()
+    return app
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_closed_stream_of_a_parent_ends_its_calls(levels: int) -> None:
+    policy = Silent(lambda: get_stream_writer()({"heard": True}))
+    search = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
+    app = nested(search, levels)
+    stream = cancellable(app.stream(ASKED, stream_mode="custom", subgraphs=True))
+    assert any("heard" in part[-1] for part in stream)
+    assert not policy.released.is_set()
+    nodes = [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    assert nodes
+    stream.close()
+    assert policy.released.wait(30)
+    assert not any(thread.is_alive() for thread in nodes)
+
+
+def test_an_interrupt_ends_a_stream_of_a_parent() -> None:
+    policy = Silent(interrupt_main_thread)
+    search = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(cancellable(nested(search, 1).stream(ASKED, stream_mode="messages")))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert policy.released.wait(30)
+
+
+def test_after_a_closed_stream_an_agent_asks_for_nothing_more() -> None:
+    """Whatever catches the cancellation: the next call is refused at once."""
+    policy = Silent(lambda: get_stream_writer()({"heard": True}))
+    asked = []
+
+    def persistent(state: Any) -> Any:
+        for _ in range(3):
+            with contextlib.suppress(BaseException):
+                asked.append(1)
+                run_blocking(policy.propose([]))
+        return {}
+
+    parent = StateGraph(MessagesState)
+    parent.add_node("node", persistent)
+    parent.add_edge(START, "node")
+    stream = cancellable(parent.compile().stream(ASKED, stream_mode="custom"))
+    assert next(stream) == {"heard": True}
+    stream.close()
+    assert len(asked) == 3
+    assert policy.asked == 1
 
 
 async def _until(true: Callable[[], bool]) -> None:

@@ -18,9 +18,10 @@ from tests.search.world import World, worlds
 from vprm_search.budget import Budget
 from vprm_search.errors import PolicyError
 from vprm_search.graph import create_search_graph, run_jobs, tree_of_state
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
-from vprm_search.graph.session import CallsInFlight, run_blocking
+from vprm_search.graph.session import CallsInFlight
 from vprm_search.search import DVTS, BeamSearch, BestScore
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree

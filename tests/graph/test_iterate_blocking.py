@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from vprm_search.graph.session import iterate_blocking, run_blocking
+from vprm_search.graph.blocking import iterate_blocking, run_blocking
 
 SET: ContextVar[str] = ContextVar("SET", default="")
 

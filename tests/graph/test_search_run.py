@@ -29,9 +29,9 @@ from vprm_search.graph import (
     run_search,
     tree_of_state,
 )
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy
-from vprm_search.graph.session import run_blocking
 from vprm_search.images import MemoryImageStore, image_message, normalise_image
 from vprm_search.search import BeamSearch, BestOfN, MajorityVote, Strategy, WeightedVote
 from vprm_search.testing import ScriptedScorer

@@ -13,9 +13,9 @@ from pydantic import ConfigDict, SkipValidation
 
 from vprm_search.agents.turns import StepOf, steps_so_far, turn_as_step
 from vprm_search.errors import InputError, MissingDependencyError, ScorerError
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.light_tracers import light_config
 from vprm_search.graph.questions import read_problem_and_images
-from vprm_search.graph.session import run_blocking
 from vprm_search.images.store import DiskImageStore, ImageStore
 from vprm_search.types import ScoreRequest, StepScorer
 

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 
 from vprm_search.agents.turns import StepOf, steps_so_far, trajectory, turn_as_step
 from vprm_search.errors import InputError
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.questions import read_problem_and_images
-from vprm_search.graph.session import run_blocking
 from vprm_search.graph.verdict import Verdict, feedback_on, weigh
 from vprm_search.graph.verifier import create_verifier_node
 from vprm_search.images.messages import image_message

@@ -32,11 +32,11 @@ from vprm_search.agents.turns import StepOf, feedback_turn, steps_so_far, turn_a
 from vprm_search.aggregate import aggregation
 from vprm_search.chat.failures import explain
 from vprm_search.errors import ConfigError, InputError, NoAnswerError, ScorerError
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.light_tracers import untraced_pictures
 from vprm_search.graph.nodes import unstreamed
 from vprm_search.graph.parts import check_part
 from vprm_search.graph.questions import read_problem_and_images
-from vprm_search.graph.session import run_blocking
 from vprm_search.graph.verdict import feedback_on, weigh
 from vprm_search.images.messages import restore_images
 from vprm_search.images.store import ImageStore

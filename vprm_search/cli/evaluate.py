@@ -222,7 +222,7 @@ def run(
     from vprm_search.evaluate.stages import Stages
     from vprm_search.evaluate.strategies import search_sizes, strategies_of
     from vprm_search.evaluate.tiles import Tiling
-    from vprm_search.graph.session import run_blocking  # one loop: clients keep connections
+    from vprm_search.graph.blocking import run_blocking  # one loop: clients keep connections
 
     known = given.known
     settings = replace(PRESETS[preset], **known)

@@ -26,10 +26,10 @@ from vprm_search.calibration.maps import logit
 from vprm_search.compare.report import many
 from vprm_search.compare.signals import ScoredSolution, Signal, centred_levels, measured_signals
 from vprm_search.errors import ConfigError, PolicyError, RecordError, ScorerError, VprmError
+from vprm_search.graph.blocking import blocking
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy, check_part
 from vprm_search.graph.run import read_question, run_jobs
-from vprm_search.graph.session import blocking
 from vprm_search.records import VersionedFile
 from vprm_search.search import Advice, BestOfN, BestScore
 from vprm_search.steps import Splitter, split_solution

@@ -46,10 +46,10 @@ from vprm_search.evaluate.search_records import (
     chosen,
 )
 from vprm_search.evaluate.side_by_side import LOST_IN_A_ROW, Losses, SharedTime
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules
 from vprm_search.graph.run import SearchRun, run_jobs
-from vprm_search.graph.session import run_blocking
 from vprm_search.search import BestScore
 from vprm_search.steps import split_steps
 from vprm_search.tree import SearchTree

@@ -1,4 +1,5 @@
 # Each is loaded when it is first used.
+from vprm_search.graph.blocking import cancellable as cancellable
 from vprm_search.graph.light_tracers import without_pictures as without_pictures
 from vprm_search.graph.review import Review as Review
 from vprm_search.graph.run import SearchRun as SearchRun

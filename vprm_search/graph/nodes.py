@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 from vprm_search import ids
 from vprm_search.errors import SearchWarning
 from vprm_search.graph import events
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.light_tracers import callbacks_without_pictures
 from vprm_search.graph.loop import Job, Loop
 from vprm_search.graph.questions import (
@@ -38,7 +39,7 @@ from vprm_search.graph.questions import (
     warn_of_unseen,
 )
 from vprm_search.graph.review import PERSON, ReviewWhen, apply_review, frontier, review_of
-from vprm_search.graph.session import LiveTrees, RunClocks, run_blocking
+from vprm_search.graph.session import LiveTrees, RunClocks
 from vprm_search.graph.state import plan_from_json, plan_to_json, record_table, tree_of_state
 from vprm_search.images.messages import ImageIntake
 from vprm_search.search.plan import Plan

@@ -14,9 +14,9 @@ from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import SearchError, SearchWarning
 from vprm_search.graph import events
+from vprm_search.graph.blocking import blocking, in_run, new_run
 from vprm_search.graph.loop import Job, Loop, Told
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
-from vprm_search.graph.session import blocking, in_run, new_run
 from vprm_search.images.normalise import normalise_image
 from vprm_search.search.auto import Advice
 from vprm_search.search.outcome import OnNoAnswer

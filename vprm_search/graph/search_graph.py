@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
 
 from langchain_core.messages import BaseMessage
@@ -20,18 +20,13 @@ from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.chat.failures import is_retryable
 from vprm_search.errors import ConfigError
+from vprm_search.graph.blocking import in_run, new_run, stream_of_run
 from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import TRACED, SearchNodes, after_review, next_node
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, question_in_context
 from vprm_search.graph.review import ReviewWhen
-from vprm_search.graph.session import (
-    ScoredRounds,
-    in_run,
-    leave_waits,
-    left_by_interrupt,
-    new_run,
-)
+from vprm_search.graph.session import ScoredRounds
 from vprm_search.graph.state import SearchState, channels, talk
 from vprm_search.images.messages import ImageIntake
 from vprm_search.images.store import DiskImageStore, ImageStore
@@ -190,19 +185,9 @@ class CompiledSearchGraph(CompiledStateGraph[Any, Any, Any, Any]):
         """Stream the graph as `CompiledStateGraph.stream` does; so do all other ways to run it."""
         run = new_run()
         try:
-            with closing(
-                cast("Any", super().stream(self._light(input), _unbounded(config), **kwargs))
-            ) as chunks:
-                while True:
-                    with in_run(run), left_by_interrupt(run):  # for the nodes, not for the reader
-                        chunk = next(chunks, _END)
-                    if chunk is _END:
-                        return
-                    try:
-                        yield chunk
-                    except BaseException:  # closed: LangGraph joins the threads of its nodes
-                        leave_waits(run)
-                        raise
+            light = self._light(input)
+            chunks = super().stream(light, _unbounded(config), **kwargs)
+            yield from stream_of_run(chunks, run)
         finally:
             self._nodes.loop.calls.end_run(run)
 

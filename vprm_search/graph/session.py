@@ -1,39 +1,25 @@
 """What lives in one process between the rounds of its searches, and may be lost with it.
 
-Live trees, calls to the policy that outlive a round, which rounds a scorer has seen, and the event
-loop that synchronous callers share. Nothing here is part of a search's state: another process that
-takes a search over builds all of it anew.
+Live trees, calls to the policy that outlive a round, and which rounds a scorer has seen. Nothing
+here is part of a search's state: another process that takes a search over builds all of it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import itertools
-import os
-import signal
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
-from types import FrameType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
-import anyio
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
+from vprm_search.graph.blocking import current_run, forget_waits
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, Policy, Proposal, ProposeRequest
 
-P = ParamSpec("P")
-T = TypeVar("T")
 RecordTable = dict[str, Any]
 
 _KEPT_NODES = 50_000
@@ -161,9 +147,6 @@ def _key(state: Mapping[str, Any], thread: str) -> str:
 
 # --- calls in flight -----------------------------------------------------------------------------
 
-_run: ContextVar[int] = ContextVar("vprm_search_run", default=0)
-_run_numbers = itertools.count(1)
-
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
@@ -223,7 +206,7 @@ class CallsInFlight:
         does not depend on time. A call that raises is raised here; the other calls of these
         requests are then cancelled.
         """
-        run = _run.get()
+        run = current_run()
         keys = {expand: CallKey(run, expand) for expand in requests}
         tasks = {e: self._task(keys[e], request) for e, request in requests.items()}
         try:
@@ -239,8 +222,8 @@ class CallsInFlight:
 
     def end_run(self, run: int | None = None) -> None:
         """Cancel the calls of a run that has ended: by default, those of the present run."""
-        number = _run.get() if run is None else run
-        _waits.pop(number, None)
+        number = current_run() if run is None else run
+        forget_waits(number)
         with self._lock:
             left = [key for key in self._tasks if key.run == number]
         self._cancel(left)
@@ -263,25 +246,6 @@ class CallsInFlight:
                 task = self._tasks.pop(key, None)
             if task is not None and not task.get_loop().is_closed():
                 task.get_loop().call_soon_threadsafe(task.cancel)
-
-
-_waits: dict[int, list[Future[Any]]] = {}
-"""By the number of a run: what its threads wait for."""
-
-
-def new_run() -> int:
-    """Return the number of a new run, to be entered with `in_run` and ended with `end_run`."""
-    return next(_run_numbers)
-
-
-@contextlib.contextmanager
-def in_run(run: int) -> Iterator[None]:
-    """Make the calls of a block belong to `run`: those of the tasks and threads it starts, too."""
-    token = _run.set(run)
-    try:
-        yield
-    finally:
-        _run.reset(token)
 
 
 async def _some_done(
@@ -308,17 +272,17 @@ class RunClocks:
     def start(self) -> None:
         """Note that a search of this run starts: no phase of it has ended."""
         with self._lock:
-            self._ended.pop(_run.get(), None)
+            self._ended.pop(current_run(), None)
 
     def gap(self) -> float:
         """Return the seconds since the last phase of this run ended, 0.0 where there was none."""
         now = time.monotonic()
         with self._lock:
-            return now - self._ended.get(_run.get(), now)
+            return now - self._ended.get(current_run(), now)
 
     def end(self) -> None:
         """Note that a phase of this run ends now; nothing outside a run."""
-        run = _run.get()
+        run = current_run()
         if not run:
             return
         with self._lock:
@@ -354,149 +318,3 @@ class ScoredRounds:
             self._last.move_to_end(root)
             while len(self._last) > _KNOWN_SEARCHES:
                 self._last.popitem(last=False)
-
-
-# --- synchronous callers -------------------------------------------------------------------------
-
-
-_portal_lock = threading.Lock()
-_Shared = tuple[BlockingPortal, asyncio.AbstractEventLoop, threading.Thread]
-_shared: _Shared | None = None
-_shared_pid = 0
-
-
-def run_blocking(coroutine: Awaitable[T]) -> T:
-    """Run `coroutine` to its end and return its result, from any thread.
-
-    Also when the caller's thread runs an event loop, which then waits. All callers share one
-    background loop, so that a client opened inside a policy or a scorer (a connection pool, a
-    semaphore) stays with the loop it was made for; context variables come along. A caller in that
-    loop itself, a model that searches inside a search, gets a loop of its own for the call.
-    """
-    _, loop, thread = _shared_portal()
-    if threading.current_thread() is thread:
-        with start_blocking_portal() as own:
-            return _wait_for(own.call(asyncio.get_running_loop), coroutine)
-    return _wait_for(loop, coroutine)
-
-
-def blocking(call: Callable[P, Awaitable[T]]) -> Callable[P, T]:
-    """Return `call` for synchronous code: the same arguments, docstring and errors."""
-
-    @functools.wraps(call)
-    def wait_for(*args: P.args, **kwargs: P.kwargs) -> T:
-        return run_blocking(call(*args, **kwargs))
-
-    wait_for.__name__ = wait_for.__name__.removeprefix("a")
-    wait_for.__qualname__ = wait_for.__name__
-    return wait_for
-
-
-def _wait_for(loop: asyncio.AbstractEventLoop, coroutine: Awaitable[T]) -> T:
-    async def outcome() -> tuple[T | None, BaseException | None]:
-        try:
-            return await coroutine, None
-        except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
-            return None, error
-
-    waits = _waits.setdefault(_run.get(), [])
-    # a portal's own call goes to the loop and back twice: to start the task, and to end it
-    running = asyncio.run_coroutine_threadsafe(outcome(), loop)
-    try:
-        waits.append(running)
-        value, exit_asked = running.result()
-    except BaseException:  # KeyboardInterrupt among them: leave no work behind
-        running.cancel()
-        raise
-    finally:
-        with contextlib.suppress(ValueError):
-            waits.remove(running)
-    if exit_asked is not None:
-        raise exit_asked
-    return cast("T", value)
-
-
-def leave_waits(run: int) -> None:
-    """Cancel what the threads of a run wait for. Safe in a signal handler: it takes no lock."""
-    for running in tuple(_waits.get(run, ())):
-        running.cancel()
-
-
-@contextlib.contextmanager
-def left_by_interrupt(run: int) -> Iterator[None]:
-    """Have an interrupt (Ctrl-C) within a block cancel what the threads of a run wait for.
-
-    LangGraph joins the threads of its nodes before it lets an interrupt through. Only in the main
-    thread, and where nobody else takes interrupts: as `asyncio.run` does it.
-    """
-    own = threading.current_thread() is threading.main_thread()
-    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        leave_waits(run)
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def iterate_blocking(items: AsyncGenerator[T]) -> Iterator[T]:
-    """Yield what `items` yields as it comes, in the loop of `run_blocking`, from any thread.
-
-    When the caller stops early, `items` is cancelled. In that loop itself, which cannot run
-    meanwhile, everything comes at the end.
-    """
-    portal, _, thread = _shared_portal()
-    if threading.current_thread() is thread:
-        yield from run_blocking(_all_of(items))
-        return
-    come: SimpleQueue[tuple[T, ...] | None] = SimpleQueue()
-
-    async def pump() -> BaseException | None:
-        try:
-            async with contextlib.aclosing(items):
-                async for item in items:
-                    come.put((item,))
-        except (KeyboardInterrupt, SystemExit) as error:  # must not end the loop that all share
-            return error
-        return None
-
-    pumping = portal.start_task_soon(pump)
-    pumping.add_done_callback(lambda _: come.put(None))
-    try:
-        while (one := come.get()) is not None:
-            yield one[0]
-        if (exit_asked := pumping.result()) is not None:
-            raise exit_asked
-    finally:
-        pumping.cancel()
-
-
-async def _all_of(items: AsyncGenerator[T]) -> list[T]:
-    async with contextlib.aclosing(items):
-        return [item async for item in items]
-
-
-def _shared_portal() -> _Shared:
-    """Return the portal of this process, its loop and its thread, which ends with the process."""
-    global _shared, _shared_pid
-    with _portal_lock:
-        if _shared is None or _shared_pid != os.getpid():  # threads do not survive a fork
-            ready: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]] = Future()
-            thread = threading.Thread(
-                target=anyio.run, args=(_serve, ready), name="vprm-search-loop", daemon=True
-            )
-            thread.start()
-            _shared, _shared_pid = (*ready.result(), thread), os.getpid()
-        return _shared
-
-
-async def _serve(ready: Future[tuple[BlockingPortal, asyncio.AbstractEventLoop]]) -> None:
-    async with BlockingPortal() as portal:
-        ready.set_result((portal, asyncio.get_running_loop()))
-        await portal.sleep_until_stopped()

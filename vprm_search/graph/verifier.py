@@ -23,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic cannot show typing's before 
 from vprm_search import ids
 from vprm_search.aggregate import aggregation
 from vprm_search.errors import ConfigError, InputError, ScorerError
+from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.nodes import unstreamed
 from vprm_search.graph.parts import check_part
 from vprm_search.graph.questions import (
@@ -31,7 +32,6 @@ from vprm_search.graph.questions import (
     message_text,
     read_problem_and_images,
 )
-from vprm_search.graph.session import run_blocking
 from vprm_search.graph.verdict import (
     count_failures,
     feedback_on,

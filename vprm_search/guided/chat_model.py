@@ -35,12 +35,12 @@ from pydantic import ConfigDict, PrivateAttr
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
 from vprm_search.errors import ConfigError
+from vprm_search.graph.blocking import iterate_blocking, run_blocking
 from vprm_search.graph.events import Event
 from vprm_search.graph.loop import Job
 from vprm_search.graph.parts import SearchRules, as_policy, as_scorer, choose_rules
 from vprm_search.graph.questions import QuestionOf, read_asked
 from vprm_search.graph.run import run_jobs
-from vprm_search.graph.session import iterate_blocking, run_blocking
 from vprm_search.guided.messages import (
     messages_of,
     pieces_of,
