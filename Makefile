@@ -21,6 +21,8 @@ SERVERS := $(VENV)-servers
 # Small models on few cores: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Compiled files are kept: else each worker, and each program that a test starts, compiles anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo serve-demo test test-all test-slow test-oldest test-clients test-servers test-random test-serving test-real soak coverage lint format docs bench-engine bench-gpu soak-serving clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,8 @@ def saw_all(model: ScriptedChatModel) -> bool:
 
 
 def watched(saver: BaseCheckpointSaver[Any], seen: list[int]) -> Any:
-    """Have what is serialized for `saver` looked at."""
+    """Have what is serialized for `saver` looked at, and for no other saver."""
+    saver.serde = copy.copy(saver.serde)  # savers share one
     inner: Callable[[Any], tuple[str, bytes]] = saver.serde.dumps_typed
 
     def dumps_typed(value: Any) -> tuple[str, bytes]:
@@ -121,6 +123,7 @@ async def test_nor_is_it_asynchronously(tmp_path: Path) -> None:
     async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "state.sqlite")) as sqlite:
         graph = search.compile(checkpointer=watched(sqlite, written))
         await graph.ainvoke(question(), THREAD)
+    assert len(written) > 50
     assert sum(written) == 0
     assert saw_all(model)
 

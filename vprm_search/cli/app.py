@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 import vprm_search
 from vprm_search.cli import console
@@ -66,6 +67,9 @@ def _options(
         raise typer.Exit
 
 
+COMMAND = get_command(app)  # app() would read every signature anew at each call
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit the process with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = ["--version", "doctor"]  # typer wants a command; the callback exits before it
     _quiet_libraries()
     try:
-        app(args=given, prog_name="vprm-search")
+        COMMAND(args=given, prog_name="vprm-search")
     except VprmError as error:
         _give_up("error", error, debug, console.FAILED)
     except KeyboardInterrupt as error:
