@@ -3,9 +3,6 @@
 import gc
 import os
 
-# What collection imports stays: to look for garbage in it took a fifth of the collection.
-gc.disable()
-
 # State that is not plain JSON fails here and not in a user's checkpointer.
 os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"
 # The models are tiny: one thread is fastest, and two workers share two cores.
@@ -19,6 +16,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# What collection imports stays: to look for garbage in it took a fifth of the collection.
+gc.disable()
 
 # Shared machines: a slow example is no failure. The fast lane draws the same few every time.
 settings.register_profile(
