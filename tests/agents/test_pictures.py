@@ -237,3 +237,58 @@ def test_a_client_with_our_rule_sends_no_picture_of_anybodys_run(to: str) -> Non
         text = "".join(told for _, told in spans)
     assert pictures_in(text) == 0  # nor of any other PNG
     assert "vprm-image://" in text
+
+
+def request(png: bytes) -> dict[str, Any]:
+    """Return a request about a call that looks at the picture."""
+    from langchain_core.decisions import Noul
+
+    asked = image_message("How many?", png)
+    call = {"name": "crop", "args": {"part": 1}, "id": "1"}
+    state = {"messages": [asked, AIMessage("", tool_calls=[call])], "tool_call": call}
+    return {"state": state, "questions": {"wrong": Noul(instructions="Is it wrong?")}}
+
+
+async def decide(way: str, scorer: ScriptedScorer) -> Any:
+    from vprm_search.agents import VPRMDecisionModel
+
+    model = VPRMDecisionModel(scorer=scorer, image_store=MemoryImageStore())
+    if way == "invoke":
+        return model.invoke(request(PNG))
+    if way == "ainvoke":
+        return await model.ainvoke(request(PNG))
+    if way == "batch":
+        return model.batch([request(PNG)])[0]
+    if way == "abatch":
+        return (await model.abatch([request(PNG)]))[0]
+    return [part async for part in model.astream(request(PNG))][-1]
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "batch", "abatch", "astream"])
+async def test_a_decision_sends_no_picture(way: str) -> None:
+    pytest.importorskip("langchain_core.decisions", reason="core 1.8 and newer")
+    shown: list[int] = []
+
+    def seen(asked: Any) -> float:
+        shown.append(len(asked.images))
+        return 0.9
+
+    with traced() as collector:
+        answer = await decide(way, ScriptedScorer(seen))
+    assert answer.answers["wrong"].noul == pytest.approx(0.1)
+    assert shown == [1]
+    runs = [data for _, name, data in collector.parts() if not name]
+    assert {run["name"] for run in runs if "name" in run} == {"VPRMDecisionModel"}
+    assert copies(collector.text) == pictures_in(collector.text) == 0
+    assert "vprm-image://" in collector.text
+    assert collector.bytes_sent < 1.2 * len(PNG)
+
+
+async def test_nor_does_a_decision_to_opentelemetry() -> None:
+    pytest.importorskip("langchain_core.decisions", reason="core 1.8 and newer")
+    with traced_by_opentelemetry() as spans:
+        await decide("ainvoke", ScriptedScorer(lambda request: 0.9))
+    assert [name for name, _ in spans] == ["VPRMDecisionModel"]
+    text = spans[0][1]
+    assert copies(text) == pictures_in(text) == 0
+    assert "vprm-image://" in text
