@@ -40,6 +40,13 @@ def read_record(kind: type[T], data: Any, where: str) -> T:
     return record
 
 
+def record_json(record: Any) -> dict[str, Any]:
+    """Return a record as plain data, under the names that it is stored by."""
+    kind: Any = type(record)  # mypy does not take a class for hashable
+    data: dict[str, Any] = _reader(kind).dump_python(record, by_alias=True)
+    return data
+
+
 class VersionedFile(BaseModel):
     """A JSON file that says what it is: its fields `format` and `version` have one value each.
 

@@ -18,13 +18,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from vprm_search.aggregate import counted_scores, path_score
 from vprm_search.errors import RecordError, ScorerError
+from vprm_search.records import read_record, record_json
 from vprm_search.types import ImageData, Problem, ScoreRequest, ScoreResult, StepScorer
 
 Json = Any
+T = TypeVar("T")
+_Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
+_Flag = Annotated[bool, Field(strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,9 @@ class StepLabel:
     """
 
     step: str
-    score: float | None
-    correct: int = 0
-    total: int = 0
+    score: _Probability | None
+    correct: Annotated[int, Field(alias="num_mc_correct")] = 0
+    total: Annotated[int, Field(alias="num_mc_total")] = 0
 
     def positive(self, threshold: float = 0.0) -> bool | None:
         """Tell whether the step is '+': score strictly above the threshold (paper: 0)."""
@@ -55,38 +61,10 @@ class LabelledSolution:
     """
 
     response: str
-    steps: tuple[StepLabel, ...]
+    steps: Annotated[tuple[StepLabel, ...], Field(alias="steps_with_score")]
     finish: str
     correct: bool
     copies: int = 1
-
-    def to_json(self, continuations: int) -> dict[str, Json]:
-        """Return the raw record of one solution."""
-        return {
-            "response": self.response,
-            "finish": self.finish,
-            "correct": self.correct,
-            "copies": self.copies,
-            "num_mc_sequences": continuations,
-            "steps_with_score": [
-                {
-                    "step": label.step,
-                    "score": label.score,
-                    "num_mc_correct": label.correct,
-                    "num_mc_total": label.total,
-                }
-                for label in self.steps
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Json]) -> LabelledSolution:
-        """Read a solution written by `to_json`."""
-        steps = tuple(
-            StepLabel(s["step"], s["score"], s["num_mc_correct"], s["num_mc_total"])
-            for s in data["steps_with_score"]
-        )
-        return cls(data["response"], steps, data["finish"], data["correct"], data["copies"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +73,23 @@ class ProblemRecord:
 
     id: str
     question: str
-    images: tuple[str, ...]
+    images: Annotated[tuple[str, ...], Field(alias="image")]
     answer: str
-    continuations: int
+    continuations: Annotated[int, Field(alias="num_mc_sequences")]
     solutions: tuple[LabelledSolution, ...]
     failed: int = 0
 
     def to_line(self) -> str:
         """Return the record as one line of JSON, newline included."""
-        data = {
-            "id": self.id,
-            "image": list(self.images),
-            "question": self.question,
-            "answer": self.answer,
-            "num_mc_sequences": self.continuations,
-            "failed": self.failed,
-            "solutions": [s.to_json(self.continuations) for s in self.solutions],
-        }
+        data = record_json(self)
+        told = {"num_mc_sequences": self.continuations}
+        data["solutions"] = [{**solution, **told} for solution in data["solutions"]]
         return json.dumps(data, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> ProblemRecord:
         """Read a line written by `to_line`. Raises `RecordError` on anything else."""
-        try:
-            data = json.loads(line)
-            return cls(
-                id=data["id"],
-                question=data["question"],
-                images=tuple(data["image"]),
-                answer=data["answer"],
-                continuations=data["num_mc_sequences"],
-                solutions=tuple(LabelledSolution.from_json(s) for s in data["solutions"]),
-                failed=data["failed"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"not a problem record: {error!r} in {line[:80]!r}") from error
+        return _read(cls, line, "not a problem record")
 
 
 def training_record(
@@ -202,12 +162,7 @@ class RecordFile:
 
 def read_records(path: Path) -> Iterator[ProblemRecord]:
     """Read all records of a file. Raises `RecordError` naming the first damaged line."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield ProblemRecord.from_line(line)
-            except RecordError as error:
-                raise RecordError(f"{path} line {number}: {error}") from error
+    return _lines(path, ProblemRecord.from_line)
 
 
 # --- scored paths: what a calibration is fitted on ---
@@ -220,9 +175,9 @@ _BATCH = 64
 class ScoredStep:
     """One step: its text, its score, and whether it is right (None: unknown, for both)."""
 
-    text: str
-    score: float | None
-    label: bool | None
+    text: Annotated[str, Field(alias="step")]
+    score: _Probability | None
+    label: _Flag | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +191,7 @@ class ScoredPath:
     policy: str
     scorer: str
     steps: tuple[ScoredStep, ...]
-    correct: bool | None = None
+    correct: _Flag | None = None
 
     def path_score(self, aggregate: str) -> float | None:
         """Return the path score, as a search would make it; None if a step has no score."""
@@ -245,41 +200,17 @@ class ScoredPath:
 
     def to_line(self) -> str:
         """Return the path as one line of JSON, newline included."""
-        data = {
-            "problem": self.problem,
-            "policy": self.policy,
-            "scorer": self.scorer,
-            "steps": [{"step": s.text, "score": s.score, "label": s.label} for s in self.steps],
-            "correct": self.correct,
-        }
-        return json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(record_json(self), ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> ScoredPath:
         """Read a line written by `to_line`. Raises `RecordError` on anything else."""
-        try:
-            data = json.loads(line)
-            steps = tuple(
-                ScoredStep(_text(s["step"]), _score(s["score"]), _label(s["label"]))
-                for s in data["steps"]
-            )
-            problem, policy, scorer = (_text(data[n]) for n in ("problem", "policy", "scorer"))
-            return cls(problem, policy, scorer, steps, _label(data.get("correct")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(f"not a scored path: {error!r} in {line[:80]!r}") from error
+        return _read(cls, line, "not a scored path")
 
 
 def read_scored_paths(path: Path) -> Iterator[ScoredPath]:
     """Read all paths of a file. Raises `RecordError` naming the first damaged line."""
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield ScoredPath.from_line(line)
-                except RecordError as error:
-                    raise RecordError(f"{path} line {number}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
+    return _lines(path, ScoredPath.from_line)
 
 
 def write_scored_paths(path: Path, paths: Iterable[ScoredPath]) -> int:
@@ -387,21 +318,21 @@ def by_policy(paths: Iterable[ScoredPath]) -> Mapping[str, list[ScoredPath]]:
     return groups
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
-    return value
+def _read(kind: type[T], line: str, where: str) -> T:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: {error} in {line[:80]!r}") from error
+    return read_record(kind, data, where)
 
 
-def _score(value: Any) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f"score {value!r} is not a probability")
-    return float(value)
-
-
-def _label(value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"label {value!r} is neither true, false nor null")
-    return value
+def _lines(path: Path, read: Callable[[str], T]) -> Iterator[T]:
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield read(line)
+                except RecordError as error:
+                    raise RecordError(f"{path} line {number}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
