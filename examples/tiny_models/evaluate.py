@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from examples.tiny_models.measures import auc_interval, macro_f1
 from examples.tiny_models.references import ExactScorer
 from vprm_search import ids
-from vprm_search.bench.step_metrics import auc, auc_interval, macro_f1
+from vprm_search.bench.step_results import auc
 from vprm_search.errors import ConfigError
 from vprm_search.graph.loop import Job, score
 from vprm_search.graph.parts import SearchRules

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from examples.tiny_models.corruption import corrupt
+from examples.tiny_models.measures import auc_interval
 from examples.tiny_models.paper_figures import (
     FIRST_INDEX,
     THRESHOLD,
@@ -22,7 +23,6 @@ from examples.tiny_models.paper_figures import (
     step_scores,
     table,
 )
-from vprm_search.bench.step_metrics import auc_interval
 from vprm_search.bench.step_results import macro
 from vprm_search.compare.intervals import Estimate
 from vprm_search.steps import REFERENCE_MAX_STEPS, merge_steps

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from examples.tiny_models.measures import macro_f1
 from examples.tiny_models.reward_rows import IGNORED, Batch, TrainingRow, collate
-from vprm_search.bench.step_metrics import auc, macro_f1
+from vprm_search.bench.step_results import auc
 
 # --- throw-away losses ---
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from examples.tiny_models.corruption import consistent_steps
 from examples.tiny_models.tokenizer import IMAGE_TOKENS
 from vprm_search.errors import InputError
 from vprm_search.scoring.prompt.layout import PrmLayout, build_prompt
 from vprm_search.scoring.prompt.text_encoder import Tokenizer
 from vprm_search.tiny.sampler import pixel_values
-from vprm_search.tiny.world import TinyProblem, consistent_steps, render
+from vprm_search.tiny.world import TinyProblem, render
 
 # --- rows of any reward model ---
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.tiny_models.corruption import consistent_steps
 from examples.tiny_models.problem_files import png_of
 from vprm_search import ids
 from vprm_search.images.normalise import normalise_image
 from vprm_search.steps import split_steps
 from vprm_search.tiny.policy import TinyPolicy
 from vprm_search.tiny.weights import weights_path
-from vprm_search.tiny.world import TinyProblem, consistent_steps, generate, render
+from vprm_search.tiny.world import TinyProblem, generate, render
 from vprm_search.types import Problem, ProposeRequest
 
 SOURCES = (("tiles", 0.7), ("tiles", 1.2), ("tiles-long", 0.7), ("bars", 0.7), ("bars", 1.2))

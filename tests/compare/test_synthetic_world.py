@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vprm_search.bench.step_metrics import auc
+from vprm_search.bench.step_results import auc
 from vprm_search.compare.worlds import (
     STOP_MARK,
     WORLDS,

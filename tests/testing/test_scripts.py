@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from vprm_search import BeamSearch, BestOfN, ChatModelPolicy, MajorityVote, run_search
-from vprm_search.bench.step_metrics import auc
+from vprm_search.bench.step_results import auc
 from vprm_search.chat.capabilities import ModelCapabilities
 from vprm_search.errors import ConfigError, ScorerError
 from vprm_search.images import image_message, normalise_image

@@ -7,11 +7,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.tiny_models.corruption import corrupt, misread_question
+from examples.tiny_models.corruption import consistent_steps, corrupt, misread_question
 from examples.tiny_models.reward_data import LabelledText, RewardBatches
 from examples.tiny_models.reward_rows import IGNORED, RowWriter
 from tests.tiny.small_models import small_tokenizer
-from vprm_search.tiny.world import FAMILIES, consistent_steps, exact_labels, generate
+from vprm_search.tiny.world import FAMILIES, exact_labels, generate
 
 WRITER = RowWriter(small_tokenizer())
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vprm_search.bench.labelled_solutions import LabelledSteps
-from vprm_search.bench.step_metrics import auc
 from vprm_search.compare.intervals import resampled_means
 from vprm_search.errors import ConfigError
 
@@ -160,6 +159,27 @@ def intervals(counts: Counts, *, seed: int = 0, resamples: int = 2000) -> dict[s
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     pairs = [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
     return {"pooled": pairs[0], "sources": pairs[1:]}
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the area under the ROC curve; ties count one half. NaN with only one class.
+
+    The Mann-Whitney form: the probability that a right step scores above a wrong one.
+    """
+    right = np.asarray(labels, dtype=bool)
+    values = np.asarray(scores, dtype=np.float64)
+    positives, negatives = int(right.sum()), int((~right).sum())
+    if not positives or not negatives:
+        return float("nan")
+    ranks = _average_ranks(values)
+    return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    average: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return average
 
 
 # --- trivial scorers -----------------------------------------------------------------------------

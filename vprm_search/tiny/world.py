@@ -18,7 +18,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,8 +110,6 @@ COLOURS: tuple[str, ...] = ("red", "blue", "green", "yellow", "purple", "black")
 OPERATORS: tuple[str, ...] = ("+", "-", "x")
 SMALLEST_RESULT, LARGEST_RESULT = 0, 99
 _ANSWER = re.compile(r"Answer: (\d+)\s*$")
-_READING = re.compile(r"^Step \d+: [a-z]+ = (\d+)\.")
-_ARITHMETIC = re.compile(r"^Step \d+: \d+ [-+x] \d+ = (\d+)\.")
 
 
 def apply_operator(left: int, operator: str, right: int) -> int:
@@ -195,21 +193,6 @@ class TinyProblem:
         )
         return f"{self.family}|{shown}|{self.expression}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain-JSON record; `from_json` reads it back unchanged."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> TinyProblem:
-        """Rebuild a problem from `to_json`."""
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
-        }
-        return cls(**fields)
-
 
 def reading_step(number: int, name: str, value: int) -> str:
     """Write the step that reads one value off the picture."""
@@ -249,52 +232,6 @@ def exact_labels(problem: TinyProblem, steps: Sequence[str]) -> list[bool]:
     if labels and correct and len(steps) < len(gold):
         labels[-1] = False
     return labels
-
-
-def _written_number(pattern: re.Pattern[str], step: str) -> int | None:
-    match = pattern.match(step)
-    return int(match.group(1)) if match else None
-
-
-def consistent_steps(problem: TinyProblem, steps: Sequence[str]) -> list[str | None]:
-    """Say what each step should be, given what is *written* before it.
-
-    A reading always has one right text; a calculation is judged on the numbers written before it,
-    so a step which is faithful to an earlier mistake is right here and wrong for `exact_labels`.
-    None: no such step exists (past the end, unreadable history, or a result outside 0..99).
-    """
-    value_of = dict(zip(problem.names, problem.values, strict=True))
-    last = 2 * len(problem.operators)
-    expected: list[str | None] = []
-    running: int | None = None
-    operand: int | None = None
-    for position, step in enumerate(steps):
-        if position > last:
-            expected.append(None)
-        elif position == 0 or position % 2 == 1:
-            name = problem.operands[(position + 1) // 2]
-            expected.append(reading_step(position + 1, name, value_of[name]))
-            operand = _written_number(_READING, step)
-            running = operand if position == 0 else running
-        else:
-            expected.append(_calculation(problem, position, running, operand))
-            running = _written_number(_ARITHMETIC, step)
-    return expected
-
-
-def _calculation(
-    problem: TinyProblem, position: int, running: int | None, operand: int | None
-) -> str | None:
-    """Write the calculation step at `position` from the two numbers written before it."""
-    if running is None or operand is None:
-        return None
-    operator = problem.operators[position // 2 - 1]
-    result = apply_operator(running, operator, operand)
-    if not in_range(result):
-        return None
-    step = arithmetic_step(position + 1, running, operator, operand, result)
-    is_last = position == 2 * len(problem.operators)
-    return step + answer_suffix(result) if is_last else step
 
 
 # --- its picture ---

@@ -1,4 +1,4 @@
-"""How well step scores tell right from wrong: AUC, with an interval over problems, and F1.
+"""How well step scores tell right from wrong: AUC with an interval over problems, and F1.
 
 Samples of one problem are not independent, so intervals are made by resampling whole problems.
 """
@@ -10,28 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vprm_search.bench.step_results import auc
 from vprm_search.compare.intervals import Estimate, numbered, resampled_counts
-
-
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Return the area under the ROC curve; ties count one half. NaN with only one class.
-
-    The Mann-Whitney form: the probability that a right step scores above a wrong one.
-    """
-    right = np.asarray(labels, dtype=bool)
-    values = np.asarray(scores, dtype=np.float64)
-    positives, negatives = int(right.sum()), int((~right).sum())
-    if not positives or not negatives:
-        return float("nan")
-    ranks = _average_ranks(values)
-    return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    average: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return average
 
 
 def macro_f1(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> float:
