@@ -39,6 +39,11 @@ class Recent(Generic[K, V]):
             if len(self._values) > self._most:
                 del self._values[next(iter(self._values))]
 
+    def forget(self, key: K) -> None:
+        """Keep the value of `key` no longer, if there is one."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def items(self) -> list[tuple[K, V]]:
         """Return all that is kept, the one used longest ago first."""
         with self._lock:

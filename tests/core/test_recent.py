@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from vprm_search.recent import Recent
 
-CALLS = st.lists(st.tuples(st.sampled_from(["get", "put"]), st.integers(0, 6), st.integers(0, 99)))
+CALLS = st.lists(
+    st.tuples(st.sampled_from(["get", "put", "forget"]), st.integers(0, 6), st.integers(0, 99))
+)
 
 
 @given(CALLS, st.integers(1, 4))
@@ -19,6 +21,9 @@ def test_it_keeps_what_an_ordered_dict_would(calls: list[tuple[str, int, int]], 
     for name, key, value in calls:
         if name == "get":
             assert recent.get(key) == oracle.get(key)
+        elif name == "forget":
+            recent.forget(key)
+            oracle.pop(key, None)
         else:
             recent.put(key, value)
             oracle[key] = value

@@ -24,6 +24,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import StateSnapshot
 
+from vprm_search.chat.tracing import held
 from vprm_search.errors import ConfigError
 from vprm_search.graph.light_tracers import callbacks_without_pictures
 
@@ -228,11 +229,8 @@ def _apart() -> Iterator[None]:
             if not key.startswith(("langgraph_", "checkpoint_", "thread_id"))
         },
     }
-    token = var_child_runnable_config.set(config)
-    try:
+    with held(var_child_runnable_config, config):
         yield
-    finally:
-        var_child_runnable_config.reset(token)
 
 
 # --- reading a branch ----------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from vprm_search.agents.policy import AgentPolicy, PicturedScorer, Round, pictur
 from vprm_search.agents.turns import StepOf, turn_as_step
 from vprm_search.answers import extract_answer
 from vprm_search.budget import Budget
+from vprm_search.chat.tracing import held
 from vprm_search.errors import ConfigError, SearchWarning
 from vprm_search.graph.loop import Loop
 from vprm_search.graph.nodes import (
@@ -330,12 +331,8 @@ class AgentNodes(SearchNodes):
         """Score all new turns of this round in one batch."""
         tree = self._job(state).tree
         shown = {tree.steps(node): seen for node, seen in state["agent_pictures"].items()}
-        token = pictures_shown.set(shown)
-        try:
-            with self._round(state, {}):
-                return await super()._score(state)
-        finally:
-            pictures_shown.reset(token)
+        with held(pictures_shown, shown), self._round(state, {}):
+            return await super()._score(state)
 
     async def _conclude(self, state: State) -> Any:
         """Choose the winner and give its messages and channels."""
@@ -393,11 +390,8 @@ class AgentNodes(SearchNodes):
     def _round(self, state: State, parents: Mapping[int, str]) -> Iterator[Round]:
         failed = state["agent_acts"]["failed"]
         now = Round(self._branches(state["agent_run"]), parents, failed, self.intake)
-        token = this_round.set(now)
-        try:
+        with held(this_round, now):
             yield now
-        finally:
-            this_round.reset(token)
 
     def _branches(self, run: str) -> Branches:
         """Return the branches of a run, in the saver of the graph that is running."""
@@ -423,11 +417,8 @@ class _AgentNode(Node):
 
     def invoke(self, input: State, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         """Run the phase."""
-        token = in_threads.set(True)
-        try:
+        with held(in_threads, True):
             return super().invoke(input, config, **kwargs)
-        finally:
-            in_threads.reset(token)
 
 
 def _branch(tree: SearchTree, node: NodeId) -> str:

@@ -24,6 +24,7 @@ from vprm_search.chat.failures import secrets_of, without_secrets
 from vprm_search.images.messages import reference_to, referenced_url
 
 Model = TypeVar("Model", bound=BaseChatModel)
+T = TypeVar("T")
 Pictures = Mapping[str, Any]
 """Content blocks by the reference that stands for each."""
 
@@ -64,6 +65,16 @@ def without_pictures_in_traces(model: Model) -> Model:
 
 
 @contextmanager
+def held(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Run a block in which a context variable has a value of its own."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@contextmanager
 def pictures_aside(
     model: BaseChatModel, messages: list[BaseMessage]
 ) -> Iterator[list[BaseMessage]]:
@@ -76,11 +87,8 @@ def pictures_aside(
     if not pictures or type(model) not in _kinds:
         yield messages
         return
-    token = _pictures.set(pictures)
-    try:
+    with held(_pictures, pictures):
         yield light
-    finally:
-        _pictures.reset(token)
 
 
 @functools.cache

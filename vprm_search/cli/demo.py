@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +91,8 @@ def demo(
             f"and a search of about their cost, both through the LangGraph search graph."
         )
     )
-    solved = [solve_one(problem) for problem in _with_progress(_draw(problems))]
+    watched = track(_draw(problems), "solving", console=console.ERR, transient=True)
+    solved = [solve_one(problem) for problem in watched]
     console.OUT.print(results_table(solved))
     console.OUT.print(
         Text(
@@ -105,22 +106,10 @@ def demo(
 def _draw(count: int) -> list[TinyProblem]:
     from vprm_search.tiny.world import FAMILIES, generate
 
-    places = range(count)
     return [
         generate(FAMILIES[i % len(FAMILIES)], "test", FIRST_PROBLEM + i // len(FAMILIES))
-        for i in places
+        for i in range(count)
     ]
-
-
-def _with_progress(problems: list[TinyProblem]) -> Any:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console.ERR, transient=True) as progress:
-        yield from progress.track(problems, description="solving")
 
 
 def _solver(temperature: float, seed: int) -> Callable[[TinyProblem], Solved]:

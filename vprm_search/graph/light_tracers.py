@@ -29,7 +29,7 @@ from langchain_core.runnables.config import (
 from langchain_core.tracers.langchain import LangChainTracer
 from langgraph.types import Command, Send
 
-from vprm_search.chat.tracing import with_references
+from vprm_search.chat.tracing import held, with_references
 from vprm_search.images.messages import REFERENCE_SCHEME, reference_to
 
 _WRITTEN = re.compile(  # a data URI, or the beginning of a PNG, a JPEG, a WEBP
@@ -90,11 +90,8 @@ def untraced_pictures() -> Iterator[None]:
     """Run a block whose calls are traced without the pictures that they show."""
     config = ensure_config()
     callbacks = callbacks_without_pictures(config.get("callbacks"))
-    token = var_child_runnable_config.set(patch_config(config, callbacks=callbacks))
-    try:
+    with held(var_child_runnable_config, patch_config(config, callbacks=callbacks)):
         yield
-    finally:
-        var_child_runnable_config.reset(token)
 
 
 def _light_tracer(handler: Any) -> Any:

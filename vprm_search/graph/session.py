@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from vprm_search.graph.blocking import current_run, forget_waits
+from vprm_search.recent import Recent
 from vprm_search.search.plan import Expand
 from vprm_search.tree import SearchTree
 from vprm_search.types import NodeId, Policy, Proposal, ProposeRequest
@@ -266,30 +267,21 @@ class RunClocks:
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[int, float] = OrderedDict()
-        self._lock = threading.Lock()
+        self._ended: Recent[int, float] = Recent(_KNOWN_SEARCHES)
 
     def start(self) -> None:
         """Note that a search of this run starts: no phase of it has ended."""
-        with self._lock:
-            self._ended.pop(current_run(), None)
+        self._ended.forget(current_run())
 
     def gap(self) -> float:
         """Return the seconds since the last phase of this run ended, 0.0 where there was none."""
-        now = time.monotonic()
-        with self._lock:
-            return now - self._ended.get(current_run(), now)
+        ended = self._ended.get(current_run())
+        return 0.0 if ended is None else time.monotonic() - ended
 
     def end(self) -> None:
         """Note that a phase of this run ends now; nothing outside a run."""
-        run = current_run()
-        if not run:
-            return
-        with self._lock:
-            self._ended[run] = time.monotonic()
-            self._ended.move_to_end(run)
-            while len(self._ended) > _KNOWN_SEARCHES:
-                self._ended.popitem(last=False)
+        if run := current_run():
+            self._ended.put(run, time.monotonic())
 
 
 # --- what the scorer has seen --------------------------------------------------------------------
@@ -299,8 +291,7 @@ class ScoredRounds:
     """Which searches this process has scored, and up to which round."""
 
     def __init__(self) -> None:
-        self._last: OrderedDict[NodeId, int] = OrderedDict()
-        self._lock = threading.Lock()
+        self._last: Recent[NodeId, int] = Recent(_KNOWN_SEARCHES)
 
     def begin(self, root: NodeId) -> None:
         """Note that the search with this root begins here: nothing of it was scored before."""
@@ -308,13 +299,9 @@ class ScoredRounds:
 
     def misses(self, root: NodeId, number: int) -> bool:
         """Tell whether a round before round `number` was scored elsewhere, or may have been."""
-        with self._lock:
-            return self._last.get(root, -1) < number - 1
+        last = self._last.get(root)
+        return last is None or last < number - 1
 
     def note(self, root: NodeId, number: int) -> None:
         """Note that round `number` is scored now, and the ones before it have been."""
-        with self._lock:
-            self._last[root] = number
-            self._last.move_to_end(root)
-            while len(self._last) > _KNOWN_SEARCHES:
-                self._last.popitem(last=False)
+        self._last.put(root, number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.utils import LC_ID_PREFIX
 
 from vprm_search.chat.calls import HIDDEN
+from vprm_search.chat.tracing import held
 from vprm_search.graph.events import Event
 
 EVENT_NAME = "vprm_search"
@@ -107,11 +109,11 @@ class ModelRun:
         config["tags"] = [*(config.get("tags") or []), HIDDEN]
         config.pop("recursion_limit", None)
         with contextlib.ExitStack() as stack:
-            _set(stack, var_child_runnable_config, config)
-            _set(stack, _bare_stream, None)
+            stack.enter_context(held(var_child_runnable_config, config))
+            stack.enter_context(held(_bare_stream, None))
             for hook in getattr(tracing, "_configure_hooks", ()):
                 if not isinstance(hook[0].get(), BaseTracer | AsyncBaseTracer | None):
-                    _set(stack, hook[0], None)
+                    stack.enter_context(held(hook[0], None))
             yield
 
     async def tell(self, event: Event) -> None:
@@ -131,10 +133,6 @@ class ModelRun:
                 inheritable_handlers=list(self.inheritable),
             )
             await manager.on_llm_new_token(str(chunk.text), chunk=chunk)
-
-
-def _set(stack: contextlib.ExitStack, var: ContextVar[Any], value: Any) -> None:
-    stack.callback(var.reset, var.set(value))
 
 
 def _graph_writer() -> Callable[[Any], None] | None:
@@ -159,11 +157,6 @@ def stream_run() -> ModelRun:
     return _bare_stream.get() or ModelRun.of(None, None)
 
 
-@contextlib.contextmanager
-def as_stream_run(run: ModelRun) -> Iterator[None]:
+def as_stream_run(run: ModelRun) -> AbstractContextManager[None]:
     """Run a block in which `stream_run` is `run`."""
-    token = _bare_stream.set(run)
-    try:
-        yield
-    finally:
-        _bare_stream.reset(token)
+    return held(_bare_stream, run)
