@@ -195,6 +195,10 @@ def test_a_bigger_policy_stands_beside() -> None:
     summary = summarise(tabulate(problems, 4), baselines={"big": bigger})
     (baseline,) = summary["baselines"]
     assert baseline["expected"]["mean"] == 1
+    assert not any("big" in note for note in summary["notes"])
+    part = tabulate([pooled("a", name=p.id) for p in problems[:7]], 1)
+    notes = summarise(tabulate(problems, 4), baselines={"big": part})["notes"]
+    assert "big was measured on 7 problems and not on 60." in notes
 
 
 def test_searches_stand_beside_the_pool_on_the_problems_that_they_have() -> None:

@@ -192,7 +192,7 @@ def grade(
         rights[judge] = [(i, bool(g.right)) for i, g in zip(answered, grades, strict=True)]
         failures = asked.failures
     result: dict[str, Any] = {
-        "set": problems.name,
+        "set": problems.name or "not known",
         "problems": len(problems),
         "without an answer": len(problems) - len(answered),
         "without a prediction": sum(item.id not in said for item in problems),

@@ -365,4 +365,4 @@ def diff(
     if json:
         console.print_json(found.to_json())
     else:
-        console.OUT.file.write(printable(markdown(found, names), lines=True))
+        console.OUT.file.write(printable(markdown(found, names), lines=True) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -77,10 +78,12 @@ def write_report(stages: Stages, run: RecordedRun, others: Sequence[Path]) -> No
 
     table = tabulate(run.pools(stages.n), stages.n, name=stages.problems.name)
     baselines = {}
+    known = Counter(path.name for path in others)
     for path in others:
         other = RecordedRun(path, stages.problems, grader=run.grader, prices=stages.prices)
         n = other.largest()
-        baselines[path.name] = tabulate(other.pools(n), n, name=stages.problems.name)
+        name = path.name if known[path.name] == 1 else str(path)
+        baselines[name] = tabulate(other.pools(n), n, name=stages.problems.name)
     rule = grader_of(run.grader if run.grader in GRADERS else stages.problems.name)
     out, title = stages.folder.path, stages.problems.path.name
     found = searched(out, stages.problems, table, rule, stages.prices)

@@ -78,7 +78,7 @@ def resampled_means(
         seed: of the draws.
     """
     sums, sizes = columns, np.ones(len(columns))
-    if groups is not None and len(groups):
+    if groups is not None and len(groups) and int(groups.max()) + 1 < len(groups):
         sums = np.zeros((int(groups.max()) + 1, columns.shape[1]))
         np.add.at(sums, groups, columns)
         sizes = np.bincount(groups).astype(np.float64)

@@ -263,9 +263,11 @@ def summarise(
     Raises:
         RecordError: a figure is no number.
     """
-    first, expected = np.array(table.first), np.array(table.expected)
-    count, selectors, sizes = first.shape
-    flat = np.concatenate([first.reshape(count, -1), expected.reshape(count, -1)], axis=1)
+    count, selectors, sizes = len(table.places), len(table.selectors), len(table.sizes)
+    flat = np.empty((count, 2, selectors, sizes))
+    for row, first, expected in zip(flat, table.first, table.expected, strict=True):
+        row[0], row[1] = first, expected
+    flat = flat.reshape(count, -1)
     measures = measures_of(table.name, table.places, flat)
     headline = next(iter(measures))
 
@@ -347,6 +349,7 @@ def _baseline(name: str, table: Table) -> dict[str, Any]:
     headline = next(iter(measures))
     return {
         "name": name,
+        "problems": len(table.places),
         "measure": headline,
         "expected": measures[headline].share(0),
         **_costs(PASS_1, np.array(table.costs).mean(axis=0)[0]),
@@ -378,6 +381,12 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         if name not in summary["no_results"]:
             lack = many(count, "candidate has", "candidates have")
             notes.append(f"{lack} no score of {name}; it takes them last.")
+    for found in summary["baselines"]:
+        if found["problems"] != summary["problems"]:
+            notes.append(
+                f"{found['name']} was measured on {many(found['problems'], 'problem')} and not on "
+                f"{summary['problems']}."
+            )
     if summary["questions"] < SMALL:
         notes.append(
             f"Only {many(summary['questions'], 'question')}: intervals of shares are Wilson's; "
