@@ -73,6 +73,13 @@ def test_mmmu_agrees_with_the_official_answers(samples: Path) -> None:
         assert [item.answer, *item.also] == (truth if isinstance(truth, list) else [truth])
 
 
+def test_categories_that_differ_in_blanks_are_one(samples: Path) -> None:
+    raw = [json.loads(line)["subject"] for line in (samples / "dynamath_seed.jsonl").open()]
+    assert any("  " in name for name in raw)
+    found = [item.category for item in read(samples / "dynamath_seed.jsonl")]
+    assert found == [" ".join(name.split()) for name in raw]
+
+
 def shown(item: Item) -> str:
     """The published answer as a model would give it."""
     return f"Step 1: A look at the picture.\n\nAnswer: \\boxed{{{item.letters or item.answer}}}"

@@ -132,7 +132,11 @@ def group_of(row: Row, name: SetName, own: str) -> tuple[str, str]:
 
 
 def category_of(row: Row, name: SetName, own: str) -> str:
-    """Return the category, "" if there is none; of several, the first."""
+    """Return the category, spaced once, "" if there is none; of several, the first."""
+    return " ".join(_category(row, name, own).split())
+
+
+def _category(row: Row, name: SetName, own: str) -> str:
     found = _MMMU_ID.fullmatch(own)
     if name == "mmmu" and found is not None and not first_text(row, ("category",)):
         return found[1]
