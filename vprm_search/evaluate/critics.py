@@ -264,10 +264,9 @@ def summarise(
         RecordError: a figure is no number.
     """
     count, selectors, sizes = len(table.places), len(table.selectors), len(table.sizes)
-    flat = np.empty((count, 2, selectors, sizes))
+    flat: Matrix = np.empty((count, 2 * selectors * sizes))
     for row, first, expected in zip(flat, table.first, table.expected, strict=True):
-        row[0], row[1] = first, expected
-    flat = flat.reshape(count, -1)
+        row[:] = np.concatenate([first, expected], axis=None)
     measures = measures_of(table.name, table.places, flat)
     headline = next(iter(measures))
 
