@@ -208,6 +208,40 @@ async def test_valid_structured_output_comes_first(asynchronous: bool, handled: 
     assert [m.type for m in state["messages"]] == ["human", "ai", "tool"]
 
 
+@both
+@pytest.mark.parametrize("threshold", [None, 0.8])
+async def test_a_call_that_cannot_be_read_comes_last_and_never_passes(
+    asynchronous: bool, threshold: float | None
+) -> None:
+    unread = {"name": "add", "args": '{"left": 1,', "id": "i", "error": "not JSON"}
+    bad = AIMessage("", invalid_tool_calls=[unread])
+    model = ScriptedChatModel([bad, call(3, 4, "hardly"), bad, "Answer: 7", "Answer: 7"])
+
+    def sure(request: ScoreRequest) -> float:
+        return 0.7 if "hardly" in request.steps[-1] else 0.9
+
+    chooser = ProcessRewardMiddleware(
+        ScriptedScorer(sure), n=1 if threshold else 2, threshold=threshold, max_tries=1
+    )
+    state = await ask(create_agent(model, [add], middleware=[chooser]), ASKED, asynchronous)
+    outcome = state["vprm_verdicts"][0]
+    if threshold is None:
+        assert state["messages"][1].tool_calls
+        assert state["messages"][-1].text == "Answer: 7"
+    else:  # there was no other
+        assert (outcome["outcome"], outcome["reason"]) == ("failed", "a tool call cannot be read")
+
+
+def test_each_call_of_a_rejected_message_is_answered_read_or_not() -> None:
+    unread = {"name": "add", "args": '{"left": 1,', "id": "i", "error": "not JSON"}
+    bad = call(3, 4, "").model_copy(update={"invalid_tool_calls": [unread]})
+    model = ScriptedChatModel([bad, "Answer: 7"])
+    chooser = ProcessRewardMiddleware(ScriptedScorer(lambda request: 0.9), threshold=0.8)
+    create_agent(model, [add], middleware=[chooser]).invoke(ASKED)
+    told = [m.tool_call_id for m in model.calls[1].messages if isinstance(m, ToolMessage)]
+    assert told == [bad.tool_calls[0]["id"], "i"]
+
+
 def test_an_invalid_structured_output_never_passes() -> None:
     model = ScriptedChatModel([output("x", "x"), output(8, "eight")])
     agent = create_agent(

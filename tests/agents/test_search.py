@@ -22,6 +22,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, interrupt
+from pydantic import ValidationError
 
 from tests.graph.fakes import noisy_png
 from vprm_search import (
@@ -364,6 +365,66 @@ def test_what_fails_costs_a_branch_and_not_the_search() -> None:
     assert any("out of order" in reason for reason in failed)
 
 
+@both
+async def test_a_tool_that_answers_the_user_itself_ends_its_path(asynchronous: bool) -> None:
+    @tool(return_direct=True)
+    def look_up(left: int, right: int) -> str:
+        """Answer by itself."""
+        RAN.append((left, right))
+        return f"Answer: {left + right}"
+
+    def looking(asked: ChatCall) -> AIMessage:
+        number = next(NUMBERS)
+        said = call(0, 1 + number % 3, number)
+        return said.model_copy(update={"tool_calls": [{**said.tool_calls[0], "name": "look_up"}]})
+
+    agent = create_agent(ScriptedChatModel(looking), [look_up])
+    graph = searched(agent, strategy=BeamSearch(width=1, expand=3))
+    state = await ask(graph, ASKED, asynchronous)
+    assert [m.type for m in state["messages"]] == ["human", "ai", "tool"]
+    assert state["messages"][-1].text == "Answer: 1"
+    assert state["search_result"]["answer"] == "1"
+    assert not state["search_result"]["fallback"]
+    assert state["messages"][1].response_metadata["vprm"]["answer"] == "1"
+    assert RAN == [(0, 1)]
+
+
+def test_a_call_that_cannot_be_read_costs_its_branch() -> None:
+    unread = {"name": "add", "args": '{"left": 1,', "id": "i", "error": "not JSON"}
+
+    def often(asked: ChatCall) -> AIMessage:
+        said = refusing(asked)
+        bad = said.tool_calls and int(str(said.tool_calls[0]["id"]).rpartition("-")[2]) % 2
+        return AIMessage("", invalid_tool_calls=[unread]) if bad else said
+
+    graph = searched(create_agent(ScriptedChatModel(often), [add]))
+    state = graph.invoke(ASKED, THREAD)
+    assert state["messages"][-1].text.startswith("Answer: ")
+    reasons = {r.reason for r in tree_of_state(state) if r.status == "failed"}
+    assert reasons == {"a tool call cannot be read"}
+
+
+@both
+@pytest.mark.parametrize("wrong", ["yes", {"result": "17", "more": 1}, {}, 3])
+async def test_another_answer_about_a_call_is_refused_and_may_be_given_again(
+    asynchronous: bool, wrong: Any
+) -> None:
+    agent = create_agent(ScriptedChatModel(refusing), [add])
+    graph = searched(agent, tools="ask", strategy=BeamSearch(width=1, expand=3))
+    await ask(graph, ASKED, asynchronous)
+    with pytest.raises(ValidationError, match="CallAnswer"):
+        await ask(graph, Command(resume={(await asked_in(graph)): wrong}), asynchronous)
+    assert RAN == []
+    state = await ask(graph, Command(resume="run"), asynchronous)
+    assert RAN == [(0, 1)]
+    assert state["messages"][-1].text == "Answer: 1"
+
+
+async def asked_in(graph: Any) -> str:
+    (question,) = (await graph.aget_state(THREAD)).interrupts
+    return str(question.id)
+
+
 def test_pictures_that_a_tool_has_shown_are_seen_and_none_stays_in_the_state() -> None:
     @tool
     def crop(width: int) -> list[Any]:
@@ -412,6 +473,8 @@ def test_candidates_are_not_streamed_and_the_search_tells_of_itself() -> None:
 
 
 def test_what_it_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="agent is ScriptedChatModel; give a compiled graph"):
+        searched(ScriptedChatModel(refusing))
     with pytest.raises(ConfigError, match="safe_tools is the text"):
         searched(counted(), safe_tools="add")
     with pytest.raises(ConfigError, match="tools is 'never'"):

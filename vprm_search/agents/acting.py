@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langgraph.types import Command, StateSnapshot
+from langgraph.types import Command, StateSnapshot, interrupt
+from pydantic import BaseModel, RootModel
 
 from vprm_search import ids
 from vprm_search.agents.branches import (
@@ -175,6 +176,21 @@ class Actor:
         if isinstance(answer, dict):
             return _said(call, str(answer.get("result", "")), "success")
         return None if answer == "run" else _said(call, "Not run: a person refused it.", "error")
+
+
+class _Result(BaseModel, extra="forbid"):
+    result: Any
+
+
+class CallAnswer(RootModel[Literal["run", "skip"] | _Result]):
+    """What a person may answer about a call: to run it, to skip it, or what it is to have said."""
+
+
+def answer_to(question: Mapping[str, Any]) -> Any:
+    """Return a person's answer to a question. Of one about a call, another is refused."""
+    if "answers" not in question:
+        return interrupt(question)
+    return interrupt(question, response_schema=CallAnswer).model_dump()
 
 
 def _ended(stored: Sequence[tuple[str, str, Any]]) -> list[ToolMessage]:

@@ -60,7 +60,7 @@ class ProcessRewardMiddleware(AgentMiddleware[RewardedState, Any, Any]):
 
     At every model call `n` candidates are sampled; each, its text and its tool calls, is scored as
     the next step after the agent's turns since the last question, with the pictures of question and
-    tools; the best goes on. Of structured output valid candidates come first. With a `threshold`
+    tools; the best goes on. Valid structured output and calls come first. With a `threshold`
     the best must reach it: else the model is told where it first looks wrong and tries again, at
     most `max_tries` times in all.
 
@@ -271,16 +271,19 @@ class _Candidate:
     verdict: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def valid(self) -> bool:
-        """Whether it is no structured output that cannot be read, and the model's own."""
+    def invalid(self) -> str:
+        """Why an agent cannot go on with it: output or a call that cannot be read; "" if it can."""
+        if self.message.invalid_tool_calls:
+            return "a tool call cannot be read"
         parsed = self.response.structured_response is not None
-        return parsed or not any(isinstance(m, ToolMessage) for m in self.response.result)
+        refused = not parsed and any(isinstance(m, ToolMessage) for m in self.response.result)
+        return "the structured output is invalid" if refused else ""
 
     def rank(self) -> tuple[bool, bool, float]:
         """Return what candidates are compared by: valid ones first, then by their score."""
         score = self.verdict.get("score")
         stand_in = self.reason.startswith(_FAILED)
-        return self.valid and not stand_in, score is not None, score or 0.0
+        return not self.invalid and not stand_in, score is not None, score or 0.0
 
 
 class _Tries:
@@ -378,11 +381,8 @@ class _Tries:
             candidate.verdict = dict(verdict)
             if of.threshold is None and verdict["outcome"] != "unscored":
                 candidate.verdict["outcome"] = "scored"
-            if not candidate.valid and candidate.verdict["outcome"] == "passed":
-                candidate.verdict |= {
-                    "outcome": "failed",
-                    "reason": "the structured output is invalid",
-                }
+            if candidate.invalid and candidate.verdict["outcome"] == "passed":
+                candidate.verdict |= {"outcome": "failed", "reason": candidate.invalid}
             self._scores.append(candidate.verdict["score"])
         if not self._now:  # all calls of another try failed: what was found before stays
             self._number = of.max_tries

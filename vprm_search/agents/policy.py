@@ -13,7 +13,7 @@ from langchain_core.runnables.config import ensure_config
 
 from vprm_search.agents.acting import finished, new_messages
 from vprm_search.agents.branches import Branches, last_said, messages_of
-from vprm_search.agents.turns import StepOf
+from vprm_search.agents.turns import StepOf, results_as_step
 from vprm_search.chat.failures import explain
 from vprm_search.errors import ConfigError, InputError
 from vprm_search.graph.questions import read_problem
@@ -85,7 +85,12 @@ class AgentPolicy:
         new = new_messages(messages_of(await branches.state(parent)), messages)
         place = last_said(messages)
         if place is None or messages[place] not in new:
+            if finished(state) and (ending := results_as_step(messages)):  # a tool's own answer
+                return Proposal(ending, "stop")
             return Proposal("", "error", requests=1, error="the agent's model said nothing")
+        said = messages[place]
+        if isinstance(said, AIMessage) and said.invalid_tool_calls:
+            return Proposal("", "error", requests=1, error="a tool call cannot be read")
         talk = messages[: place + 1]
         with contextlib.suppress(InputError):  # the question's are shown all the same
             problem = read_problem(talk, now.intake.name_image)

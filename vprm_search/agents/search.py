@@ -28,12 +28,13 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
-from langgraph.types import Overwrite, interrupt
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from vprm_search import ids
-from vprm_search.agents.acting import Actor, Acts, ToolPolicy
+from vprm_search.agents.acting import Actor, Acts, ToolPolicy, answer_to
 from vprm_search.agents.branches import (
     Agent,
     Branches,
@@ -150,6 +151,8 @@ def create_agent_search(
         raise ConfigError(f'tools is {tools!r}; give "execute", "safe" or "ask"')
     if isinstance(safe_tools, str):
         raise ConfigError(f"safe_tools is the text {safe_tools!r}; give a list of names")
+    if not isinstance(agent, CompiledStateGraph):
+        raise ConfigError(f"agent is {type(agent).__name__}; give a compiled graph")
     if "messages" not in agent.channels:
         raise ConfigError("the agent's state has no key 'messages'")
     seams = Seams.of(agent, model_nodes, tool_nodes)
@@ -303,7 +306,7 @@ class AgentNodes(SearchNodes):
 
     def _ask(self, state: State) -> Any:
         """Ask people; nothing else happens here, so nothing is repeated when they answer."""
-        answers = {question["key"]: interrupt(question) for question in state["agent_questions"]}
+        answers = {question["key"]: answer_to(question) for question in state["agent_questions"]}
         acts = state["agent_acts"]
         acts = {**acts, "answers": {**acts["answers"], **answers}}
         return {"agent_acts": acts, "agent_questions": []}, []

@@ -46,6 +46,11 @@ def turn_as_step(messages: Sequence[BaseMessage]) -> str:
     return "\n".join(part for part in (*written, said, calls) if part)
 
 
+def results_as_step(messages: Sequence[BaseMessage]) -> str:
+    """Return the results of tools with which a conversation ends as text, "" if there are none."""
+    return "\n".join(map(_result, results_before([*messages, AIMessage("")])))
+
+
 def results_before(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
     """Return what tools answered right before the last message of a conversation, in order."""
     found: list[ToolMessage] = []
@@ -98,7 +103,7 @@ def feedback_turn(
             name=call["name"],
             status="error",
         )
-        for call in message.tool_calls
+        for call in (*message.tool_calls, *message.invalid_tool_calls)
         if call["id"] not in known
     ]
     known_answers: list[Any] = list(answers)

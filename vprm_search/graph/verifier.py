@@ -87,7 +87,7 @@ def create_verifier_node(
     the conversation as it then is; messages are only read. What has no score is "unscored", with
     a reason, which is not "passed": a question without an answer yet, tool calls, an empty
     message, what a search graph found on no finished path, a picture given by address (nothing is
-    fetched), a failed scorer.
+    fetched), a step that the scorer gave no score. What the scorer raises is raised.
 
     Structured output is judged by what its fields say (`structured_steps`): a message that is one
     JSON object, as a provider's own structured output is, and the output tool of `create_agent`
