@@ -81,6 +81,8 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
     ran = run(*given, "--stage", "select")
     assert ran.code == 1
     assert "run --stage grade" in ran.err
+    ran = run(*given, "--stage", "grade", "--stage", "score")
+    assert f"done: score, grade; next: --stage select, in {out}" in ran.err
     for name, value in (("--temperature", "1"), ("--preset", "paper"), ("--seed", "3")):
         ran = run(*given, "--stage", "grade", name, value)  # none of them can be
         assert (ran.code, "was made with other settings" in ran.err) == (1, True)

@@ -46,7 +46,6 @@ class Stage(StrEnum):
     select = "select"
 
 
-_ORDER = [Stage.generate, Stage.score, Stage.grade, Stage.select]  # of those that others need
 _candidates = partial(typer.Option, rich_help_panel="Candidates")
 _critics = partial(typer.Option, rich_help_panel="Critics")
 _output = partial(typer.Option, rich_help_panel="Output")
@@ -91,6 +90,15 @@ class SettingOptions:
     def known(self) -> dict[str, Any]:
         """Those that are given."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def _done(asked: set[Stage], out: Path) -> str:
+    """Return a line that says which stages are done, and which comes next; `select` is none."""
+    stages = list(Stage)
+    last = max(map(stages.index, asked))
+    following = next(one for one in stages[last + 1 :] if one is not Stage.search)
+    done = ", ".join(one for one in stages if one in asked)
+    return f"done: {done}; next: --stage {following}, in {out}"
 
 
 class _RunsByDefault(TyperGroup):
@@ -316,9 +324,7 @@ def run(
                     raise RecordError(f"{why}; --result-file SELECTOR writes what is chosen")
                 tell(why)
         else:
-            done = [one for one in _ORDER if one in asked]
-            following = _ORDER[_ORDER.index(done[-1]) + 1] if done else Stage.select
-            tell(f"done: {', '.join(done)}; next: --stage {following}, in {out}")
+            tell(_done(asked, out))
 
 
 @evaluate.command()
