@@ -11,14 +11,27 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_openai import ChatOpenAI
+from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
 
-from vprm_search import BestOfN, GuidedChatModel, create_agent_search, create_search_graph
-from vprm_search.graph import cancellable
+from vprm_search import (
+    BestOfN,
+    GuidedChatModel,
+    ProcessRewardMiddleware,
+    create_agent_search,
+    create_search_graph,
+    create_verifier_node,
+)
+from vprm_search.graph import VerifierState, cancellable
 from vprm_search.images.store import MemoryImageStore
+from vprm_search.scoring.judge_scorer import JudgeScorer
 from vprm_search.testing import ScriptedScorer
+
+
+class Judged(MessagesState, VerifierState):
+    """A conversation and the verdict on its last message."""
 
 
 class Silent:
@@ -66,17 +79,27 @@ def search_of(kind: str, model: ChatOpenAI) -> Any:
         return create_search_graph(
             policy=model, scorer=scorer, strategy=BestOfN(4), image_store=store
         ).compile()
+    if kind == "middleware":
+        return create_agent(model, [], middleware=[ProcessRewardMiddleware(scorer, n=4)])
+    if kind == "verifier":
+        parent: Any = StateGraph(Judged)
+        parent.add_node("verify", create_verifier_node(JudgeScorer(model), image_store=store))
+        parent.add_edge(START, "verify")
+        return parent.compile()
     agent = create_agent(model, [])
     return create_agent_search(agent, scorer=scorer, image_store=store).compile()
 
 
-@pytest.mark.parametrize("kind", ["graph", "guided model", "agent search"])
+@pytest.mark.parametrize(
+    "kind", ["graph", "guided model", "agent search", "middleware", "verifier"]
+)
 @pytest.mark.parametrize("way", ["cancelled", "timed out", "stream cancelled"])
 async def test_a_cancellation_ends_requests_and_leaves_nothing(kind: str, way: str) -> None:
     async with silent() as (server, url):
         model = ChatOpenAI(model="m", base_url=url, api_key="k", max_retries=0)
         search = search_of(kind, model)
-        messages = [HumanMessage("3 + 4?")]
+        said = [AIMessage("Answer: 7")] if kind == "verifier" else []
+        messages = [HumanMessage("3 + 4?"), *said]
         given: Any = messages if kind == "guided model" else {"messages": messages}
 
         async def once() -> None:
@@ -111,15 +134,18 @@ async def test_a_cancellation_ends_requests_and_leaves_nothing(kind: str, way: s
         assert set(threading.enumerate()) <= threads | idle_workers()
 
 
-@pytest.mark.parametrize("kind", ["graph", "guided model"])
+@pytest.mark.parametrize("kind", ["graph", "guided model", "verifier"])
 async def test_a_synchronous_stream_around_it_that_is_closed_ends_requests(kind: str) -> None:
     async with silent() as (server, url):
         model = ChatOpenAI(model="m", base_url=url, api_key="k", max_retries=0)
         search = search_of(kind, model)
-        parent: Any = StateGraph(MessagesState)
+        parent: Any = StateGraph(Judged)
+        parent.add_node("begin", lambda state: get_stream_writer()("begun"))
         parent.add_node("below", create_agent(search, []) if kind == "guided model" else search)
+        parent.add_edge(START, "begin")
         parent.add_edge(START, "below")
-        asked = {"messages": [HumanMessage("3 + 4?")]}
+        said = [AIMessage("Answer: 7")] if kind == "verifier" else []
+        asked = {"messages": [HumanMessage("3 + 4?"), *said]}
 
         def read_and_leave() -> None:
             stream = cancellable(

@@ -267,10 +267,12 @@ def test_a_closed_stream_of_a_parent_ends_its_calls(levels: int) -> None:
     policy = Silent(lambda: get_stream_writer()({"heard": True}))
     search = create_search_graph(policy=policy, scorer=WORLD, strategy=STRATEGY).compile()
     app = nested(search, levels)
+    others = set(threading.enumerate())
     stream = cancellable(app.stream(ASKED, stream_mode="custom", subgraphs=True))
     assert any("heard" in part[-1] for part in stream)
     assert not policy.released.is_set()
-    nodes = [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+    new = set(threading.enumerate()) - others
+    nodes = [thread for thread in new if thread.name.startswith("ThreadPoolExecutor")]
     assert nodes
     stream.close()
     assert policy.released.wait(30)
