@@ -37,6 +37,12 @@ def print_json(data: Any) -> None:
     OUT.file.write(json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
 
 
+def address(host: str, port: int) -> str:
+    """Return where a server that listens at `host` is found from this machine."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://{f'[{near}]' if ':' in near else near}:{port}"
+
+
 def check_place(*paths: Path | None) -> None:
     """Raise `ConfigError` for the first file that cannot be there: before the work, not after."""
     for path in filter(None, paths):

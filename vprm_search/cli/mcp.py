@@ -45,6 +45,6 @@ def mcp(
         return
     import uvicorn  # the SDK brings it
 
-    console.ERR.print(Text(f"MCP at http://{host}:{port}/mcp"), soft_wrap=True)
+    console.ERR.print(Text(f"MCP at {console.address(host, port)}/mcp"), soft_wrap=True)
     app = http_app(server, limits, keys=tuple(api_key or ()))
     uvicorn.run(app, host=host, port=port, log_level="warning")

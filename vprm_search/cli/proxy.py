@@ -86,8 +86,8 @@ def proxy(
         limits=options.checked(OpenAILimits, file.limits),
         keys=tuple(api_key or ()),
     )
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    console.ERR.print(Text(f"{', '.join(file.models)} at {address}"), soft_wrap=True)
+    where = f"{console.address(host, port)}/v1"
+    console.ERR.print(Text(f"{', '.join(file.models)} at {where}"), soft_wrap=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 

@@ -84,7 +84,7 @@ def serve(
     check_port(options.host, options.port)
     if trouble:
         raise ConfigError(trouble)
-    _run(command, hidden, _base_url(options), _log_file(log), timeout)
+    _run(command, hidden, console.address(options.host, options.port), _log_file(log), timeout)
 
 
 def _show(command: ServeCommand, secret_names: list[str]) -> None:
@@ -120,11 +120,6 @@ def _probed(python: str) -> tuple[str, bool]:
             "(the distribution vprm-search-vllm)"
         )
     return trouble, found["cpu"]
-
-
-def _base_url(options: ServeOptions) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
 
 def _log_file(log: str | None) -> Path | None:

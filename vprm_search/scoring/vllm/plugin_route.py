@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -13,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from vprm_search.chat.failures import one_line
 from vprm_search.errors import ModelChangedError
+from vprm_search.recent import Recent
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.text_encoder import without_surrogates
 from vprm_search.scoring.reasons import BAD_INPUT, NOT_FINITE, OUT_OF_MEMORY, TOO_LONG
-from vprm_search.scoring.score_cache import MemoryScoreStore, StoredScore, step_keys
+from vprm_search.scoring.score_cache import step_keys
 from vprm_search.scoring.vllm.contract import (
     VERSION,
     DescribeBody,
@@ -198,30 +198,26 @@ class StepMemory:
     """
 
     def __init__(self, entries: int) -> None:
-        self._store = MemoryScoreStore(entries)
-        self._lock = threading.Lock()
+        self._known: Recent[str, float] = Recent(entries)
 
     def remember(self, identity: str, round_: ProblemRound) -> None:
         """Keep all values of a round."""
         for path, state in round_.paths.items():
             if any(value is not None for value in state.values):
                 keys = self._keys(identity, round_, path)
-                with self._lock:
-                    for key, value in zip(keys, state.values, strict=True):
-                        if value is not None:
-                            self._store.put(key, StoredScore(value, "", 0, 0))
+                for key, value in zip(keys, state.values, strict=True):
+                    if value is not None:
+                        self._known.put(key, value)
 
     def fill(self, identity: str, round_: ProblemRound) -> int:
         """Fill missing values of the open paths; return how many."""
         filled = 0
         for path in round_.open_paths():
             values = round_.paths[path].values
-            keys = self._keys(identity, round_, path)
-            with self._lock:
-                entries = [self._store.get(key) for key in keys]
-            for place, entry in enumerate(entries):
-                if values[place] is None and entry is not None:
-                    values[place] = entry.value
+            for place, key in enumerate(self._keys(identity, round_, path)):
+                known = self._known.get(key)
+                if values[place] is None and known is not None:
+                    values[place] = known
                     filled += 1
         return filled
 
