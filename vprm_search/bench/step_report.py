@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from vprm_search.compare.report import many
+from vprm_search.compare.report import many, table_head
 
 PAPER_SOURCES: Mapping[str, str] = MappingProxyType(
     {
@@ -99,8 +99,7 @@ def _main_table(summary: Mapping[str, Any], scorer: str) -> str:
     sources = summary["sources"]
     order = _order(sources)
     names = [PAPER_SOURCES.get(sources[n], sources[n]) or "–" for n in order]
-    head = _row("scorer", [*names, "Overall", "mean", "weighted"])
-    lines = [head, "|---" * (len(names) + 4) + "|"]
+    lines = table_head("scorer", *names, "Overall", "mean", "weighted")
 
     def line(name: str, found: Mapping[str, Any], interval: Sequence[float] | None) -> str:
         cells = [_percent(found["sources"][n]) for n in order]
@@ -124,7 +123,7 @@ def _main_table(summary: Mapping[str, Any], scorer: str) -> str:
 def _class_table(summary: Mapping[str, Any]) -> str:
     names = ("f1", "precision", "recall")
     head = ["threshold", *(f"{name}, {kind}" for kind in ("right", "wrong") for name in names)]
-    lines = [_row(head[0], head[1:]), "|---" * len(head) + "|"]
+    lines = table_head(*head)
     for found in summary["thresholds"]:
         cells = [_percent(found[f"{name}_{kind}"]) for kind in ("right", "wrong") for name in names]
         lines.append(_row(f"{found['threshold']:g}", cells))
@@ -132,8 +131,7 @@ def _class_table(summary: Mapping[str, Any]) -> str:
 
 
 def _first_table(summary: Mapping[str, Any]) -> str:
-    lines = [_row("threshold", ["found in erroneous ones", "correct ones passed", "F1"]),
-             "|---" * 4 + "|"]  # fmt: skip
+    lines = table_head("threshold", "found in erroneous ones", "correct ones passed", "F1")
     for found in summary["thresholds"]:
         first = found["first_error"]
         cells = [_percent(first[name]) for name in ("erroneous", "correct", "f1")]
