@@ -15,7 +15,7 @@ from tests.evaluate.conftest import SAMPLING, MakeSet, critics, right_of, run_al
 from vprm_search.datasets.graders import GRADERS, grader_of
 from vprm_search.datasets.problem_set import read_problem_set
 from vprm_search.errors import ConfigError, ImageError, RecordError, SearchError
-from vprm_search.evaluate.folder import RunFolder
+from vprm_search.evaluate.folder import RunFolder, key_of
 from vprm_search.evaluate.grading import ByRule
 from vprm_search.evaluate.pooling import RecordedRun
 from vprm_search.evaluate.prompts import PROMPTS
@@ -235,6 +235,24 @@ async def test_candidates_that_all_failed_leave_the_folder_to_other_settings(
         assert found == wanted, name
     with pytest.raises(ConfigError, match="policy 'scripted', not 'mistyped'"):
         await again.generate(wrong, lambda: down)  # now there are some
+
+
+async def test_scores_that_all_failed_leave_their_file_to_another_scorer(stages: Stages) -> None:
+    await stages.generate(SAMPLING, lambda: ScriptedPolicy(solve))
+    (prm, orm) = critics()
+    down = ScriptedScorer(lambda _: "no_server: refused", identity="mistyped")
+    stages.n = 1
+    await stages.score([replace(prm, scorer=down)])
+    assert stages.failures["score (prm)"] == (6, 6)
+    again = Stages(stages.problems, RunFolder(stages.folder.path), 1)
+    again.check([prm], [])
+    await again.score([prm])
+    assert not again.failures
+    assert {line["run"] for line in lines(stages.folder.path / "scores-prm.jsonl")} == {
+        key_of(prm.facts())
+    }
+    with pytest.raises(ConfigError, match="critic prm: identity 'noisy', not 'orm'"):
+        again.check([replace(prm, scorer=orm.scorer)], [])
 
 
 async def test_another_scorer_or_set_is_refused(stages: Stages, tmp_path: Path) -> None:

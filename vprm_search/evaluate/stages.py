@@ -68,7 +68,7 @@ class Stages:
                 f"{self.folder.path} has the searches of vprm-search compare; give evaluate an "
                 "--out folder of its own"
             )
-        self._forget_failures(facts)
+        self._let_go(FACTS, facts, lambda known: CandidateFile(self.folder.path, known).lines)
         for kind, told in ((SET, self._set()), (FACTS, facts)):
             self.folder.check(kind, told)
         file = CandidateFile(self.folder.path, facts)
@@ -93,9 +93,18 @@ class Stages:
 
         A reward model on a server is asked what it is.
         """
-        told = [(f"{CRITIC} {one.name}", one.facts()) for one in critics]
-        for kind, facts in told + [(f"{GRADER} {one.name}", one.facts()) for one in gradings]:
-            self.folder.check(kind, facts)
+        for one in critics:
+            self._check_critic(one)
+        for grading in gradings:
+            self.folder.check(f"{GRADER} {grading.name}", grading.facts())
+
+    def _check_critic(self, critic: Critic) -> Facts:
+        """Return a critic's facts. Raises as `check`."""
+        facts, kind = critic.facts(), f"{CRITIC} {critic.name}"
+        self._let_go(
+            kind, facts, lambda known: ScoreFile(self.folder.path, critic.name, known).lines
+        )
+        return self.folder.check(kind, facts)
 
     async def score(self, critics: Sequence[Critic]) -> None:
         """Score candidates by each critic; in this process one problem after the other.
@@ -105,7 +114,7 @@ class Stages:
         candidates, prompt = self.candidates()
         there = self._there(candidates)
         for critic in critics:
-            facts = critic.facts()
+            facts = self._check_critic(critic)
             self.folder.settle(f"{CRITIC} {critic.name}", facts)
             file = ScoreFile(self.folder.path, critic.name, facts)
             run = Scoring(self.problems, prompt, candidates, critic, file, self.width, self.prices)
@@ -188,14 +197,14 @@ class Stages:
             raise RecordError(f"{self.folder.path}: there are no candidates; run --stage generate")
         return CandidateFile(self.folder.path, facts), Prompt(**facts["prompt"])
 
-    def _forget_failures(self, facts: Facts) -> None:
-        """Let the folder go to candidates made otherwise, if it has none whose call came to any."""
-        known = self.folder.facts(FACTS)
+    def _let_go(self, kind: str, facts: Facts, read: Callable[[Facts], KeyedLines]) -> None:
+        """Let files of a kind be made with other facts where each of their calls has failed."""
+        known = self.folder.facts(kind)
         if known is not None and key_of(known) != key_of(facts):
-            lines = CandidateFile(self.folder.path, known).lines
+            lines = read(known)
             if lines.failures == len(lines):
                 lines.path.unlink(missing_ok=True)
-                self.folder.forget(SET, FACTS)
+                self.folder.forget(kind, *([SET] if kind == FACTS else []))
 
     def _set(self) -> dict[str, Any]:
         """Return what the manifest says of the set; where its files are does not matter."""
