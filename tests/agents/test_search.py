@@ -366,6 +366,40 @@ def test_what_fails_costs_a_branch_and_not_the_search() -> None:
 
 
 @both
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "url": "https://pictures.example/1.png"},
+        {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
+        {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}},
+    ],
+)
+async def test_a_picture_of_a_tool_that_cannot_be_kept_costs_nothing(
+    block: dict[str, Any], asynchronous: bool
+) -> None:
+    @tool
+    def show(left: int, right: int) -> list[Any]:
+        """Show something."""
+        RAN.append((left, right))
+        return [block]
+
+    def showing(asked: ChatCall) -> AIMessage:
+        said = refusing(asked)
+        return said.model_copy(
+            update={"tool_calls": [{**one, "name": "show"} for one in said.tool_calls]}
+        )
+
+    graph = searched(
+        create_agent(ScriptedChatModel(showing), [show]),
+        scorer=ScriptedScorer(lambda request: 0.5),
+    )
+    state = await ask(graph, ASKED, asynchronous)
+    assert [m.type for m in state["messages"]] == ["human", "ai", "tool", "ai"]
+    assert state["messages"][2].content == [block]
+    assert state["search_result"]["score"] == 0.5
+
+
+@both
 async def test_a_tool_that_answers_the_user_itself_ends_its_path(asynchronous: bool) -> None:
     @tool(return_direct=True)
     def look_up(left: int, right: int) -> str:

@@ -36,6 +36,16 @@ def light_saver(saver: Saver, intake: ImageIntake) -> Saver:
     return light
 
 
+def light_message(message: BaseMessage, intake: ImageIntake) -> BaseMessage:
+    """Return a message with references for its pictures, or as it is if one cannot be kept.
+
+    Tools may return what no store takes: an address, another format, something broken.
+    """
+    with contextlib.suppress(InputError):
+        return intake.references([message])[0]
+    return message
+
+
 class _LightSerializer:
     """A serializer around another one."""
 
@@ -52,9 +62,7 @@ class _LightSerializer:
         return _changed(self._inner.loads_typed(data), self._whole)
 
     def _light(self, message: BaseMessage) -> BaseMessage:
-        with contextlib.suppress(InputError):  # what is no picture that we read stays where it is
-            return self._intake.references([message])[0]
-        return message
+        return light_message(message, self._intake)
 
     def _whole(self, message: BaseMessage) -> BaseMessage:
         return restore_images([message], self._intake)[0]

@@ -43,7 +43,7 @@ from vprm_search.agents.branches import (
     last_said,
     pending_calls,
 )
-from vprm_search.agents.light_saver import light_saver
+from vprm_search.agents.light_saver import light_message, light_saver
 from vprm_search.agents.policy import AgentPolicy, PicturedScorer, Round, pictures_shown, this_round
 from vprm_search.agents.turns import StepOf, turn_as_step
 from vprm_search.answers import extract_answer
@@ -375,7 +375,7 @@ class AgentNodes(SearchNodes):
         place = last_said(kept)
         if place is not None and pending_calls(kept):  # unfinished: what was not run was not said
             kept = kept[:place]
-        light: list[Any] = [*self.intake.references(kept)]
+        light: list[Any] = [light_message(message, self.intake) for message in kept]
         if [m.id for m in light[: len(given)]] == [m.id for m in given]:
             light = light[len(given) :]
         elif light:  # the agent shortened its conversation
