@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vprm_search.errors import RecordError
+from vprm_search.errors import CheckpointError, RecordError
 
 T = TypeVar("T")
+MAX_JSON_BYTES = 64 << 20
 
 
 def first_wrong(error: ValidationError) -> tuple[str, str]:
@@ -44,6 +46,23 @@ def record_json(record: Any) -> dict[str, Any]:
     """Return a record as plain data, under the names that it is stored by."""
     kind: Any = type(record)  # mypy does not take a class for hashable
     data: dict[str, Any] = _reader(kind).dump_python(record, by_alias=True)
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a checkpoint's file. Raises `CheckpointError` if there is none."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is missing: {path.parent} is no checkpoint directory"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
     return data
 
 

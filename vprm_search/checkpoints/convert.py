@@ -36,7 +36,6 @@ from vprm_search.checkpoints.source import (
     SINGLE_FILE,
     inside,
     locate,
-    read_json,
     readable,
 )
 from vprm_search.checkpoints.weights import (
@@ -53,6 +52,7 @@ from vprm_search.checkpoints.weights import (
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
 from vprm_search.images.store import CACHE_VARIABLE, cache_folder
+from vprm_search.records import read_json
 
 CONVERTER_VERSION = 2
 """Goes up when the same source would be converted into other files."""

@@ -19,8 +19,9 @@ from vprm_search.checkpoints.sentencepiece_model import (
     read_sentencepiece_model,
     sentencepiece_tokenizer,
 )
-from vprm_search.checkpoints.source import inside, read_json
+from vprm_search.checkpoints.source import inside
 from vprm_search.errors import CheckpointError, need
+from vprm_search.records import read_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

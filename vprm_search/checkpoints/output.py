@@ -22,8 +22,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, need
+from vprm_search.records import read_json
 
 MANIFEST_FILE = "vprm_conversion.json"
 JOURNAL_FILE = "vprm_progress.json"

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 from vprm_search.checkpoints.original import Expected, OriginalConfig, Part
 from vprm_search.checkpoints.output import CopiedShard, FileRecord
-from vprm_search.checkpoints.source import CONFIG_FILE, INDEX_FILE, inside, read_json, weight_files
+from vprm_search.checkpoints.source import CONFIG_FILE, INDEX_FILE, inside, weight_files
 from vprm_search.errors import CheckpointError, need
+from vprm_search.records import read_json
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Dtypes a checkpoint may hold; integers and 8-bit floats are other, quantised, checkpoints."""

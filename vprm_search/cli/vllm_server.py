@@ -150,7 +150,7 @@ def serve_command(
 
 def _servable(checkpoint: Path) -> tuple[Any, str]:
     """Return the layout of a checkpoint and the kind of its model."""
-    from vprm_search.checkpoints.source import read_json
+    from vprm_search.records import read_json
     from vprm_search.scoring.families import find_family, read_scorer_file
 
     if not (checkpoint / "config.json").is_file():

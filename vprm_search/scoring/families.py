@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from vprm_search.checkpoints.identity import checkpoint_digest
-from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, ConfigError
 from vprm_search.ids import digest
+from vprm_search.records import read_json
 from vprm_search.scoring.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelBudget, PreprocessConfig
 from vprm_search.scoring.prompt.layout import PrmLayout
 from vprm_search.scoring.prompt.marker_layout import TOKENIZER_BOS, MarkerLayout

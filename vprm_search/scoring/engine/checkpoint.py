@@ -34,8 +34,8 @@ from transformers.utils.logging import (
 )
 
 from vprm_search.checkpoints import ensure_native
-from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, ConfigError, MissingDependencyError
+from vprm_search.records import read_json
 from vprm_search.scoring.engine.attention import TREE_ATTENTION
 from vprm_search.scoring.engine.readout import (
     FullVocabularyReadout,

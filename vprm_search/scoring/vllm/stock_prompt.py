@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vprm_search.checkpoints.source import read_json
 from vprm_search.errors import CheckpointError, ConfigError, InputError
 from vprm_search.ids import digest
+from vprm_search.records import read_json
 from vprm_search.scoring.families import read_scorer_file
 from vprm_search.scoring.pixels import PreprocessConfig, tile_grid
 from vprm_search.scoring.prompt.layout import (
