@@ -200,7 +200,7 @@ def test_a_scorer_that_knows_the_truth_always_takes_the_right_candidate() -> Non
 
 def test_every_command_on_the_page_has_its_figures() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    studies = re.findall(r"^python -m examples.tiny_models paper (\w+)$", text, re.MULTILINE)
+    studies = re.findall(r"^python -m examples.tiny_models paper (\w+)", text, re.MULTILINE)
     assert {"merging", "near", "policies"} <= set(studies)
     for study in studies:
         section = text.split(f"<!-- {study}:begin -->")[1].split(f"<!-- {study}:end -->")[0]
