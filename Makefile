@@ -49,7 +49,7 @@ demo: $(STAMP)  ## Solve rendered problems with the packaged models; draws one s
 serve-demo: $(STAMP)  ## The production set-up on this machine: two vLLM servers and a search
 	$(BIN)/python examples/serve_demo.py
 
-test: $(STAMP)  ## Run the tests (about eight minutes on two cores)
+test: $(STAMP)  ## Run the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: test test-slow test-real test-oldest test-clients test-servers test-random  ## Run all of it, as CI does

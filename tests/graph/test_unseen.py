@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from tests.graph.fakes import QUESTION, HashChatModel, HashScorer, noisy_png
 from vprm_search.agents import ProcessRewardMiddleware, create_vprm_evaluator
 from vprm_search.agents.turns import turn_as_step
-from vprm_search.errors import InputError, SearchWarning
+from vprm_search.errors import ImageError, InputError, SearchWarning
 from vprm_search.graph import create_search_graph, create_verifier_node
 from vprm_search.graph.run import run_search
 from vprm_search.images import MemoryImageStore, image_message
@@ -46,6 +46,14 @@ ATTACHMENTS: list[dict[str, Any]] = [
     {"document": {"format": "pdf", "name": "a", "source": {"bytes": b"%PDF"}}},
 ]
 """Files, recordings, films and blocks nobody knows, as providers and LangChain write them."""
+UNREADABLE: list[dict[str, Any]] = [
+    {"type": "image", "url": "https://127.0.0.1/1.png"},
+    {"type": "image", "file_id": "file-1"},
+    {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
+    {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}},
+    {"type": "image_url"},
+]
+"""Pictures that nobody reads: addresses, names of files, other formats, broken ones."""
 TEXT = {"type": "text", "text": "the page"}
 CALL: Any = {"name": "read_page", "args": {}, "id": "1"}
 ANSWER = AIMessage("It is 3.\n\nAnswer: 3")
@@ -86,6 +94,39 @@ def test_in_a_person_s_message_it_is_refused(blocks: list[dict[str, Any]]) -> No
     assert (verdict["outcome"], "block" in verdict["reason"]) == ("unscored", True)
     with pytest.raises(InputError, match="block"):
         run_search([asked], policy=HashChatModel(), scorer=HashScorer())
+
+
+@pytest.mark.parametrize("block", UNREADABLE, ids=repr)
+def test_a_picture_that_nobody_reads_is_named_where_a_tool_or_a_model_gave_it(
+    block: dict[str, Any],
+) -> None:
+    scorer = good()
+    assert verdict_on([*talk([block, PICTURE]), ANSWER], scorer)["unseen"] == [
+        "a picture from the tool read_page"
+    ]
+    assert len(scorer.asked[0].images) == 1  # the other one of the tool
+    for earlier, whose in ((ToolMessage, "from a tool"), (AIMessage, "in what the model said")):
+        extra = {"tool_call_id": "1"} if earlier is ToolMessage else {}
+        given = [*talk([])[:2], earlier([TEXT, block], **extra), HumanMessage(QUESTION)]
+        with pytest.warns(SearchWarning, match=f"not shown a picture {whose}"):
+            run = run_search(given, policy=HashChatModel(), scorer=HashScorer())
+        store = MemoryImageStore()
+        graph = create_search_graph(
+            policy=HashChatModel(), scorer=HashScorer(), image_store=store
+        ).compile()
+        with pytest.warns(SearchWarning, match=f"not shown a picture {whose}"):
+            state = graph.invoke({"messages": given})
+        assert state["messages"][2].content == [TEXT, block]
+        assert state["search_result"]["answer"] == run.result.answer
+
+
+@pytest.mark.parametrize("block", UNREADABLE, ids=repr)
+def test_in_a_question_such_a_picture_is_refused(block: dict[str, Any]) -> None:
+    asked = HumanMessage([TEXT, block])
+    assert verdict_on([asked, ANSWER])["outcome"] == "unscored"
+    for later in ([], [AIMessage("3"), HumanMessage("And now?")]):
+        with pytest.raises(ImageError):
+            run_search([asked, *later], policy=HashChatModel(), scorer=HashScorer())
 
 
 def test_a_conversation_of_text_and_pictures_is_seen_whole() -> None:

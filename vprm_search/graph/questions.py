@@ -34,6 +34,7 @@ from vprm_search.images.messages import (
     has_image,
     image_of_block,
     is_image,
+    name_picture,
     reference_images,
     referenced_digest,
     restore_images,
@@ -231,7 +232,9 @@ def _before(messages: Sequence[BaseMessage], asked: BaseMessage) -> Sequence[Bas
 
 
 def _pictures(message: BaseMessage, name_image: NameImage) -> list[str]:
-    return [name_image(block) for block in content_blocks(message) if is_image(block)]
+    blocks = filter(is_image, content_blocks(message))
+    names = (name_picture(message, block, name_image) for block in blocks)
+    return [name for name in names if name]
 
 
 def _in_short(message: BaseMessage) -> str:
@@ -300,7 +303,7 @@ def _said(message: BaseMessage, name_image: NameImage) -> list[Any]:
         message.type,
         message.name or "",
         normalise_text(message_text(message)),
-        [name(block) or block for block in blocks if is_image(block)],
+        [name(block) or _nameless(block) for block in blocks if is_image(block)],
         [
             _nameless(b)
             for b in blocks

@@ -25,6 +25,7 @@ from langchain_core.messages import (
     AnyMessage,
     BaseMessage,
     HumanMessage,
+    ToolMessage,
     convert_to_messages,
 )
 
@@ -197,6 +198,23 @@ def content_blocks(message: BaseMessage) -> list[dict[str, Any]]:
         return _standard_blocks(message)
     content = [message.content] if isinstance(message.content, str) else message.content
     return [_unwrapped(b if isinstance(b, dict) else {"type": "text", "text": b}) for b in content]
+
+
+def name_picture(
+    message: BaseMessage, block: Mapping[str, Any], name_image: NameImage
+) -> str | None:
+    """Return the name of a picture; None where a tool or a model gave one that nobody reads.
+
+    An address, another format, something broken: whoever asks did not choose it, and the question
+    can be asked without it. Raises `ImageError` for any other picture that cannot be read, and for
+    a reference to one that is missing.
+    """
+    try:
+        return name_image(block)
+    except ImageError:
+        if isinstance(message, AIMessage | ToolMessage) and referenced_digest(block) is None:
+            return None
+        raise
 
 
 def has_image(message: BaseMessage) -> bool:
@@ -435,11 +453,16 @@ def _listed(messages: Any) -> list[BaseMessage]:
 def _referenced(message: BaseMessage, name_image: NameImage) -> Any:
     if not has_image(message):
         return _with_plain_texts(message)
-    blocks = [
-        {"type": "image", "url": REFERENCE_SCHEME + name_image(block)} if is_image(block) else block
-        for block in content_blocks(message)
-    ]
-    return message.model_copy(update={"content": blocks})
+    read = content_blocks(message)
+    given = message.content if len(message.content) == len(read) else read
+    blocks: list[Any] = []
+    for block, as_given in zip(read, given, strict=True):
+        name = name_picture(message, block, name_image) if is_image(block) else None
+        if name:
+            blocks.append({"type": "image", "url": REFERENCE_SCHEME + name})
+        else:  # LangChain draws new ids for what it translates
+            blocks.append(as_given if is_image(block) else block)
+    return message if blocks == message.content else message.model_copy(update={"content": blocks})
 
 
 def _with_plain_texts(message: BaseMessage) -> Any:
