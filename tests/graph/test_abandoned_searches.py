@@ -18,7 +18,7 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.search.world import World
-from vprm_search.errors import ScorerError
+from vprm_search.errors import InputError, ScorerError
 from vprm_search.graph import cancellable, create_search_graph, run_jobs
 from vprm_search.graph.blocking import run_blocking
 from vprm_search.graph.loop import Job
@@ -277,6 +277,13 @@ def test_a_closed_stream_of_a_parent_ends_its_calls(levels: int) -> None:
     stream.close()
     assert policy.released.wait(30)
     assert not any(thread.is_alive() for thread in nodes)
+
+
+async def test_only_a_stream_is_made_cancellable() -> None:
+    app = nested(create_search_graph(policy=Silent(print), scorer=WORLD).compile(), 1)
+    for given in (app.astream(ASKED), map(str, app.stream(ASKED)), [1], None):
+        with pytest.raises(InputError, match="astream"):
+            cancellable(given)  # type: ignore[arg-type]
 
 
 def test_an_interrupt_ends_a_stream_of_a_parent() -> None:

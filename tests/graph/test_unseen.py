@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +18,18 @@ from vprm_search.agents import ProcessRewardMiddleware, create_vprm_evaluator
 from vprm_search.agents.turns import turn_as_step
 from vprm_search.errors import ImageError, InputError, SearchWarning
 from vprm_search.graph import create_search_graph, create_verifier_node
+from vprm_search.graph.questions import read_asked
 from vprm_search.graph.run import run_search
-from vprm_search.images import MemoryImageStore, image_message
+from vprm_search.images import DiskImageStore, MemoryImageStore, image_message
 from vprm_search.testing import ScriptedChatModel, ScriptedScorer
 
 PDF = base64.b64encode(b"%PDF-1.4 nothing").decode()
 PICTURE: dict[str, Any] = {
     "type": "image", "base64": base64.b64encode(noisy_png(24)).decode(), "mime_type": "image/png",
 }  # fmt: skip
+PICTURES: list[Any] = [
+    {"type": "image", "base64": base64.b64encode(noisy_png(8, seed)).decode()} for seed in range(12)
+]
 ATTACHMENTS: list[dict[str, Any]] = [
     {"type": "file", "base64": PDF, "mime_type": "application/pdf"},
     {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{PDF}"}},
@@ -118,6 +123,36 @@ def test_a_picture_that_nobody_reads_is_named_where_a_tool_or_a_model_gave_it(
             state = graph.invoke({"messages": given})
         assert state["messages"][2].content == [TEXT, block]
         assert state["search_result"]["answer"] == run.result.answer
+
+
+@given(
+    st.lists(st.sampled_from(UNREADABLE), min_size=1, max_size=3),
+    st.integers(0, 12),
+    st.sampled_from(["And now?", "And the <image> now?"]),
+)
+def test_a_picture_that_nobody_reads_hides_none_of_the_others(
+    blocks: list[dict[str, Any]], pictures: int, later: str
+) -> None:
+    first = HumanMessage([*PICTURES[:pictures], TEXT])
+
+    def shown(blocks: list[dict[str, Any]]) -> tuple[str, ...]:
+        messages = [first, *talk(blocks)[1:], ANSWER, HumanMessage(later)]
+        with warnings.catch_warnings(action="ignore", category=SearchWarning):
+            return read_asked(messages)[0].images
+
+    assert shown(blocks) == shown([])
+    assert len(shown(blocks)) == pictures
+
+
+def test_a_tool_s_picture_is_not_left_in_the_state_where_the_store_cannot_take_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    store = DiskImageStore(tmp_path / "file" / "images")
+    graph = create_search_graph(policy=HashChatModel(), scorer=HashScorer(), image_store=store)
+    asked = [*talk([PICTURE]), HumanMessage(QUESTION)]
+    with pytest.raises(ImageError, match="cannot be stored"):
+        graph.compile().invoke({"messages": asked})
 
 
 @pytest.mark.parametrize("block", UNREADABLE, ids=repr)

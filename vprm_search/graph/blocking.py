@@ -23,6 +23,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from vprm_search.errors import InputError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -181,7 +183,15 @@ def cancellable(chunks: Iterator[T]) -> Iterator[T]:
 
     Args:
         chunks: the stream, of which nothing has been read.
+
+    Raises:
+        InputError: `chunks` cannot be read or closed: it is one of `astream`, or made of a stream.
     """
+    if not isinstance(chunks, Iterator) or not hasattr(chunks, "close"):
+        raise InputError(
+            f"cancellable reads what graph.stream(...) returns, and was given a value of the type "
+            f"{type(chunks).__name__}; change the parts that it yields, and read astream without it"
+        )
     return stream_of_run(chunks, new_run())
 
 

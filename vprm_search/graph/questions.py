@@ -135,8 +135,8 @@ def read_problem(
     for message in (*before, asked):
         if isinstance(message, HumanMessage):
             check_blocks(message)
-    pictured = (m for m in reversed([*before, asked]) if has_image(m))
-    digests = _pictures(next(pictured, asked), name_image)
+    pictured = filter(None, (_pictures(m, name_image) for m in reversed([*before, asked])))
+    digests = next(pictured, [])
     shown = [m for m in messages[len(before) :] if isinstance(m, ToolMessage) and has_image(m)]
     late = [d for message in shown for d in _pictures(message, name_image) if d not in digests]
     late = list(dict.fromkeys(late))
@@ -144,8 +144,8 @@ def read_problem(
         raise InputError(
             f"the question has {len(digests) + len(late)} images, the limit is {MAX_IMAGES}"
         )
-    for message in () if _IMAGE_TAG in text else pictured:
-        new = [d for d in dict.fromkeys(_pictures(message, name_image)) if d not in digests]
+    for earlier in () if _IMAGE_TAG in text else pictured:
+        new = [d for d in dict.fromkeys(earlier) if d not in digests]
         if len(new) + len(digests) + len(late) > MAX_CONVERSATION_IMAGES:
             break
         digests = new + digests

@@ -206,13 +206,17 @@ def name_picture(
     """Return the name of a picture; None where a tool or a model gave one that nobody reads.
 
     An address, another format, something broken: whoever asks did not choose it, and the question
-    can be asked without it. Raises `ImageError` for any other picture that cannot be read, and for
-    a reference to one that is missing.
+    can be asked without it. Raises `ImageError` for any other picture that cannot be read, for a
+    reference to one that is missing, and for one that can be read and not be stored.
     """
     try:
         return name_image(block)
     except ImageError:
-        if isinstance(message, AIMessage | ToolMessage) and referenced_digest(block) is None:
+        if not isinstance(message, AIMessage | ToolMessage) or referenced_digest(block) is not None:
+            raise
+        try:
+            image_of_block(block)
+        except ImageError:
             return None
         raise
 
