@@ -45,6 +45,8 @@ def records(draw: st.DrawFn) -> NodeRecord:
         text="step",
         status=draw(st.sampled_from(NODE_STATUSES)),
         reason=draw(st.sampled_from(["", "a", "b"])),
+        cause=draw(st.sampled_from(["", "review", "outranked"])),
+        merged_into=draw(st.none() | st.just(ids.child_id(ROOT, 4, "step"))),
         score=draw(st.none() | units),
         score_reason=draw(st.sampled_from(["", "x", "y"])),
         path_scores=draw(st.dictionaries(st.sampled_from(["mean", "last"]), units)),
@@ -92,6 +94,20 @@ def test_a_table_that_contradicts_another_is_refused(change: dict[str, Any]) -> 
 
     with pytest.raises(RecordError):
         read()
+
+
+@pytest.mark.parametrize("write", [{"score": 0.5}, {"status": "pruned"}, {}, None, "x"], ids=str)
+def test_a_write_of_no_node_of_the_search_is_refused(write: Any) -> None:
+    state = searched()
+
+    def read(nodes: Any) -> None:
+        tree_of_state({**state, "search_nodes": nodes})
+
+    read(merge_records(state["search_nodes"], {}))
+    with pytest.raises(RecordError, match=r"no node of its search|not a record of node"):
+        read(merge_records(state["search_nodes"], {"mistyped": write}))
+    with pytest.raises(RecordError):
+        read({**state["search_nodes"], "mistyped": write})
 
 
 @given(st.lists(tables, max_size=5), st.randoms())

@@ -30,12 +30,15 @@ def merge_records(known: RecordTable, new: RecordTable) -> RecordTable:
     Idempotent, commutative and associative, so a node that is replayed after a crash, or whose
     writes arrive twice, changes nothing. Records that do not change stay the same objects. A record
     in `new` may leave out its "id", and hold only what became known of a node (a status comes with
-    its reason and cause); one in the result has its "id", if its "parent" is known.
+    its reason and cause); one in the result has its "id", if its "parent" is known. Raises
+    `RecordError` for what is no record, or contradicts the one that is known.
     """
     if (joined := merged_by_tree(known, new)) is not None:
         return joined
     merged = dict(known)
     for node, record in new.items():
+        if not isinstance(record, Mapping):
+            raise RecordError(f"not a record of node {str(node)[:80]}: {str(record)[:80]!r}")
         whole = {"id": node, **record} if "parent" in record and "id" not in record else record
         old = merged.get(node)
         if old is None:
@@ -140,14 +143,20 @@ def tree_of_state(state: Mapping[str, Any]) -> SearchTree:
         raise RecordError("the state holds no search: its key 'search_problem' is missing or empty")
     tree = SearchTree(Problem.from_json(problem), int(state.get("search_run_seed", 0)))
     table = state.get("search_nodes") or {}
-    # what became known of a node whose record is gone has no "id"
-    tree.merge(NodeRecord.from_json(r) for r in table.values() if "id" in r)
+    # what became known of a node whose record is gone, or never was there, has no "id"
+    whole = {n: r for n, r in table.items() if not isinstance(r, Mapping) or "id" in r}
+    tree.merge(map(NodeRecord.from_json, whole.values()))
     expected = state.get("search_size", 0)
     if len(tree) < expected:
         raise RecordError(
             f"the state holds {len(tree)} of the {expected} nodes of its search: earlier "
             "checkpoints of the thread are gone, and each holds only what was new in it; keep all "
             "checkpoints of a thread, or give create_search_graph delta_checkpoints=False"
+        )
+    if unknown := sorted(map(str, table.keys() - whole)):
+        raise RecordError(
+            f"the state says something of {unknown[0][:80]!r}, which is no node of its search; go "
+            "on from an earlier checkpoint, and write of nodes that are in `search_nodes`"
         )
     tree.check()
     return tree
