@@ -90,10 +90,24 @@ def test_grade_refuses_strays(run: Run, world: Path, tmp_path: Path) -> None:
     said = tmp_path / "said.jsonl"
     said.write_text('{"index": 77, "prediction": "A"}\n')
     assert "'77' is no problem of" in run("datasets", "grade", str(world), str(said)).err
+    for ids, place in (('"x": 1', "row 1: there is no id"), ('"index": 1', "row 2: '1' has a pre")):
+        said.write_text(f'{{{ids}, "prediction": "A"}}\n' * 2)
+        assert place in run("datasets", "grade", str(world), str(said)).err
+    said.write_text("")
+    assert "holds no predictions" in run("datasets", "grade", str(world), str(said)).err
     said.write_text('{"index": 1}\n')
     assert "no column 'prediction'" in run("datasets", "grade", str(world), str(said)).err
     bad = run("datasets", "grade", str(world), str(said), "--record", "x.jsonl")
     assert "--record is for --judge" in bad.err
+
+
+def test_predictions_of_a_repeated_id_are_of_its_problems_in_turn(run: Run, tmp_path: Path) -> None:
+    file, said = tmp_path / "set.jsonl", tmp_path / "said.jsonl"
+    rows = [{"id": 7, "question": f"{n}?", "answer": n} for n in "12"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said.write_text("".join(json.dumps({"id": 7, "prediction": n}) + "\n" for n in "12"))
+    told = json.loads(run("datasets", "grade", str(file), str(said), "--json").out)
+    assert (told["without a prediction"], told["scores"]["sameness"]["accuracy"]) == (0, 1.0)
 
 
 def test_text_sets_are_graded_with_the_papers_rows_beside(run: Run, tmp_path: Path) -> None:

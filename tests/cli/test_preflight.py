@@ -50,10 +50,10 @@ def test_a_file_needs_no_answers(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--policy", "openai:m"), "are for --problems FILE"),
+        (("--policy", "openai:m"), "--policy is for --problems FILE"),
         (("--world", "mars"), "not known"),
         (("--problems", "2"), "2 problems with 16 solutions each tell too little"),
-        (("--problems", "nowhere.jsonl"), "there is no such file"),
+        (("--world", "tiny", "--problems", "nowhere.jsonl"), "there is no such file"),
     ],
 )
 def test_a_wrong_option_is_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:

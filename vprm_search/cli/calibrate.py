@@ -49,6 +49,7 @@ def collect_tiny(
     scorer: options.ScorerOptions,
 ) -> None:
     """Sample solutions in the tiny world, score them, and label every step exactly."""
+    console.check_place(out)
     judge = scorer.load(scorer.scorer)
     from vprm_search.labelling.records import write_scored_paths
     from vprm_search.tiny.policy import TinyPolicy
@@ -94,6 +95,7 @@ def score_labels(
     scorer: options.ScorerOptions,
 ) -> None:
     """Score the solutions of label records (`vprm_search.labelling`)."""
+    console.check_place(out)
     judge = scorer.load(scorer.scorer)
     from vprm_search.labelling.records import read_records, score_records, write_scored_paths
 

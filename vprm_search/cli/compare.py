@@ -6,7 +6,7 @@ It is measured on the tiny world, on a synthetic one, or on a problem set in a f
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,14 @@ _what = partial(typer.Option, rich_help_panel="What is compared")
 on_what = partial(typer.Option, rich_help_panel="On what")
 _output = partial(typer.Option, rich_help_panel="Output")
 _FAST_PROBLEMS, _FAST_SIZES = 60, (4, 16)
+_FILE, _TINY, _SYNTHETIC = "--problems FILE", "--world tiny", "--world synthetic"
+_ONLY_FOR = {  # options of models that are not here: for a file's problems
+    "world": "--problems NUMBER",
+    "difficulty": _SYNTHETIC,
+    "first": _TINY,
+    "split": _TINY,
+    "temperature": f"{_FILE} and {_TINY}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +79,20 @@ class WorldOptions:
             ConfigError: a name is not known, or an option is for another world.
             RecordError: a bad row of the file.
         """
+        told = {**_told(self), **_told(policy), **_told(scorer)}
+        told |= {"first": first > 0, "split": split != "validation"}
         if self.problems is not None and not self.problems.isdecimal():
+            _check_told(told, _FILE)
             file = Path(self.problems)
             return file_world(file, limit, self.images, policy, scorer, labelled=labelled)
         count = count if self.problems is None else int(self.problems)
         if not count:
             raise ConfigError("--problems 0: there is nothing to compare; give at least 1")
-        if (policy.policy, scorer.scorer, policy.base_url) != ("tiny", "tiny", None):
-            raise ConfigError("--policy and --scorer are for --problems FILE")
+        if self.world not in ("tiny", "synthetic"):
+            raise ConfigError(
+                f"--world {self.world!r} is not known; use tiny, synthetic, or --problems FILE"
+            )
+        _check_told({**told, "world": False}, f"--world {self.world}")
         if self.world == "synthetic":
             from vprm_search.compare.worlds import WORLDS, SyntheticProblems
 
@@ -86,16 +100,28 @@ class WorldOptions:
                 names = ", ".join(WORLDS)
                 raise ConfigError(f"--difficulty {self.difficulty!r}: one of {names}")
             return SyntheticProblems(WORLDS[self.difficulty], count)
-        if self.world != "tiny":
-            raise ConfigError(
-                f"--world {self.world!r} is not known; use tiny, synthetic, or --problems FILE"
-            )
         need("torch", "local")
         from vprm_search.tiny.world import SPLITS
 
         if split not in SPLITS:
             raise ConfigError(f"--split {split!r}: one of {', '.join(SPLITS)}")
         return TinyProblems(count, first, split, temperature=policy.temperature)
+
+
+def _told(group: Any) -> dict[str, bool]:
+    """Return which options of a group are not what they are by default."""
+    unlike = {one.name: getattr(group, one.name) != one.default for one in fields(group)}
+    for name in ("problems", "scorer_api_key"):  # for every world; from the environment
+        unlike.pop(name, None)
+    return unlike
+
+
+def _check_told(told: dict[str, bool], kind: str) -> None:
+    """Raise `ConfigError` for the first option that was given and is for other problems."""
+    for name in (name for name, given in told.items() if given):
+        place = _ONLY_FOR.get(name, _FILE)
+        if kind not in place:
+            raise ConfigError(f"--{name.replace('_', '-')} is for {place}, and this is {kind}")
 
 
 def compare(

@@ -239,18 +239,32 @@ def _figure(value: float) -> str:
 
 
 def _predictions(file: Path, problems: ProblemSet) -> dict[str, str]:
-    """Return predictions by id. Raises `InputError` for a stray id or a column that lacks."""
+    """Return predictions by id, told apart as in the set where it repeats one.
+
+    Raises `InputError` for a file without any, an id that is stray, repeated or not there, and a
+    column that lacks.
+    """
     from vprm_search.datasets.cells import as_text
     from vprm_search.datasets.known import id_of
     from vprm_search.datasets.tables import open_table
 
     known = {item.id for item in problems}
     said: dict[str, str] = {}
+    copies: Counter[str] = Counter()
     for number, row in enumerate(open_table(file), start=1):
+        where = f"{file}, row {number}"
         if "prediction" not in row:
-            raise InputError(f"{file}, row {number}: there is no column 'prediction'")
-        own = id_of(row, problems.name, number)
+            raise InputError(f"{where}: there is no column 'prediction'")
+        own = id_of(row, problems.name)
+        if not own:
+            raise InputError(f"{where}: there is no id; give the problem's as index or id")
         if own not in known:
-            raise InputError(f"{file}, row {number}: {own!r} is no problem of {problems.path}")
-        said[own] = as_text(row["prediction"])
+            raise InputError(f"{where}: {own!r} is no problem of {problems.path}")
+        copies[own] += 1
+        copy = own if copies[own] == 1 else f"{own}#{copies[own]}"
+        if copy not in known or copy in said:
+            raise InputError(f"{where}: {own!r} has a prediction already; leave one of them")
+        said[copy] = as_text(row["prediction"])
+    if not said:
+        raise InputError(f"{file} holds no predictions")
     return said

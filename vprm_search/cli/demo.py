@@ -84,6 +84,7 @@ def demo(
     Prints a table of methods, then one search as a tree, and writes its page and picture.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the models are tiny
+    out.mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     solve_one = _solver(temperature, seed)
     console.OUT.print(
         Text(
@@ -223,6 +224,5 @@ def _show_search(item: Solved, out: Path) -> None:
     )
     console.OUT.print(tree_view(view, width=60))
     console.OUT.print(answer_line(view))
-    out.mkdir(parents=True, exist_ok=True)
     console.write_file(out / "search.html", html_page(view, item.images))
     console.write_file(out / "search.png", png_picture(view, item.images))

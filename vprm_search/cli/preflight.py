@@ -43,6 +43,7 @@ def preflight(
     with the answers, and says how to use them. `solve --preflight FILE` obeys a report. A problem
     set needs no answers here.
     """
+    console.check_place(out)
     asked = on.load(policy, scorer, count=20, limit=limit, labelled=False)
     report = _checked(asked, samples, seed, max_failed, blank_images, policy.policy)
     if out is not None:

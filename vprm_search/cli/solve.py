@@ -51,13 +51,14 @@ class PriceOptions:
 
         Raises `ConfigError` for a file that cannot be used or a price below 0.
         """
-        given = {
-            "per_million_prompt_tokens": self.price_prompt,
-            "per_million_generated_tokens": self.price_generated,
-            "per_million_scored_tokens": self.price_scored,
-            "per_image": self.price_image,
+        flags = {
+            "per_million_prompt_tokens": "price-prompt",
+            "per_million_generated_tokens": "price-generated",
+            "per_million_scored_tokens": "price-scored",
+            "per_image": "price-image",
         }
-        known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        given = {name: getattr(self, flag.replace("-", "_")) for name, flag in flags.items()}
+        known = {name: value for name, value in given.items() if value is not None}
         if self.prices is None and not known:
             return None
         listed = Prices()
@@ -66,7 +67,7 @@ class PriceOptions:
                 listed = Prices.loads(self.prices.read_text(encoding="utf-8"), str(self.prices))
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{self.prices} cannot be read: {error}") from error
-        return options.checked(Prices, {**listed.model_dump(), **known})
+        return options.checked(Prices, {**listed.model_dump(), **known}, flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,7 +166,8 @@ def choice_of(text: str) -> Selector:
     try:
         return SELECTORS[name](**({"aggregate": aggregate} if aggregate else {}))
     except ValidationError as error:
-        raise ConfigError(f"selector {text!r}: {error.errors()[0]['msg']}") from error
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"selector {text!r}: {said}") from error
 
 
 def described(strategy: Strategy) -> dict[str, Any]:

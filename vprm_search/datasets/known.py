@@ -110,14 +110,14 @@ def answer_of(row: Row, name: SetName) -> tuple[str, tuple[str, ...]]:
     return text, ()
 
 
-def id_of(row: Row, name: SetName, number: int) -> str:
-    """Return the id of a row; the row's number where there is none."""
+def id_of(row: Row, name: SetName) -> str:
+    """Return the id that a row gives itself, "" if none."""
     if "index" not in row:
         if name == "wemath":
             return "/".join(filter(None, (as_text(row.get("ID")), as_text(row.get("key")))))
         if name == "dynamath" and "qid" in row:
             return f"{as_text(row['qid'])}/{as_text(row['varid'])}"
-    return first_text(row, _IDS) or str(number)
+    return first_text(row, _IDS)
 
 
 def group_of(row: Row, name: SetName, own: str) -> tuple[str, str]:

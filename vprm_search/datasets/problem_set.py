@@ -277,7 +277,7 @@ def _item(row: Row, number: int, name: SetName, where: str, references: bool) ->
         text, order = interleaved(with_choices(question, choices), len(pictures))
     except ValueError as error:
         raise RecordError(f"{where}, column question: {error}") from error
-    own = known.id_of(row, name, number)
+    own = known.id_of(row, name) or str(number)
     group, variant = known.group_of(row, name, own)
     precision = as_text(row.get("precision"))
     return Item(
