@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -142,6 +143,21 @@ def test_debug_anywhere_shows_the_traceback(tmp_path: Path, place: int) -> None:
     arguments.insert(place * len(arguments), "--debug")
     with pytest.raises(VprmError):
         main(arguments)
+
+
+def test_an_interrupt_is_130_and_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typing(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise KeyboardInterrupt  # as where somebody presses Ctrl-C while it is read
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Typing())))
+    ran = run("score", "--question", "?", "--solution", "-")
+    assert ran.code == 130
+    assert ran.err.startswith("interrupted")
+    assert ran.err.count("\n") == 1
 
 
 def test_doctor_as_json_in_a_process_of_its_own() -> None:

@@ -114,6 +114,10 @@ def test_one_stage_alone_and_exit_codes(run: Run, world: Path, tmp_path: Path) -
         (("--strategy", "beam"), "needs --n 4 at least, for it to have a budget; got 2"),
         (("--result-file", "orm"), "--result-file 'orm': one of pass@1, "),
         (("--baseline", "nowhere"), "nowhere: there are no candidates"),
+        (("--base-url", "http://127.0.0.1:9"), "--base-url is for --policy openai:MODEL"),
+        (("--judge-base-url", "http://127.0.0.1:9"), "--judge-base-url is for the judges"),
+        (("--scorer-tokenizer", "nowhere"), "--scorer-tokenizer is for --scorer vllm:URL"),
+        (("--raw",), "--raw is for --result-file"),
     ],
 )
 def test_what_is_named_wrongly_is_said_before_anything_is_made(

@@ -191,7 +191,7 @@ async def test_stages_need_what_comes_before_them(stages: Stages) -> None:
     assert all(not c.scores for c in pool.candidates)
     stages.n = 2
     await stages.score(critics())
-    with pytest.raises(RecordError, match="has no score; run --stage score"):
+    with pytest.raises(RecordError, match="has no score; run --stage score --"):
         list(RecordedRun(stages.folder.path, stages.problems).pools(4))
     assert len(list(RecordedRun(stages.folder.path, stages.problems).pools(2))) == 6
 

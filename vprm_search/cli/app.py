@@ -85,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _give_up("error", error, debug, console.FAILED)
     except KeyboardInterrupt as error:
         _give_up("interrupted", error, debug, console.INTERRUPTED)
+    except SystemExit as ended:  # typer takes an interrupt for such an end, and says nothing
+        if ended.code == console.INTERRUPTED:
+            _give_up("interrupted", KeyboardInterrupt(), debug, console.INTERRUPTED)
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a file somebody named
             _give_up("error", error, debug, console.FAILED)

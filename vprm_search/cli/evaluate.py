@@ -262,7 +262,16 @@ def run(
         seed=seed,
         likelihood=likelihood,
     )
-    if tiles and any((name or "").startswith(options.VLLM) for name in (scorer, orm)):
+    served = any((name or "").startswith(options.VLLM) for name in (scorer, orm))
+    for stray, said in (
+        (base_url and policy == options.TINY, "--base-url is for --policy openai:MODEL, not tiny"),
+        (judge_base_url and not (judge or answer_judge), "--judge-base-url is for the judges"),
+        (place.scorer_tokenizer and not served, "--scorer-tokenizer is for --scorer vllm:URL only"),
+        (raw and not result_file, "--raw is for --result-file"),
+    ):
+        if stray:
+            raise ConfigError(said)
+    if tiles and served:
         raise ConfigError("--tiles is for reward models in this process; a server has its own")
     tiled = Tiling(tiles) if tiles else settings.tiling(problems.name)
     models = Models(place, tiled, judge_base_url)

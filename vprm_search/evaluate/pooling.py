@@ -141,7 +141,7 @@ class RecordedRun:
         for candidate, answer, vote in zip(candidates, said, classes, strict=True):
             own = {name: lines.get(candidate.index) for name, lines in scores.items()}
             for name, line in own.items():
-                _check(self._scores[name], candidate, line)
+                _check(name, self._scores[name], candidate, line)
             scored, seconds, cost = self._scoring(own)
             pooled.append(
                 PooledCandidate(
@@ -253,15 +253,17 @@ def run_section(told: Mapping[str, Any]) -> str:
     return f"## The run\n\n{body}\n"
 
 
-def _check(file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
+def _check(name: str, file: ScoreFile, candidate: Candidate, line: Line | None) -> None:
+    critic = {"prm": " --scorer MODEL", "orm": " --orm MODEL", "judge": " --judge MODEL"}
+    again = f"run --stage score{critic.get(name, '')}"
     if line is None:
         if not candidate.failed:
             raise RecordError(
                 f"{file.lines.path}: candidate {candidate.index} of row {candidate.row} has no "
-                "score; run --stage score"
+                f"score; {again}"
             )
     elif line["of"] != candidate.content:
         raise RecordError(
             f"{file.lines.path}: the score of candidate {candidate.index} of row {candidate.row} "
-            "is of another text; run --stage score"
+            f"is of another text; {again}"
         )
