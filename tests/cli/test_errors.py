@@ -93,6 +93,7 @@ def test_a_file_that_is_no_image_is_1(run: Run, tmp_path: Path, asked: Asked) ->
         (("--max-candidates", "0"), "--max-candidates 0"),
         (("--max-generated-tokens", "-1"), "--max-generated-tokens -1"),
         (("--lookahead", "0"), "--lookahead 0"),
+        (("--threshold", "0.5"), "--threshold is for --strong"),
         (("--device", "tpu"), "device 'tpu'"),
         (("--scorer", "no/such/folder"), "no/such/folder"),
         (("--price-image", "-1"), "--price-image -1"),

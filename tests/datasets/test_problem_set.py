@@ -259,8 +259,9 @@ def test_a_short_answer_of_mmmu_may_be_a_letter(tmp_path: Path) -> None:
     assert (asked[0].letters, asked[0].answer_type) == ("", "text")
 
 
-def test_logicvista_may_ask_for_several_letters(tmp_path: Path) -> None:
-    asked = only(tmp_path, imagename="v1_1.png", skill=["a"], question="q", answer="B, D")
+@pytest.mark.parametrize("answer", ["B, D", "B and D", "b and d", "D & B", "(B) (D)", "B;D."])
+def test_logicvista_may_ask_for_several_letters(tmp_path: Path, answer: str) -> None:
+    asked = only(tmp_path, imagename="v1_1.png", skill=["a"], question="q", answer=answer)
     assert (asked.name, asked[0].letters, asked[0].answer_type) == ("logicvista", "BD", "choices")
 
 

@@ -118,10 +118,18 @@ class StrategyOptions:
             help="Policy that redoes the steps of --policy that score below --threshold.",
         ),
     ] = None
-    threshold: Annotated[float, _search(help="See --strong.")] = 0.7
+    threshold: Annotated[
+        float | None, _search(help="Least score of a step that --strong does not redo; 0.7.")
+    ] = None
 
     def make(self, aggregate: str | None) -> Strategy:
-        """Return the strategy; raises as `options.strategy_of`."""
+        """Return the strategy; raises as `options.strategy_of`, and for a threshold of nothing."""
+        if self.threshold is not None and self.strong is None:
+            raise ConfigError(
+                "--threshold is for --strong, which redoes the steps below it; name that policy, "
+                "or use --prune-below to put weak paths aside"
+            )
+        threshold = 0.7 if self.threshold is None else self.threshold
         given = {name: getattr(self, name) for name in ("n", "max_depth")}
         names = ("width", "expand", "prune_below", "prune_margin")
         of_beam = {name: getattr(self, name) for name in names}
@@ -133,7 +141,7 @@ class StrategyOptions:
             self.setting or (),
             aggregate=aggregate,
             lookahead=self.lookahead,
-            threshold=None if self.strong is None else self.threshold,
+            threshold=None if self.strong is None else threshold,
         )
 
 

@@ -202,8 +202,8 @@ def letters_of(row: Row, name: SetName, answer: str, choices: Sequence[str]) -> 
         return _letter_of(answer, choices)
     several = name == "logicvista"  # its questions may have several right choices
     answer = answer.upper() if several else answer
-    found = re.findall(r"[A-Z]", answer)
-    told = re.fullmatch(r"\(?[A-Z]\)?(?:(?:\s*[,;&]\s*|\s+and\s+|\s+)\(?[A-Z]\)?)*\.?", answer)
+    found = re.findall(r"\b[A-Z]\b", answer)
+    told = re.fullmatch(r"\(?[A-Z]\)?(?:(?:\s*[,;&]\s*|\s+(?i:and)\s+|\s+)\(?[A-Z]\)?)*\.?", answer)
     known = string.ascii_uppercase[: len(choices) or 26]
     if (
         told
