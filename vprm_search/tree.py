@@ -12,6 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import fields
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,7 +80,6 @@ class SearchTree:
         self._scored_steps = 0
         self._rounds = 0
         self._records: dict[NodeId, NodeRecord] = {}
-        self._arrived: list[NodeId] = []
         self._children: dict[NodeId, dict[int, NodeId]] = defaultdict(dict)
         self._by_round: dict[int, dict[NodeId, None]] = defaultdict(dict)
         self._expanded: set[NodeId] = set()
@@ -168,7 +168,6 @@ class SearchTree:
     def _place(self, record: NodeRecord) -> None:
         """Index what never changes of a new record."""
         node, parent, number = record.id, record.parent, record.round
-        self._arrived.append(node)
         self._by_round[number][node] = None
         if number > self._rounds:
             self._rounds = number
@@ -260,7 +259,8 @@ class SearchTree:
 
     def arrived_since(self, number: int) -> list[NodeRecord]:
         """Return the records after the first `number`, in the order in which they arrived."""
-        return [self._records[node] for node in self._arrived[number:]]
+        new = islice(reversed(self._records.values()), len(self._records) - number)
+        return list(new)[::-1]
 
     @property
     def records(self) -> Mapping[NodeId, NodeRecord]:

@@ -109,6 +109,7 @@ def test_merge_names_exactly_the_changed_nodes(
 @some
 def test_every_index_agrees_with_a_scan_of_the_records(records: list[NodeRecord]) -> None:
     tree = tree_from(records)
+    assert [tree.arrived_since(n) for n in (0, 1, len(tree))] == [[*tree], [*tree][1:], []]
     table = {record.id: record for record in [tree[ROOT], *records]}
     parents = {record.parent for record in records}
     by_id = [table[node] for node in sorted(table)]
